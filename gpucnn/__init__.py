@@ -1,0 +1,34 @@
+"""gpucnn: a small CNN library whose compute is hand-written CUDA C."""
+
+from gpucnn import functional, models, nn, optim
+from gpucnn.device import DeviceError, cuda_available, default_device, use_device, why_cpu
+from gpucnn.gradcheck import gradcheck
+from gpucnn.ops.geometry import conv_output_size
+from gpucnn.primitive import use_variant
+from gpucnn.random import seed
+from gpucnn.startup import compile_at_import
+from gpucnn.tensor import Function, Tensor, no_grad
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DeviceError",
+    "Function",
+    "Tensor",
+    "__version__",
+    "conv_output_size",
+    "cuda_available",
+    "default_device",
+    "functional",
+    "gradcheck",
+    "models",
+    "nn",
+    "no_grad",
+    "optim",
+    "seed",
+    "use_device",
+    "use_variant",
+    "why_cpu",
+]
+
+compile_at_import()

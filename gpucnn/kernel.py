@@ -1,0 +1,292 @@
+"""From ``kernels/*.cu`` to a checked launch, on a GPU or under the emulator.
+
+A file becomes one translation unit: the headers it includes are inlined with ``#line``, because
+CuPy's compile cache does not see headers found by ``-I``, and because errors should name the real
+file. Every launch is checked against the parameter list in that file before it happens.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpucnn.device import Array
+from gpucnn.signature import Signature, convert_arguments, parse_kernels
+
+Dim = tuple[int, ...]
+Macros = Mapping[str, int]
+
+MAX_ELEMENTS = 2**31 - 1
+
+_INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"[^\n]*$', re.MULTILINE)
+
+
+@functools.cache
+def kernel_folder() -> Path:
+    """The folder of the ``.cu`` files: inside the installed package, else that of the checkout."""
+    installed = Path(str(importlib.resources.files("gpucnn"))) / "_kernels"
+    checkout = Path(__file__).resolve().parent.parent / "kernels"
+    for folder in (installed, checkout):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"the CUDA sources are missing: neither {installed} nor {checkout}")
+
+
+def _inline(file: str, seen: set[str]) -> str:
+    text = (kernel_folder() / file).read_text(encoding="utf-8")
+    seen.add(file)
+    out, position = [f'#line 1 "kernels/{file}"\n'], 0
+    for match in _INCLUDE.finditer(text):
+        header = match.group(1)
+        out.append(text[position : match.start()])
+        if header not in seen:
+            line = text.count("\n", 0, match.start()) + 1
+            out.append(_inline(header, seen) + f'\n#line {line} "kernels/{file}"\n')
+        position = match.end()
+    return "".join(out) + text[position:]
+
+
+@functools.cache
+def translation_unit(family: str) -> str:
+    """``kernels/<family>.cu`` with its headers inlined once each."""
+    return _inline(f"{family}.cu", set())
+
+
+@functools.cache
+def signatures(family: str) -> dict[str, Signature]:
+    """The kernels of a file and their parameters."""
+    return parse_kernels(translation_unit(family))
+
+
+def compile_options(macros: Macros) -> tuple[str, ...]:
+    """The compiler options of a specialisation, the same for NVRTC and for the emulator."""
+    return ("-std=c++17", *(f"-D{name}={value}" for name, value in sorted(macros.items())))
+
+
+@dataclass(frozen=True)
+class Specialisation:
+    """One file compiled with one set of macros: a compiled module on each device."""
+
+    family: str
+    macros: tuple[tuple[str, int], ...]
+
+    @property
+    def source(self) -> str:
+        return translation_unit(self.family)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return compile_options(dict(self.macros))
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{name}={value}" for name, value in self.macros)
+        return f"{self.family}[{values}]" if values else self.family
+
+
+@functools.cache
+def _cuda_kernel(spec: Specialisation, name: str, device: int) -> Any:
+    import cupy
+
+    return cupy.RawKernel(spec.source, name, spec.options)
+
+
+@functools.cache
+def _emulated_kernel(spec: Specialisation, name: str) -> Any:
+    from gpucnn import emulator
+
+    return emulator.RawKernel(spec.source, name, spec.options)
+
+
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel of one specialisation; calling it checks the arguments and launches it."""
+
+    spec: Specialisation
+    name: str
+    signature: Signature = field(repr=False, compare=False)
+
+    def __call__(
+        self, grid: Sequence[int], block: Sequence[int], *args: Any, shared_mem: int = 0
+    ) -> None:
+        """Launch on the device that the array arguments live on.
+
+        grid, block: up to three ints; args: outputs, inputs, sizes, as in the ``.cu`` file;
+        shared_mem: bytes of dynamic shared memory. Raises TypeError or ValueError before the launch
+        if an argument does not fit its parameter.
+        """
+        arrays = [a for a in args if hasattr(a, "dtype") and getattr(a, "ndim", 0)]
+        for a in arrays:
+            if a.size > MAX_ELEMENTS:
+                raise ValueError(
+                    f"{self.name}: an array of shape {a.shape} has more than 2**31 - 1 elements; "
+                    "split the batch"
+                )
+        converted = convert_arguments(self.signature, args)
+        if arrays and not isinstance(arrays[0], np.ndarray):
+            self._launch_cuda(tuple(grid), tuple(block), converted, arrays, shared_mem)
+            return
+        with _lock:
+            compiled = _emulated_kernel(self.spec, self.name)
+        compiled(tuple(grid), tuple(block), tuple(converted), shared_mem=shared_mem)
+
+    def _launch_cuda(
+        self, grid: Dim, block: Dim, args: list[Any], arrays: list[Array], shared_mem: int
+    ) -> None:
+        import cupy
+
+        current = cupy.cuda.runtime.getDevice()
+        for a in arrays:
+            if isinstance(a, np.ndarray) or a.device.id != current:
+                where = "a NumPy array" if isinstance(a, np.ndarray) else f"on GPU {a.device.id}"
+                raise ValueError(f"{self.name}: every array must be on GPU {current}, one is {where}")
+        compiled = _cuda_kernel(self.spec, self.name, current)
+        if shared_mem > 48 * 1024:
+            compiled.max_dynamic_shared_size_bytes = shared_mem
+        compiled(grid, block, tuple(args), shared_mem=shared_mem)
+        if os.environ.get("GPUCNN_SYNC") == "1":
+            cupy.cuda.get_current_stream().synchronize()
+
+
+class KernelFile:
+    """``kernels/<family>.cu`` and the table of its specialisations, the default first.
+
+    ``file["name"]`` is a kernel of the default specialisation, ``file["name", 1]`` of the second.
+    """
+
+    def __init__(self, family: str, *specialisations: Macros) -> None:
+        self.family = family
+        self.specialisations = tuple(
+            Specialisation(family, tuple(sorted(macros.items())))
+            for macros in (specialisations or ({},))
+        )
+        self._kernels: dict[tuple[str, int], Kernel] = {}
+        FILES[family] = self
+
+    def __getitem__(self, key: str | tuple[str, int]) -> Kernel:
+        name, index = (key, 0) if isinstance(key, str) else key
+        found = self._kernels.get((name, index))
+        if found is None:
+            signature = signatures(self.family).get(name)
+            if signature is None:
+                known = ", ".join(signatures(self.family))
+                raise KeyError(f"kernels/{self.family}.cu has no kernel {name!r}, only {known}")
+            found = Kernel(self.specialisations[index], name, signature)
+            self._kernels[name, index] = found
+        return found
+
+
+FILES: dict[str, KernelFile] = {}
+
+
+def specialisations(*, defaults_only: bool = False) -> Iterator[Specialisation]:
+    """Every specialisation of every kernel file that an operator has declared."""
+    for file in FILES.values():
+        yield from file.specialisations[:1] if defaults_only else file.specialisations
+
+
+def compile_all(*, defaults_only: bool = True) -> None:
+    """Compile for the current GPU, in parallel threads (NVRTC releases the GIL).
+
+    CuPy keeps the results on disk: with a warm cache this reads files.
+    """
+    import cupy
+
+    device = cupy.cuda.runtime.getDevice()
+
+    def compile_one(spec: Specialisation) -> None:
+        with cupy.cuda.Device(device):
+            for name in signatures(spec.family):
+                _cuda_kernel(spec, name, device).compile()
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(compile_one, specialisations(defaults_only=defaults_only)))
+
+
+@dataclass(frozen=True)
+class CompileRow:
+    """What one compiler said of one specialisation."""
+
+    file: str
+    kernels: tuple[str, ...]
+    compiler: str
+    ok: bool
+    seconds: float
+    message: str
+
+
+def nvrtc_cubin(spec: Specialisation, arch: str, extra: tuple[str, ...] = ()) -> tuple[bytes, str]:
+    """Compile with NVRTC for ``arch`` ("sm_90"), no driver needed -> (cubin, compiler log).
+
+    Raises ``cupy.cuda.compiler.CompileException``-like RuntimeError with the log on an error, and
+    ImportError where CuPy or NVRTC is missing.
+    """
+    from cupy.cuda import nvrtc
+
+    program = nvrtc.createProgram(spec.source, f"kernels/{spec.family}.cu", (), ())
+    try:
+        options = (*spec.options, "-ftz=true", f"-arch={arch}", *extra)
+        try:
+            nvrtc.compileProgram(program, options)
+        except nvrtc.NVRTCError as error:
+            raise RuntimeError(f"{spec}: {error}\n{nvrtc.getProgramLog(program)}") from None
+        return bytes(nvrtc.getCUBIN(program)), nvrtc.getProgramLog(program)
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def compile_report(arch: str = "sm_80") -> list[CompileRow]:
+    """Compile every specialisation with every compiler found here: NVRTC and g++."""
+    from gpucnn import emulator
+
+    compilers: dict[str, Any] = {}
+    if nvrtc_version() is not None:
+        compilers["nvrtc"] = lambda spec: nvrtc_cubin(spec, arch)
+    if emulator.available():
+        compilers["g++"] = lambda spec: emulator.RawKernel(
+            spec.source, next(iter(signatures(spec.family))), spec.options
+        ).compile()
+    rows = []
+    for compiler, build in compilers.items():
+        for spec in specialisations():
+            start, message = time.perf_counter(), ""
+            try:
+                build(spec)
+            except Exception as error:  # reported, whatever a compiler raises
+                message = str(error)
+            rows.append(
+                CompileRow(
+                    file=str(spec),
+                    kernels=tuple(signatures(spec.family)),
+                    compiler=compiler,
+                    ok=not message,
+                    seconds=time.perf_counter() - start,
+                    message=message,
+                )
+            )
+    return rows
+
+
+@functools.cache
+def nvrtc_version() -> tuple[int, int] | None:
+    """The (major, minor) of NVRTC, None where CuPy or NVRTC is missing."""
+    try:
+        from cupy.cuda import nvrtc
+
+        major, minor = nvrtc.getVersion()
+    except Exception:  # a missing library raises ImportError, OSError or CuPy's own type
+        return None
+    return int(major), int(minor)

@@ -1,0 +1,106 @@
+"""Primitives: one name, a NumPy body that defines it, and CUDA launchers beside it.
+
+``@primitive`` marks the definition. Calling the primitive calls the definition;
+``conv2d_forward.on(device)`` is the function that runs it on a device. A launcher takes the same
+arguments as the definition (checked when it is registered), as CuPy arrays on ``cuda`` and as NumPy
+arrays on ``emulated``: which one, the kernel reads off the arrays.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+PRIMITIVES: dict[str, Primitive] = {}
+
+_variant_of: dict[str, str] = {}  # family -> the variant chosen by use_variant
+
+
+class Primitive:
+    """A function on bare arrays with one body per device; made by :func:`primitive`."""
+
+    def __init__(self, definition: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, definition)
+        self.name = definition.__name__
+        self.family = definition.__module__.rsplit(".", 1)[-1]
+        self.definition = definition
+        self.launchers: dict[str, Callable[..., Any]] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.definition(*args, **kwargs)
+
+    def kernel(self, variant: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Register a launcher. The first registered variant is the one used by default.
+
+        Raises TypeError if the launcher's signature is not the definition's.
+        """
+
+        def register(launcher: Callable[..., Any]) -> Callable[..., Any]:
+            want, got = inspect.signature(self.definition), inspect.signature(launcher)
+            if list(want.parameters.values()) != list(got.parameters.values()):
+                raise TypeError(
+                    f"launcher {launcher.__name__}{got} must have the signature of "
+                    f"{self.name}{want}"
+                )
+            self.launchers[variant] = launcher
+            return launcher
+
+        return register
+
+    def on(self, device: str) -> Callable[..., Any]:
+        """The function that computes this primitive on ``device``."""
+        if device == "cpu":
+            return self.definition
+        variant = _variant_of.get(self.family)
+        if variant in self.launchers:
+            return self.launchers[variant]
+        return next(iter(self.launchers.values()))
+
+
+def primitive(definition: Callable[..., Any]) -> Primitive:
+    """Make a function on NumPy arrays the definition of a primitive of its module's family."""
+    made = Primitive(definition)
+    PRIMITIVES[made.name] = made
+    return made
+
+
+def variants(family: str) -> tuple[str, ...]:
+    """The names that ``use_variant`` takes for a family, the default first."""
+    names: dict[str, None] = {}
+    for made in PRIMITIVES.values():
+        if made.family == family:
+            names.update(dict.fromkeys(name for name in made.launchers if name))
+    return tuple(names)
+
+
+class use_variant:
+    """Choose kernels by hand: ``use_variant(conv2d="naive")``, also as ``with use_variant(…)``.
+
+    ``None`` returns a family to its default. Raises ValueError for an unknown family or variant.
+    """
+
+    def __init__(self, **choice: str | None) -> None:
+        for family, name in choice.items():
+            known = variants(family)
+            if not known:
+                families = sorted({p.family for p in PRIMITIVES.values() if variants(p.family)})
+                raise ValueError(
+                    f"use_variant: {family!r} has no variants, only {', '.join(families)} has"
+                )
+            if name is not None and name not in known:
+                raise ValueError(f"use_variant: {family} is one of {', '.join(known)}, got {name!r}")
+        self._previous = dict(_variant_of)
+        for family, name in choice.items():
+            if name is None:
+                _variant_of.pop(family, None)
+            else:
+                _variant_of[family] = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        _variant_of.clear()
+        _variant_of.update(self._previous)

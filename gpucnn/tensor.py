@@ -1,0 +1,296 @@
+"""Tensor, Function and the tape.
+
+A :class:`Tensor` wraps one array of its device. A :class:`Function` that computes a tensor from
+others is recorded on it; ``loss.backward()`` walks the records back, adds gradients where a tensor
+was used more than once, and frees each record as it passes. No second derivatives.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpucnn.device import Array, DeviceError, default_device, require, to_device, to_host
+from gpucnn.primitive import Primitive
+
+_FLOATS = (np.float32, np.float64)
+_INTEGERS = (np.int32, np.uint8, np.bool_)
+
+
+class _Mode(threading.local):
+    recording = True
+
+
+_mode = _Mode()
+
+
+class no_grad:
+    """Nothing is recorded inside ``with no_grad():``, so nothing is kept for a backward pass."""
+
+    def __enter__(self) -> None:
+        self._previous = _mode.recording
+        _mode.recording = False
+
+    def __exit__(self, *_: object) -> None:
+        _mode.recording = self._previous
+
+
+def _as_array(data: Any, device: str) -> Array:
+    """``data`` as a C-contiguous array of ``device`` with a dtype that gpucnn computes in."""
+    array = data if hasattr(data, "dtype") else np.asarray(data)
+    if array.dtype.kind == "f":
+        if array.dtype not in _FLOATS or (array.dtype == np.float64 and device != "cpu"):
+            array = array.astype(np.float32)
+        elif not hasattr(data, "dtype"):
+            array = array.astype(np.float32)
+    elif array.dtype.kind in "iub":
+        if array.dtype not in _INTEGERS:
+            low, high = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+            if array.size and not (low <= int(array.min()) and int(array.max()) <= high):
+                raise ValueError(f"data: integers must fit int32, got a value outside {low}…{high}")
+            array = array.astype(np.int32)
+    else:
+        raise TypeError(f"data must be numbers, got an array of dtype {array.dtype}")
+    return to_device(array, device)
+
+
+class Tensor:
+    """An array on a device, with the record of how it was computed.
+
+    data: array-like of numbers. Floats become float32 (float64 is kept on ``cpu``), integers int32.
+    NumPy and CuPy arrays that already fit are wrapped, not copied.
+    Raises TypeError for data that is not numeric, :class:`DeviceError` for a device not at hand.
+    """
+
+    __array_priority__ = 1000  # numpy scalars and arrays leave mixed arithmetic to Tensor
+
+    def __init__(
+        self, data: Any, *, requires_grad: bool = False, device: str | None = None
+    ) -> None:
+        if isinstance(data, Tensor):
+            device = device or data.device
+            data = data.data
+        self.device = default_device() if device is None else require(device)
+        self.data = _as_array(data, self.device)
+        if requires_grad and self.data.dtype.kind != "f":
+            raise TypeError(f"requires_grad needs float data, got {self.data.dtype}")
+        self.requires_grad = requires_grad
+        self.grad: Tensor | None = None
+        self._creator: Function | None = None
+        self._output_index = 0
+        self._gradient_home: Array | None = None
+
+    @classmethod
+    def _wrap(cls, array: Array, device: str) -> Tensor:
+        tensor = cls.__new__(Tensor)
+        tensor.device, tensor.data = device, array
+        tensor.requires_grad, tensor.grad = False, None
+        tensor._creator, tensor._output_index, tensor._gradient_home = None, 0, None
+        return tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return cast("tuple[int, ...]", self.data.shape)
+
+    @property
+    def ndim(self) -> int:
+        return int(self.data.ndim)
+
+    @property
+    def size(self) -> int:
+        return int(self.data.size)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return cast("np.dtype[Any]", self.data.dtype)
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("a 0-d Tensor has no length")
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        grad = ", requires_grad=True" if self.requires_grad else ""
+        values = np.array2string(self.numpy(), separator=", ", prefix="Tensor(")
+        return f"Tensor({values}, device='{self.device}'{grad})"
+
+    def numpy(self) -> NDArray[Any]:
+        """The values as a NumPy array; shares memory on ``cpu`` and ``emulated``."""
+        return cast("NDArray[Any]", to_host(self.data))
+
+    def item(self) -> float | int:
+        """The one value of a tensor with one element; waits for the GPU."""
+        if self.size != 1:
+            raise ValueError(f"item() needs one element, the tensor has shape {self.shape}")
+        return cast("float | int", self.numpy().reshape(()).item())
+
+    def detach(self) -> Tensor:
+        """The same array without its record."""
+        return Tensor._wrap(self.data, self.device)
+
+    def to(self, device: str) -> Tensor:
+        """A detached copy on ``device`` (the same array if it is there already)."""
+        return Tensor._wrap(_as_array(self.data, require(device)), device)
+
+    def reshape(self, *shape: int) -> Tensor:
+        """The same elements in another shape; one size may be -1."""
+        return cast("Tensor", Reshape.apply(self, shape=shape))
+
+    def __add__(self, other: Tensor) -> Tensor:
+        from gpucnn.ops.elementwise import add
+
+        return add(self, other)
+
+    def backward(self, grad: Any = None) -> None:
+        """Compute ``.grad`` of every tensor with ``requires_grad`` that this one depends on.
+
+        grad: the gradient of this tensor, array-like of its shape; 1 for a one-element tensor.
+        Gradients add to those already there. The record is freed: a second call needs a new
+        forward pass.
+        """
+        if self._creator is None and not self.requires_grad:
+            raise RuntimeError("backward() needs a tensor computed from one with requires_grad=True")
+        if grad is None:
+            if self.size != 1:
+                raise ValueError(
+                    f"backward() of a tensor of shape {self.shape} needs grad, an array of that shape"
+                )
+            grad = np.ones(self.shape, self.dtype)
+        array = _as_array(grad.data if isinstance(grad, Tensor) else grad, self.device)
+        if array.shape != self.shape:
+            raise ValueError(f"grad must have shape {self.shape}, got {array.shape}")
+        _walk_back(self, array.astype(self.dtype, copy=False))
+
+    def _accumulate(self, grad: Array) -> None:
+        from gpucnn.ops.elementwise import add_forward
+
+        if self.grad is not None:
+            grad = add_forward.on(self.device)(self.grad.data, grad)
+        if self._gradient_home is not None:
+            self._gradient_home[...] = grad
+            grad = self._gradient_home
+        self.grad = Tensor._wrap(grad, self.device)
+
+
+class Function:
+    """One operation of the tape: ``forward`` on bare arrays, ``backward`` from gradients to gradients.
+
+    ``forward`` keeps what ``backward`` needs on ``self``; ``self.needs[i]`` says whether input ``i``
+    needs a gradient, ``self.device`` where to compute. ``backward`` gets one gradient per output
+    (None for an output nobody used) and returns one per input (None where none is needed).
+    """
+
+    device: str
+    needs: tuple[bool, ...]
+    recording: bool
+
+    def forward(self, *arrays: Any, **options: Any) -> Any:
+        raise NotImplementedError
+
+    def backward(self, *grads: Any) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+    def run(self, primitive: Primitive, *args: Any) -> Any:
+        """Compute a primitive on this function's device."""
+        return primitive.on(self.device)(*args)
+
+    @classmethod
+    def apply(cls, *inputs: Tensor | None, **options: Any) -> Any:
+        """Run forward on tensors (None passes through) and record it where a gradient is needed."""
+        function = cls()
+        function.device = common_device(inputs)
+        function.needs = tuple(t is not None and t.requires_grad for t in inputs)
+        function.recording = _mode.recording and any(function.needs)
+        outputs = function.forward(*(None if t is None else t.data for t in inputs), **options)
+        single = not isinstance(outputs, tuple)
+        tensors = [Tensor._wrap(a, function.device) for a in ((outputs,) if single else outputs)]
+        if function.recording:
+            function._inputs: tuple[Tensor | None, ...] = inputs
+            function._output_count = len(tensors)
+            for index, tensor in enumerate(tensors):
+                if tensor.dtype.kind == "f":
+                    tensor.requires_grad = True
+                    tensor._creator, tensor._output_index = function, index
+        return tensors[0] if single else tuple(tensors)
+
+
+def common_device(tensors: Sequence[Tensor | None]) -> str:
+    """The one device of the tensors; raises :class:`DeviceError` if there are two."""
+    devices = {t.device for t in tensors if t is not None}
+    if len(devices) != 1:
+        raise DeviceError(
+            f"tensors of one operation must share a device, got {' and '.join(sorted(devices))}; "
+            "move one with .to(device)"
+        )
+    return devices.pop()
+
+
+class Reshape(Function):
+    """y = x with another shape; no copy."""
+
+    def forward(self, x: Array, *, shape: tuple[int, ...]) -> Array:
+        self.shape = x.shape
+        try:
+            return x.reshape(shape)
+        except ValueError:
+            raise ValueError(f"shape: cannot reshape {x.shape} to {shape}") from None
+
+    def backward(self, dy: Array) -> tuple[Array]:
+        return (dy.reshape(self.shape),)
+
+
+def _order(root: Function) -> list[Function]:
+    """The functions that ``root`` depends on, each before all that it was computed from."""
+    order: list[Function] = []
+    seen: set[int] = set()
+    stack: list[tuple[Function, bool]] = [(root, False)]
+    while stack:
+        function, done = stack.pop()
+        if done:
+            order.append(function)
+        elif id(function) not in seen:
+            seen.add(id(function))
+            stack.append((function, True))
+            for t in _inputs_of(function):
+                if t is not None and t._creator is not None:
+                    stack.append((t._creator, False))
+    return order[::-1]
+
+
+def _inputs_of(function: Function) -> tuple[Tensor | None, ...]:
+    try:
+        return function._inputs
+    except AttributeError:
+        raise RuntimeError(
+            "the record was freed by an earlier backward(); run the forward pass again"
+        ) from None
+
+
+def _walk_back(tensor: Tensor, grad: Array) -> None:
+    from gpucnn.ops.elementwise import add_forward
+
+    if tensor._creator is None:
+        tensor._accumulate(grad)
+        return
+    pending: dict[tuple[int, int], Array] = {
+        (id(tensor._creator), tensor._output_index): grad
+    }
+    for function in _order(tensor._creator):
+        inputs = _inputs_of(function)
+        grads = [pending.pop((id(function), i), None) for i in range(function._output_count)]
+        results = function.backward(*grads)
+        for t, needed, dx in zip(inputs, function.needs, results, strict=True):
+            if t is None or not needed or dx is None:
+                continue
+            if t._creator is None:
+                t._accumulate(dx)
+                continue
+            key = (id(t._creator), t._output_index)
+            pending[key] = dx if key not in pending else add_forward.on(t.device)(pending[key], dx)
+        device, needs = function.device, function.needs
+        function.__dict__.clear()
+        function.device, function.needs = device, needs

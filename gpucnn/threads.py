@@ -1,0 +1,106 @@
+"""Two threads over batch chunks, each with single-threaded BLAS.
+
+NumPy releases the GIL inside copies, ufuncs and matrix products, so Python threads scale as long as
+BLAS does not start its own. How a job is cut depends on shapes alone, never on the number of
+threads: the same inputs give the same bits on every machine with the same BLAS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+T = TypeVar("T")
+
+_local = threading.local()
+
+
+def thread_count() -> int:
+    """Threads used by the ``cpu`` device: ``GPUCNN_THREADS``, else the cores this process may use."""
+    text = os.environ.get("GPUCNN_THREADS", "")
+    if not text:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"GPUCNN_THREADS must be an integer >= 1, got {text!r}")
+    return int(text)
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=max(1, thread_count() - 1), thread_name_prefix="gpucnn")
+
+
+@functools.cache
+def _blas() -> Any:
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        return None
+    return ThreadpoolController()
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+@contextlib.contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """BLAS uses one thread inside; without threadpoolctl it keeps its own count."""
+    controller = _blas()
+    if controller is None or getattr(_local, "limited", False):
+        yield
+        return
+    _local.limited = True
+    try:
+        with controller.limit(limits=1, user_api="blas"):
+            yield
+    finally:
+        _local.limited = False
+
+
+def map_chunks(work: Callable[[int, int], T], n: int, chunk: int) -> list[T]:
+    """``[work(0, chunk), work(chunk, 2*chunk), …]`` up to ``n``, computed by the thread pool.
+
+    The results come in chunk order, whichever thread computed them, so a sum over them is
+    reproducible.
+    """
+    spans = [(start, min(start + chunk, n)) for start in range(0, n, chunk)]
+    with single_threaded_blas():
+        if len(spans) < 2 or thread_count() < 2 or getattr(_local, "inside", False):
+            return [work(*span) for span in spans]
+        results: list[Any] = [None] * len(spans)
+        take = iter(range(len(spans)))
+
+        def drain() -> None:
+            _local.inside = True
+            try:
+                for i in take:
+                    results[i] = work(*spans[i])
+            finally:
+                _local.inside = False
+
+        helpers = min(thread_count(), len(spans)) - 1
+        futures = [_pool().submit(drain) for _ in range(helpers)]
+        try:
+            drain()
+        finally:
+            for future in futures:
+                future.result()
+        return results
+
+
+def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """A buffer of this thread with undefined contents, valid until it is asked for again."""
+    buffers = _local.__dict__.setdefault("buffers", {})
+    count = int(np.prod(shape))
+    key = (name, np.dtype(dtype))
+    if key not in buffers or buffers[key].size < count:
+        buffers[key] = np.empty(count, dtype)
+    return buffers[key][:count].reshape(shape)

@@ -1,0 +1,57 @@
+"""Fixtures and the rules of the whole suite."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("GPUCNN_COMPILE", "lazy")
+
+import pytest
+from hypothesis import settings
+
+import gpucnn
+from gpucnn import emulator
+
+settings.register_profile("gpucnn", deadline=None, derandomize=True, max_examples=25)
+settings.load_profile("gpucnn")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run, and say why; GPUCNN_REQUIRE_GPU=1 forbids the excuse."""
+    require_gpu = os.environ.get("GPUCNN_REQUIRE_GPU") == "1"
+    for item in items:
+        if item.get_closest_marker("gpu") and not require_gpu and not gpucnn.cuda_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+        if item.get_closest_marker("emulated") and not emulator.available():
+            item.add_marker(pytest.mark.skip(reason=emulator.why_unavailable()))
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("emulated", marks=pytest.mark.emulated),
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ]
+)
+def kernel_device(request: pytest.FixtureRequest) -> str:
+    """Each device that runs the CUDA kernels."""
+    return str(request.param)
+
+
+@pytest.fixture(
+    params=[
+        "cpu",
+        pytest.param("emulated", marks=pytest.mark.emulated),
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ]
+)
+def device(request: pytest.FixtureRequest) -> str:
+    """Every device."""
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _defaults() -> object:
+    """Each test starts on ``cpu``, from seed 0, with the default kernels."""
+    gpucnn.seed(0)
+    with gpucnn.use_device("cpu"), gpucnn.use_variant():
+        yield

@@ -1,0 +1,96 @@
+"""Inputs, tolerances and comparisons that every test file uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import gpucnn
+from gpucnn import Tensor
+from gpucnn.device import to_device, to_host
+from gpucnn.primitive import Primitive
+
+
+@dataclass(frozen=True)
+class Bar:
+    """|actual − expected| <= atol·√terms + rtol·|expected|, and why these numbers."""
+
+    rtol: float
+    atol: float
+    reason: str
+
+
+# The one table of tolerances. ``terms`` is the length of the sum behind one output element: rounding
+# errors of n additions grow like √n.
+BARS = {
+    "exact": Bar(0, 0, "selections and integers: nothing is rounded"),
+    "float64": Bar(1e-12, 1e-12, "two float64 computations that add in different orders"),
+    "float32": Bar(1e-5, 1e-6, "float32 kernel against a float64 reference of inputs near 1"),
+    "torch": Bar(1e-4, 1e-5, "two float32 computations, each with its own order of additions"),
+    "training": Bar(0, 1e-4, "losses of the same steps on two devices, the bar of the design"),
+}
+
+
+def assert_close(actual: Any, expected: Any, bar: str, terms: int = 1, what: str = "") -> None:
+    """Compare shape, and values by a bar of the table; NaN and infinity must match in place."""
+    actual, expected = np.asarray(to_host(actual)), np.asarray(to_host(expected))
+    assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, not {expected.shape}"
+    limit = BARS[bar]
+    np.testing.assert_allclose(
+        actual.astype(np.float64),
+        expected.astype(np.float64),
+        rtol=limit.rtol,
+        atol=limit.atol * np.sqrt(terms),
+        equal_nan=True,
+        err_msg=what,
+    )
+
+
+def randn(*shape: int, seed: int = 0, dtype: Any = np.float32) -> np.ndarray:
+    """Standard normal numbers."""
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
+
+
+def distinct(*shape: int, seed: int = 0, dtype: Any = np.float32) -> np.ndarray:
+    """Shuffled equally spaced numbers in [-1, 1], none of them 0: no ties and no kinks."""
+    n = int(np.prod(shape))
+    values = (2 * np.arange(n) + 1 - n + (n % 2) * 0.5) / n
+    return np.random.default_rng([seed, *shape]).permutation(values).reshape(shape).astype(dtype)
+
+
+def on(device: str, *arrays: np.ndarray | None) -> list[Any]:
+    """The arrays as arrays of a device; None passes."""
+    return [None if a is None else to_device(a, device) for a in arrays]
+
+
+def check_kernel(
+    primitive: Primitive,
+    device: str,
+    arrays: Sequence[np.ndarray | None],
+    *rest: Any,
+    terms: int = 1,
+    bar: str = "float32",
+) -> None:
+    """Run a primitive's kernel on ``device`` and compare it with its definition in float64."""
+    wide = [a.astype(np.float64) if a is not None and a.dtype.kind == "f" else a for a in arrays]
+    expected = primitive.definition(*wide, *rest)
+    actual = primitive.on(device)(*on(device, *arrays), *rest)
+    if not isinstance(expected, tuple):
+        expected, actual = (expected,), (actual,)
+    assert len(actual) == len(expected)
+    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        exact = np.asarray(to_host(e)).dtype.kind != "f"
+        assert_close(a, e, "exact" if exact else bar, terms, f"{primitive.name}, output {i}")
+
+
+def gradients(
+    fn: Callable[..., Tensor], arrays: Sequence[np.ndarray], dy: np.ndarray, device: str = "cpu"
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """(y, gradient of each array) of ``fn`` for the output gradient ``dy``."""
+    tensors = [gpucnn.Tensor(a, requires_grad=True, device=device) for a in arrays]
+    y = fn(*tensors)
+    y.backward(dy)
+    return y.numpy(), [t.grad.numpy() for t in tensors if t.grad is not None]
