@@ -8,7 +8,6 @@ file. Every launch is checked against the parameter list in that file before it 
 from __future__ import annotations
 
 import functools
-import importlib.resources
 import os
 import re
 import threading
@@ -35,8 +34,8 @@ _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"[^\n]*$', re.MULTILI
 @functools.cache
 def kernel_folder() -> Path:
     """The folder of the ``.cu`` files: inside the installed package, else that of the checkout."""
-    installed = Path(str(importlib.resources.files("gpucnn"))) / "_kernels"
-    checkout = Path(__file__).resolve().parent.parent / "kernels"
+    package = Path(__file__).resolve().parent
+    installed, checkout = package / "_kernels", package.parent / "kernels"
     for folder in (installed, checkout):
         if folder.is_dir():
             return folder

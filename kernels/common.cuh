@@ -13,29 +13,39 @@ __device__ __forceinline__ unsigned first_of_four() {
     return (blockIdx.x * blockDim.x + threadIdx.x) * 4u;
 }
 
-// y[i] = f(a[i]) for this thread's four elements of n: one 16-byte load and store where the arrays
-// are aligned, single elements at the tail. y may be a.
+// Elements i .. i+3 of an array of n: one 16-byte access where the array is aligned, single elements
+// at the tail; what lies past n reads as 0 and is not written.
+__device__ __forceinline__ float4 load_four(const float* a, unsigned i, unsigned n) {
+    if (i + 4 <= n && aligned16(a)) return *reinterpret_cast<const float4*>(a + i);
+    return make_float4(i < n ? a[i] : 0.0f, i + 1 < n ? a[i + 1] : 0.0f,
+                       i + 2 < n ? a[i + 2] : 0.0f, i + 3 < n ? a[i + 3] : 0.0f);
+}
+
+__device__ __forceinline__ void store_four(float* y, unsigned i, unsigned n, float4 v) {
+    if (i + 4 <= n && aligned16(y)) {
+        *reinterpret_cast<float4*>(y + i) = v;
+        return;
+    }
+    if (i < n) y[i] = v.x;
+    if (i + 1 < n) y[i + 1] = v.y;
+    if (i + 2 < n) y[i + 2] = v.z;
+    if (i + 3 < n) y[i + 3] = v.w;
+}
+
+// y[i] = f(a[i]) for this thread's four elements of n. y may be a.
 template <class F>
 __device__ __forceinline__ void map_four(float* y, const float* a, unsigned n, F f) {
-    unsigned i = first_of_four();
-    if (i + 4 <= n && aligned16(y) && aligned16(a)) {
-        float4 v = *reinterpret_cast<const float4*>(a + i);
-        *reinterpret_cast<float4*>(y + i) = make_float4(f(v.x), f(v.y), f(v.z), f(v.w));
-    } else {
-        for (unsigned end = min(i + 4, n); i < end; ++i) y[i] = f(a[i]);
-    }
+    const unsigned i = first_of_four();
+    if (i >= n) return;
+    const float4 u = load_four(a, i, n);
+    store_four(y, i, n, make_float4(f(u.x), f(u.y), f(u.z), f(u.w)));
 }
 
 // y[i] = f(a[i], b[i]), as above.
 template <class F>
 __device__ __forceinline__ void map_four(float* y, const float* a, const float* b, unsigned n, F f) {
-    unsigned i = first_of_four();
-    if (i + 4 <= n && aligned16(y) && aligned16(a) && aligned16(b)) {
-        float4 u = *reinterpret_cast<const float4*>(a + i);
-        float4 v = *reinterpret_cast<const float4*>(b + i);
-        *reinterpret_cast<float4*>(y + i) =
-            make_float4(f(u.x, v.x), f(u.y, v.y), f(u.z, v.z), f(u.w, v.w));
-    } else {
-        for (unsigned end = min(i + 4, n); i < end; ++i) y[i] = f(a[i], b[i]);
-    }
+    const unsigned i = first_of_four();
+    if (i >= n) return;
+    const float4 u = load_four(a, i, n), v = load_four(b, i, n);
+    store_four(y, i, n, make_float4(f(u.x, v.x), f(u.y, v.y), f(u.z, v.z), f(u.w, v.w)));
 }

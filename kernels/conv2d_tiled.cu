@@ -116,26 +116,6 @@ struct Outputs {
     }
 };
 
-// A dense matrix whose element (row, k) is at base[row * row_stride + k * k_stride].
-template <bool K_IS_FAST>
-struct Dense {
-    static constexpr bool K_FAST = K_IS_FAST;
-    typedef const float* Outer;
-    typedef long long Inner;
-    const float* base;
-    int rows;
-    long long row_stride, k_stride;
-    __device__ __forceinline__ Outer outer(int row) const {
-        return row < rows ? base + row * row_stride : nullptr;
-    }
-    __device__ __forceinline__ Inner inner(int k, int k_end) const {
-        return k < k_end ? k * k_stride : -1;
-    }
-    __device__ __forceinline__ float load(const Outer& row, const Inner& at) const {
-        return row && at >= 0 ? row[at] : 0.0f;
-    }
-};
-
 // w as a matrix (input channel, filter element of the output channels), for the data gradient.
 struct Taps {
     static constexpr bool K_FAST = false;

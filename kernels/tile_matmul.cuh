@@ -27,6 +27,26 @@ constexpr int TILE_THREADS = 256;
 constexpr int TILE_GM = 4 * TILE_THREADS / TILE_GN;
 constexpr int TILE_GK = 16;
 
+// A dense matrix whose element (row, k) is at base[row * row_stride + k * k_stride].
+template <bool K_IS_FAST>
+struct Dense {
+    static constexpr bool K_FAST = K_IS_FAST;
+    typedef const float* Outer;
+    typedef long long Inner;
+    const float* base;
+    int rows;
+    long long row_stride, k_stride;
+    __device__ __forceinline__ Outer outer(int row) const {
+        return row < rows ? base + row * row_stride : nullptr;
+    }
+    __device__ __forceinline__ Inner inner(int k, int k_end) const {
+        return k < k_end ? k * k_stride : -1;
+    }
+    __device__ __forceinline__ float load(const Outer& row, const Inner& at) const {
+        return row && at >= 0 ? row[at] : 0.0f;
+    }
+};
+
 // One slab of one operand: which elements a thread loads, and the rows it keeps.
 template <class Operand, int ROWS, int STRIDE>
 struct Slab {

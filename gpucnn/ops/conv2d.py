@@ -22,6 +22,7 @@ from gpucnn.ops.geometry import (
     same_float_dtype,
 )
 from gpucnn.ops.reduce import column_sum, launch_sum_slices
+from gpucnn.ops.tile import GRID_YZ, SPECIALISATIONS, THREADS, slices, tile
 from gpucnn.primitive import primitive
 from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks, scratch
@@ -226,44 +227,21 @@ def conv2d_weight_gradient(dy: Array, x: Array, geometry: Conv2dGeometry) -> Arr
     return cast("Array", dw).reshape(s.OC, s.KH, s.KW, s.CG)
 
 
-_THREADS = 256
-_BUSY_BLOCKS = 512  # keeps a large GPU busy; a constant, so that the bits do not depend on the GPU
-_SLICE_PIXELS = 64  # at least: four slabs of the tile loop
-_GRID_YZ = 65535
-
 _naive = KernelFile("conv2d_naive")
-
-_TILE_WIDTHS = (32, 16, 8)
-_tiled = KernelFile("conv2d_tiled", *({"TILE_GN": width} for width in _TILE_WIDTHS))
-
-
-def _tile(rows: int, columns: int) -> tuple[int, int, int]:
-    """(specialisation, row tiles, column tiles): the widest tile that the columns half fill."""
-    index = 0
-    while index + 1 < len(_TILE_WIDTHS) and columns <= _TILE_WIDTHS[index] // 2:
-        index += 1
-    width = _TILE_WIDTHS[index]
-    return index, -(-rows // (4 * _THREADS // width)), -(-columns // width)
-
-
-def _slices(pixels: int, blocks: int, most: int) -> tuple[int, int]:
-    """(slices, pixels of each) that cut a sum over pixels so that enough blocks have work."""
-    wanted = min(-(-_BUSY_BLOCKS // blocks), pixels // _SLICE_PIXELS, most)
-    each = -(-pixels // max(1, wanted))
-    return -(-pixels // each), each
+_tiled = KernelFile("conv2d_tiled", *SPECIALISATIONS)
 
 
 def _one_thread_each(outputs: int) -> tuple[int]:
-    return (-(-outputs // _THREADS),)
+    return (-(-outputs // THREADS),)
 
 
 @conv2d_forward.kernel("tiled")
 def _tiled_forward(x: Array, w: Array, b: Array | None, geometry: Conv2dGeometry) -> Array:
     s = geometry
     y = empty(x, (s.N, s.OH, s.OW, s.OC))
-    index, rows, columns = _tile(s.N * s.OH * s.OW, s.OCG)
+    index, rows, columns = tile(s.N * s.OH * s.OW, s.OCG)
     launch = _tiled["conv2d_tiled_forward", index]
-    launch((rows, columns, s.G), (_THREADS,), y, x, w, b, *astuple(s))
+    launch((rows, columns, s.G), (THREADS,), y, x, w, b, *astuple(s))
     return y
 
 
@@ -271,20 +249,20 @@ def _tiled_forward(x: Array, w: Array, b: Array | None, geometry: Conv2dGeometry
 def _tiled_data_gradient(dy: Array, w: Array, geometry: Conv2dGeometry) -> Array:
     s = geometry
     dx = empty(dy, (s.N, s.H, s.W, s.C))
-    index, rows, columns = _tile(s.N * s.H * s.W, s.CG)
+    index, rows, columns = tile(s.N * s.H * s.W, s.CG)
     launch = _tiled["conv2d_tiled_data_gradient", index]
-    launch((rows, columns, s.G), (_THREADS,), dx, dy, w, *astuple(s))
+    launch((rows, columns, s.G), (THREADS,), dx, dy, w, *astuple(s))
     return dx
 
 
 @conv2d_weight_gradient.kernel("tiled")
 def _tiled_weight_gradient(dy: Array, x: Array, geometry: Conv2dGeometry) -> Array:
     s = geometry
-    index, rows, columns = _tile(s.K, s.OCG)
-    slices, each = _slices(s.N * s.OH * s.OW, rows * columns * s.G, max(1, _GRID_YZ // s.G))
-    partial = empty(x, (slices, s.OC, s.KH, s.KW, s.CG))
+    index, rows, columns = tile(s.K, s.OCG)
+    count, each = slices(s.N * s.OH * s.OW, rows * columns * s.G, max(1, GRID_YZ // s.G))
+    partial = empty(x, (count, s.OC, s.KH, s.KW, s.CG))
     launch = _tiled["conv2d_tiled_weight_gradient", index]
-    launch((rows, columns, s.G * slices), (_THREADS,), partial, dy, x, *astuple(s), each)
+    launch((rows, columns, s.G * count), (THREADS,), partial, dy, x, *astuple(s), each)
     return launch_sum_slices(partial, None)
 
 
@@ -293,7 +271,7 @@ def _naive_forward(x: Array, w: Array, b: Array | None, geometry: Conv2dGeometry
     s = geometry
     y = empty(x, (s.N, s.OH, s.OW, s.OC))
     launch = _naive["conv2d_naive_forward"]
-    launch(_one_thread_each(y.size), (_THREADS,), y, x, w, b, *astuple(s))
+    launch(_one_thread_each(y.size), (THREADS,), y, x, w, b, *astuple(s))
     return y
 
 
@@ -302,7 +280,7 @@ def _naive_data_gradient(dy: Array, w: Array, geometry: Conv2dGeometry) -> Array
     s = geometry
     dx = empty(dy, (s.N, s.H, s.W, s.C))
     launch = _naive["conv2d_naive_data_gradient"]
-    launch(_one_thread_each(dx.size), (_THREADS,), dx, dy, w, *astuple(s))
+    launch(_one_thread_each(dx.size), (THREADS,), dx, dy, w, *astuple(s))
     return dx
 
 
@@ -310,10 +288,10 @@ def _naive_data_gradient(dy: Array, w: Array, geometry: Conv2dGeometry) -> Array
 def _naive_weight_gradient(dy: Array, x: Array, geometry: Conv2dGeometry) -> Array:
     s = geometry
     blocks = _one_thread_each(s.OC * s.K)
-    slices, each = _slices(s.N * s.OH * s.OW, blocks[0], _GRID_YZ)
-    partial = empty(x, (slices, s.OC, s.KH, s.KW, s.CG))
+    count, each = slices(s.N * s.OH * s.OW, blocks[0], GRID_YZ)
+    partial = empty(x, (count, s.OC, s.KH, s.KW, s.CG))
     launch = _naive["conv2d_naive_weight_gradient"]
-    launch((*blocks, slices), (_THREADS,), partial, dy, x, *astuple(s), each)
+    launch((*blocks, count), (THREADS,), partial, dy, x, *astuple(s), each)
     return launch_sum_slices(partial, None)
 
 

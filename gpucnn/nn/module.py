@@ -1,0 +1,160 @@
+"""Module: parameters, buffers and submodules found by their attribute names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpucnn.device import require, to_device
+from gpucnn.tensor import Tensor
+
+Self = TypeVar("Self", bound="Module")
+
+
+class Parameter(Tensor):
+    """A tensor that a module owns and an optimizer updates; ``requires_grad`` is True."""
+
+    def __init__(self, data: Any, *, device: str | None = None) -> None:
+        super().__init__(data, requires_grad=True, device=device)
+
+
+class Module:
+    """Base of all layers. A subclass sets attributes in ``__init__`` and defines ``forward``.
+
+    Attributes that are :class:`Parameter` are its parameters, other tensors its buffers (saved, not
+    trained), modules its children; names are attribute paths such as ``features.0.weight``, in the
+    order in which the attributes were first set.
+    """
+
+    training = True
+
+    def forward(self, *inputs: Any) -> Any:
+        """Compute the module; subclasses define it."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward")
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.forward(*inputs)
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The direct submodules."""
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module (under ``prefix``) and all below it, each before its own children."""
+        yield prefix, self
+        for name, child in self.named_children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def _named_tensors(self, parameters: bool) -> Iterator[tuple[str, Tensor]]:
+        seen: set[int] = set()
+        for path, module in self.named_modules():
+            for name, value in vars(module).items():
+                if not isinstance(value, Tensor) or id(value) in seen:
+                    continue
+                if isinstance(value, Parameter) is parameters:
+                    seen.add(id(value))
+                    yield f"{path}.{name}" if path else name, value
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, parameter), a shared one once."""
+        return self._named_tensors(True)
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, buffer), such as running statistics."""
+        return self._named_tensors(False)
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The parameters, in the order of :meth:`named_parameters`."""
+        return (tensor for _, tensor in self.named_parameters())
+
+    def _state(self) -> dict[str, Tensor]:
+        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Copies of all parameters and buffers as NumPy arrays, by name."""
+        return {name: np.array(tensor.numpy()) for name, tensor in self._state().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Copy arrays into the parameters and buffers of these names.
+
+        Raises ValueError naming what is missing, unknown (both only if strict) or of another shape;
+        nothing is changed then.
+        """
+        own = self._state()
+        missing, unknown = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+        if strict and (missing or unknown):
+            raise ValueError(
+                f"state does not fit {type(self).__name__}: missing {', '.join(missing) or 'nothing'}"
+                f"; unknown {', '.join(unknown) or 'nothing'}"
+            )
+        for name in own.keys() & state.keys():
+            if np.shape(state[name]) != own[name].shape:
+                raise ValueError(
+                    f"state[{name!r}] must have shape {own[name].shape}, got {np.shape(state[name])}"
+                )
+        for name in own.keys() & state.keys():
+            tensor = own[name]
+            tensor.data[...] = to_device(np.asarray(state[name]), tensor.device)
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """Switch this module and all below it to training (or inference) behaviour."""
+        for _, module in self.named_modules():
+            module.training = mode
+        return self
+
+    def eval(self: Self) -> Self:
+        """Switch to inference behaviour."""
+        return self.train(False)
+
+    def to(self: Self, device: str) -> Self:
+        """Move all parameters and buffers to a device; make optimizers after that."""
+        require(device)
+        for tensor in self._state().values():
+            if tensor.device != device:
+                moved = tensor.to(device)
+                tensor.data, tensor.device, tensor.grad = moved.data, device, None
+                tensor._gradient_home = None
+        return self
+
+    def extra_repr(self) -> str:
+        """The arguments shown between the parentheses of the repr."""
+        return ""
+
+    def __repr__(self) -> str:
+        children = [f"  ({name}): {child!r}" for name, child in self.named_children()]
+        if not children:
+            return f"{type(self).__name__}({self.extra_repr()})"
+        lines = "\n".join(children).replace("\n", "\n  ")
+        return f"{type(self).__name__}(\n  {lines.lstrip()}\n)"
+
+
+class Sequential(Module):
+    """Modules applied one after the other; indexed, sliced and iterated like a list."""
+
+    def __init__(self, *layers: Module) -> None:
+        for i, layer in enumerate(layers):
+            if not isinstance(layer, Module):
+                raise TypeError(f"layers[{i}] must be a Module, got {type(layer).__name__}")
+        self.layers = layers
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        return ((str(i), layer) for i, layer in enumerate(self.layers))
+
+    def forward(self, x: Any) -> Any:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, index: int | slice) -> Module:
+        return Sequential(*self.layers[index]) if isinstance(index, slice) else self.layers[index]
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self.layers)

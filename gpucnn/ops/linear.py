@@ -1,0 +1,145 @@
+"""Fully connected layer: ``kernels/linear.cu``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from gpucnn.device import Array, empty
+from gpucnn.kernel import KernelFile
+from gpucnn.ops.geometry import same_float_dtype
+from gpucnn.ops.reduce import column_sum, launch_sum_slices
+from gpucnn.ops.tile import GRID_YZ, SPECIALISATIONS, THREADS, slices, tile
+from gpucnn.primitive import primitive
+from gpucnn.tensor import Function, Tensor
+
+# geometry
+
+
+@dataclass(frozen=True)
+class LinearGeometry:
+    """The sizes of y (M, O) = x (M, I) · weight (O, I)ᵀ."""
+
+    M: int
+    I: int
+    O: int
+
+
+def linear_geometry(x: Any, weight: Any, bias: Any) -> LinearGeometry:
+    """Check the arguments of :func:`linear` and work out its sizes."""
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(f"x must have shape (N, in_features), not empty, got {tuple(x.shape)}")
+    if weight.ndim != 2 or 0 in weight.shape:
+        raise ValueError(f"weight must have shape (out_features, in_features), got {weight.shape}")
+    if x.shape[1] != weight.shape[1]:
+        raise ValueError(f"x must have {weight.shape[1]} features like weight, got {x.shape[1]}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must have shape ({weight.shape[0]},), got {bias.shape}")
+    same_float_dtype(x=x, weight=weight, bias=bias)
+    return LinearGeometry(x.shape[0], x.shape[1], weight.shape[0])
+
+
+# primitives
+
+
+@primitive
+def linear_forward(x: Array, w: Array, b: Array | None, geometry: LinearGeometry) -> Array:
+    """y = x wᵀ + b: x (M, I), w (O, I), b (O) or None -> y (M, O)."""
+    y = np.matmul(x, w.T)
+    if b is not None:
+        y += b
+    return y
+
+
+@primitive
+def linear_data_gradient(dy: Array, w: Array, geometry: LinearGeometry) -> Array:
+    """dx = dy w: dy (M, O), w (O, I) -> dx (M, I)."""
+    return np.matmul(dy, w)
+
+
+@primitive
+def linear_weight_gradient(dy: Array, x: Array, geometry: LinearGeometry) -> Array:
+    """dw = dyᵀ x: dy (M, O), x (M, I) -> dw (O, I)."""
+    return np.matmul(dy.T, x)
+
+
+_kernels = KernelFile("linear", *SPECIALISATIONS)
+
+
+def _product(
+    name: str, rows: int, columns: int, terms: int, arrays: tuple[Array, ...], s: LinearGeometry
+) -> tuple[Array, bool]:
+    """Launch one of the three products -> (partial (slices, rows, columns), is it one slice)."""
+    index, row_tiles, column_tiles = tile(rows, columns)
+    if column_tiles > GRID_YZ:
+        raise ValueError(f"linear: {columns} columns are more than the grid holds")
+    count, each = slices(terms, row_tiles * column_tiles)
+    partial = empty(arrays[0], (count, rows, columns))
+    if name == "linear_forward" and count > 1:
+        arrays = (*arrays[:2], None)
+    grid = (row_tiles, column_tiles, count)
+    _kernels[name, index](grid, (THREADS,), partial, *arrays, s.M, s.I, s.O, each)
+    return partial, count == 1
+
+
+@linear_forward.kernel()
+def _launch_forward(x: Array, w: Array, b: Array | None, geometry: LinearGeometry) -> Array:
+    s = geometry
+    partial, direct = _product("linear_forward", s.M, s.O, s.I, (x, w, b), s)
+    return launch_sum_slices(partial, None if direct else b)
+
+
+@linear_data_gradient.kernel()
+def _launch_data_gradient(dy: Array, w: Array, geometry: LinearGeometry) -> Array:
+    s = geometry
+    return launch_sum_slices(
+        _product("linear_data_gradient", s.M, s.I, s.O, (dy, w), s)[0], None
+    )
+
+
+@linear_weight_gradient.kernel()
+def _launch_weight_gradient(dy: Array, x: Array, geometry: LinearGeometry) -> Array:
+    s = geometry
+    return launch_sum_slices(
+        _product("linear_weight_gradient", s.O, s.I, s.M, (dy, x), s)[0], None
+    )
+
+
+# tape
+
+
+class Linear(Function):
+    """linear and its three gradients."""
+
+    def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        self.geometry = linear_geometry(x, weight, bias)
+        if self.recording:
+            self.x, self.weight = x, weight
+        return self.run(linear_forward, x, weight, bias, self.geometry)
+
+    def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:
+        needs_x, needs_weight, needs_bias = self.needs
+        return (
+            self.run(linear_data_gradient, dy, self.weight, self.geometry) if needs_x else None,
+            self.run(linear_weight_gradient, dy, self.x, self.geometry) if needs_weight else None,
+            self.run(column_sum, dy) if needs_bias else None,
+        )
+
+
+# public
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Fully connected layer: ``y = x · weightᵀ + bias``.
+
+    x: (N, in_features) float32 (float64 on cpu). weight: (out_features, in_features), the same
+    dtype. bias: (out_features) or None. Returns (N, out_features).
+
+    Raises ValueError or TypeError naming the argument if a shape or dtype does not fit, also for an
+    empty batch; DeviceError if the tensors live on two devices.
+
+    Source: torch.nn.functional.linear.
+    """
+    return cast("Tensor", Linear.apply(x, weight, bias))
