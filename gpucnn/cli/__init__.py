@@ -1,0 +1,61 @@
+"""The ``gpucnn`` command.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 ``doctor`` found something
+broken, 2 a wrong argument or file, 3 training diverged, 130 Ctrl-C, 143 SIGTERM. An error is one
+line, never a traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from gpucnn import __version__
+from gpucnn.cli.doctor import doctor
+from gpucnn.cli.predict import predict
+from gpucnn.cli.summary import summary
+from gpucnn.cli.train import train
+from gpucnn.device import DeviceError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="gpucnn")
+def cli() -> None:
+    """Train small convolutional networks with hand-written CUDA kernels, or on the CPU."""
+
+
+for _command in (train, predict, summary, doctor):
+    cli.add_command(_command)
+
+
+def _fail(message: str) -> int:
+    click.echo(f"Error: {message}", err=True)
+    return 2
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line (``sys.argv[1:]`` if None) and return its exit code."""
+    try:
+        code = cli.main(args=args, prog_name="gpucnn", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 2
+    except click.ClickException as error:
+        return _fail(" ".join(error.format_message().split()))
+    except click.Abort:
+        click.echo("Interrupted.", err=True)
+        return 130
+    except BrokenPipeError:
+        # What is still buffered would raise again when the interpreter closes stdout.
+        sys.stdout = None
+        return 1
+    except (ValueError, DeviceError) as error:
+        return _fail(str(error))
+    except MemoryError as error:
+        return _fail(f"out of memory ({error or 'try a smaller --batch-size'})")
+    except OSError as error:
+        return _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,58 @@
+"""Argument types and options that several commands share."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from gpucnn.device import DEVICES
+
+
+class Name(click.ParamType[str]):
+    """One of a list of names, which is made when it is needed; a near miss gets a suggestion."""
+
+    def __init__(self, name: str, allowed: Callable[[], Sequence[str]]) -> None:
+        self.name = name
+        self._allowed = allowed
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        allowed = self._allowed()
+        if value in allowed:
+            return str(value)
+        near = difflib.get_close_matches(str(value), allowed, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        choices = ", ".join(allowed)
+        self.fail(f"{value!r} is not a {self.name}, which must be one of {choices}.{hint}")
+
+
+def dataset_names() -> Sequence[str]:
+    """The names of the datasets."""
+    from gpucnn import data
+
+    return data.names()
+
+
+def model_names() -> Sequence[str]:
+    """The names of the models."""
+    from gpucnn import models
+
+    return tuple(models.names())
+
+
+def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """Refuse NaN and infinity, which a range lets through."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
+device_option = click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    help="Where to compute. Default: cuda where a GPU works, else cpu (GPUCNN_DEVICE overrides).",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")

@@ -1,0 +1,63 @@
+"""``gpucnn predict``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from gpucnn.cli.options import device_option, json_option
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path())
+@device_option
+@json_option
+def predict(run: Path, images: tuple[str, ...], device: str | None, as_json: bool) -> None:
+    """Say what is in each IMAGE (PNG or JPEG), with the network trained in RUN.
+
+    A picture is turned upright as its EXIF data says, put on white where it is transparent, made
+    gray for a gray dataset, and scaled to the run's size with its proportions kept: what is left
+    over takes the colour of its border. Fashion-MNIST shows light clothes on black.
+
+    \b
+    Example:
+      gpucnn predict runs/mine runs/mine/examples/*.png
+    """
+    import numpy as np
+
+    import gpucnn
+    from gpucnn import functional as F
+    from gpucnn import training
+    from gpucnn.data import normalize
+    from gpucnn.data.pictures import read_picture
+
+    if device is not None:
+        gpucnn.use_device(device)
+    model, config, _ = training.load_model(run)
+    levels = np.stack([read_picture(path, config.image_shape) for path in images])
+    probabilities = []
+    with gpucnn.no_grad():
+        for at in range(0, len(levels), training.EVALUATION_BATCH):
+            batch = levels[at : at + training.EVALUATION_BATCH]
+            x = gpucnn.Tensor(normalize(batch, config.mean, config.std))
+            probabilities.append(F.softmax(model(x)).numpy())
+    results = [
+        {
+            "file": path,
+            "label": config.classes[int(row.argmax())],
+            "probabilities": {
+                name: float(value) for name, value in zip(config.classes, row, strict=True)
+            },
+        }
+        for path, row in zip(images, np.concatenate(probabilities), strict=True)
+    ]
+    if as_json:
+        click.echo(json.dumps(results))
+        return
+    for result in results:
+        ranked = sorted(result["probabilities"].items(), key=lambda item: -item[1])
+        shown = "  ".join(f"{name} {value:.1%}" for name, value in ranked)
+        click.echo(f"{click.format_filename(result['file'])}: {result['label']}  ({shown})")

@@ -1,0 +1,61 @@
+"""``gpucnn summary``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from gpucnn.cli.options import Name, json_option, model_names
+
+
+@click.command()
+@click.argument("model", type=Name("model", model_names))
+@json_option
+def summary(model: str, as_json: bool) -> None:
+    """Print the layers of MODEL: output shape, parameters, multiply-adds, receptive field.
+
+    Multiply-adds are those of convolutions and linear layers for one image. The receptive field is
+    the part of the input, rows x columns, that one output of the layer can see.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from gpucnn import models
+    from gpucnn.summary import summarize
+
+    shape = models.input_shape(model)
+    rows = summarize(models.create(model), shape)
+    parameters = sum(row.parameters for row in rows)
+    multiply_adds = sum(row.multiply_adds for row in rows)
+    if as_json:
+        result = {
+            "model": model,
+            "input_shape": list(shape),
+            "parameters": parameters,
+            "multiply_adds": multiply_adds,
+            "layers": [asdict(row) for row in rows],
+        }
+        click.echo(json.dumps(result))
+        return
+    table = Table(title=f"{model}: images of {_sizes(shape)}", title_justify="left")
+    table.add_column("layer", overflow="fold")
+    for heading in ("output", "parameters", "multiply-adds", "receptive field"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        field = "" if row.receptive_field is None else _sizes(row.receptive_field)
+        table.add_row(
+            f"{row.name} {row.layer}".strip(),
+            _sizes(row.output_shape),
+            f"{row.parameters:,}",
+            f"{row.multiply_adds:,}",
+            field,
+        )
+    table.add_section()
+    table.add_row("total", "", f"{parameters:,}", f"{multiply_adds:,}", "")
+    Console().print(table, markup=False)
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,167 @@
+"""``gpucnn train``."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from click.core import ParameterSource
+
+from gpucnn.cli.options import Name, dataset_names, device_option, finite, json_option, model_names
+
+# What may stand beside --resume: it changes where the run happens, not what it computes.
+_RESUMABLE: Final = {"dataset", "resume", "data_dir", "device", "as_json"}
+
+
+@click.command()
+@click.argument("dataset", type=Name("dataset", dataset_names), required=False)
+@click.option(
+    "--data",
+    "data_dir",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder of the dataset's files. Default: where Debian's package puts them.",
+)
+@click.option(
+    "--images",
+    type=click.IntRange(min=1),
+    help="Number of training images. Default: 12,000 shapes, or all of Fashion-MNIST.",
+)
+@click.option(
+    "--model", type=Name("model", model_names), help="Network. Default: the dataset's own."
+)
+@device_option
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Of the drawn images, initial weights, shuffles and augmentation.",
+)
+@click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training images.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images per training step.")
+@click.option(
+    "--lr",
+    type=click.FloatRange(min=0, min_open=True),
+    callback=finite,
+    help="Highest learning rate of the one-cycle schedule.",
+)
+@click.option("--optimizer", type=click.Choice(["sgd", "adam", "adamw"]), help="Default: adam.")
+@click.option(
+    "--out",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Run folder, new or empty. Default: runs/DATASET-MODEL-TIME.",
+)
+@click.option(
+    "--resume",
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="Continue the run in this folder from its latest checkpoint, to the bit.",
+)
+@json_option
+@click.pass_context
+def train(
+    ctx: click.Context,
+    dataset: str | None,
+    resume: Path | None,
+    as_json: bool,
+    **arguments: Any,
+) -> None:
+    """Train a network on DATASET: shapes or fashion-mnist.
+
+    shapes draws 72x72 gray images of triangles, circles and rectangles; fashion-mnist reads four
+    gzipped IDX files. What is not given comes from defaults that suit the dataset.
+
+    Everything is kept in a run folder: config.json, environment.json, metrics.jsonl, checkpoints/.
+    Ctrl-C finishes the step, saves and prints the command that continues; a second Ctrl-C stops
+    at once.
+
+    \b
+    Examples:
+      gpucnn train shapes
+      gpucnn train fashion-mnist --epochs 3 --out runs/mine
+      gpucnn train --resume runs/mine
+    """
+    from gpucnn import training
+
+    if resume is None:
+        if dataset is None:
+            raise click.UsageError(
+                f"Missing argument DATASET: one of {', '.join(dataset_names())}."
+            )
+        trainer = training.start(dataset, **arguments)
+    else:
+        _refuse_beside_resume(ctx)
+        trainer = training.resume(
+            resume, data_dir=arguments["data_dir"], device=arguments["device"]
+        )
+    run = trainer.run
+    assert run is not None
+    if dataset is not None and dataset != trainer.train.name:
+        raise click.UsageError(
+            f"the run in {run.path} trains on {trainer.train.name}, not {dataset}."
+        )
+
+    folder = shlex.quote(str(run.path))
+    if trainer.finished:
+        click.echo(f"{run.path} is finished: all {trainer.epochs} epochs are done.", err=True)
+    else:
+        begun = f"resumes at step {trainer.progress.step}" if resume else "starts"
+        click.echo(
+            f"{run.path} {begun}: {len(trainer.train):,} images, {trainer.epochs} epochs of "
+            f"{trainer.steps_per_epoch} steps, device {trainer.device}",
+            err=True,
+        )
+        try:
+            trainer.fit()
+        except training.Interrupted as stop:
+            click.echo(
+                f"Stopped by {stop}, saved {stop.checkpoint}.\n"
+                f"Resume with: gpucnn train --resume {folder}",
+                err=True,
+            )
+            ctx.exit(stop.exit_code)
+        except training.Diverged as trouble:
+            click.echo(
+                f"Error: {trouble}; the last good checkpoint is {run.latest_checkpoint()}, "
+                "a smaller --lr may help",
+                err=True,
+            )
+            ctx.exit(3)
+    accuracy, seconds = trainer.test_accuracy, round(trainer.progress.seconds, 3)
+    examples = training.write_examples(run, trainer.test)
+    if as_json:
+        result = {"run": str(run.path), "test_accuracy": accuracy, "seconds": seconds}
+        click.echo(json.dumps(result))
+        return
+    click.echo(
+        f"test accuracy  {accuracy:.2%} on {len(trainer.test):,} images, "
+        f"{trainer.epochs} epochs in {seconds:.1f} s\n"
+        f"run folder     {run.path}"
+    )
+    if examples:
+        files = " ".join(shlex.quote(str(path)) for path in examples[:3])
+        click.echo(f"try next       gpucnn predict {folder} {files}")
+    else:
+        click.echo(
+            f"try next       gpucnn predict {folder} IMAGE.png"
+            "   (reading pictures needs: pip install 'gpucnn[plot]')"
+        )
+
+
+def _refuse_beside_resume(ctx: click.Context) -> None:
+    given = [
+        parameter.opts[-1]
+        for parameter in ctx.command.params
+        if parameter.name not in _RESUMABLE
+        and ctx.get_parameter_source(parameter.name or "") is not ParameterSource.DEFAULT
+    ]
+    if given:
+        raise click.UsageError(
+            f"{', '.join(given)} cannot stand beside --resume: a resumed run keeps the arguments "
+            "it was started with; only --data, --device and --json may be given."
+        )

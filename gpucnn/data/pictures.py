@@ -1,0 +1,130 @@
+"""Picture files, read and written with Pillow."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import struct
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FORMATS: Final = ("PNG", "JPEG")
+
+
+def _pillow() -> Any:
+    try:
+        import PIL.Image
+        import PIL.ImageOps
+    except ImportError:
+        raise ValueError(
+            "reading pictures needs Pillow, which is not installed: pip install 'gpucnn[plot]'"
+        ) from None
+    return PIL
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Upright, opaque, 8 bits per channel: mode "L" or "RGB"."""
+    pil = _pillow()
+    image = pil.ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        # Pillow's own conversion would clip 16-bit gray at 255 instead of scaling it.
+        levels = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
+        return pil.Image.fromarray(((levels + 128) // 257).astype(np.uint8))  # type: ignore[no-any-return]
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = pil.Image.new("RGBA", image.size, "white")
+        image = pil.Image.alpha_composite(white, image)
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def _fit(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Scale into width x height with proportions kept, on the median colour of the border."""
+    if image.size == (width, height):
+        return image
+    pil = _pillow()
+    levels = np.asarray(image)
+    levels = levels.reshape(*levels.shape[:2], -1)
+    border = np.concatenate([levels[0], levels[-1], levels[:, 0], levels[:, -1]])
+    colour = tuple(int(level) for level in np.median(border, axis=0))
+    scale = min(width / image.width, height / image.height)
+    size = (
+        min(width, max(1, round(image.width * scale))),
+        min(height, max(1, round(image.height * scale))),
+    )
+    canvas = pil.Image.new(image.mode, (width, height), colour if len(colour) > 1 else colour[0])
+    corner = ((width - size[0]) // 2, (height - size[1]) // 2)
+    canvas.paste(image.resize(size, pil.Image.Resampling.LANCZOS), corner)
+    return canvas  # type: ignore[no-any-return]
+
+
+def read_picture(
+    path: str | os.PathLike[str], image_shape: tuple[int, int, int]
+) -> NDArray[np.uint8]:
+    """Read a PNG or JPEG file as a network's input.
+
+    The picture is turned upright as its EXIF data says; transparency is put on white; 16-bit gray
+    is scaled to 8 bits; colour becomes gray (ITU-R 601-2 luma) where the network takes one channel.
+    It is scaled to fit with its proportions kept, and centred on the median colour of its border.
+
+    Args:
+        path: the file.
+        image_shape: (H, W, C) of the result; C is 1 or 3.
+
+    Returns:
+        uint8 (H, W, C).
+
+    Raises:
+        ValueError: Pillow is missing, or the file is missing, no picture of these types, damaged,
+            or has more pixels than Pillow's limit.
+    """
+    pil = _pillow()
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: is a directory, expected a PNG or JPEG file")
+    if not path.exists():
+        raise ValueError(f"{path}: no such file")
+    if not path.is_file():
+        raise ValueError(f"{path}: not a regular file, expected a PNG or JPEG file")
+    height, width, channels = image_shape
+    if channels not in (1, 3):
+        raise ValueError(f"image_shape must have 1 or 3 channels, got {channels}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", pil.Image.DecompressionBombWarning)
+            with pil.Image.open(path, formats=FORMATS) as image:
+                fitted = _fit(_eight_bits(image), width, height)
+    except pil.UnidentifiedImageError:
+        raise ValueError(f"{path}: not a PNG or JPEG picture") from None
+    except (pil.Image.DecompressionBombError, pil.Image.DecompressionBombWarning):
+        raise ValueError(
+            f"{path}: too large, a picture may have at most {pil.Image.MAX_IMAGE_PIXELS:,} pixels"
+        ) from None
+    # Pillow's decoders raise any of these for a damaged file.
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        raise ValueError(f"{path}: the picture cannot be read ({error})") from None
+    levels = np.asarray(fitted.convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
+    return levels.reshape(image_shape)
+
+
+def pictures_available() -> bool:
+    """Whether Pillow is installed."""
+    return importlib.util.find_spec("PIL") is not None
+
+
+def write_picture(path: str | os.PathLike[str], levels: NDArray[np.uint8]) -> None:
+    """Write uint8 (H, W, 1 or 3) as a PNG file.
+
+    Raises:
+        ValueError: Pillow is missing.
+        OSError: the file cannot be written.
+    """
+    image = _pillow().Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels)
+    image.save(path, "PNG")

@@ -1,0 +1,31 @@
+"""Training: the loop, its checkpoints and its run folders."""
+
+from __future__ import annotations
+
+from gpucnn.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gpucnn.training.run import Config, RunFolder
+from gpucnn.training.session import load_model, resume, start, write_examples
+from gpucnn.training.trainer import (
+    EVALUATION_BATCH,
+    Diverged,
+    Interrupted,
+    Trainer,
+    evaluate,
+)
+
+__all__ = [
+    "EVALUATION_BATCH",
+    "Checkpoint",
+    "Config",
+    "Diverged",
+    "Interrupted",
+    "RunFolder",
+    "Trainer",
+    "evaluate",
+    "load_checkpoint",
+    "load_model",
+    "resume",
+    "save_checkpoint",
+    "start",
+    "write_examples",
+]

@@ -1,0 +1,208 @@
+"""From a run's arguments to a trainer, for a new run and for one that is resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+import gpucnn
+from gpucnn import data, models, optim
+from gpucnn.data.pictures import pictures_available, write_picture
+from gpucnn.nn import Module
+from gpucnn.training.checkpoint import load_checkpoint
+from gpucnn.training.recipes import OPTIMIZERS, recipe
+from gpucnn.training.run import Config, RunFolder, default_run_path
+from gpucnn.training.trainer import Optimizer, Trainer
+
+MOMENTUM: Final = 0.9
+WEIGHT_DECAY: Final = 5e-4
+
+
+def make_optimizer(name: str, model: Module, lr: float) -> Optimizer:
+    """ "sgd" (Nesterov momentum 0.9, weight decay 5e-4), "adam", or "adamw".
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name == "sgd":
+        return optim.SGD(
+            model.parameters(), lr=lr, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY
+        )
+    if name == "adam":
+        return optim.Adam(model.parameters(), lr=lr)
+    if name == "adamw":
+        return optim.AdamW(model.parameters(), lr=lr)
+    raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}")
+
+
+def _check_fit(model: str, dataset: data.Dataset) -> None:
+    expected = models.input_shape(model)
+    if tuple(expected) != dataset.image_shape:
+        raise ValueError(
+            f"model {model} takes images of {_sizes(expected)}, {dataset.name} has "
+            f"{_sizes(dataset.image_shape)}"
+        )
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _make_trainer(
+    config: Config, run: RunFolder, train: data.Dataset, test: data.Dataset
+) -> Trainer:
+    gpucnn.seed(config.seed)
+    model = models.create(config.model).to(config.device)
+    optimizer = make_optimizer(config.optimizer, model, config.lr)
+    trainer = Trainer(
+        model,
+        optimizer,
+        train,
+        test,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        run=run,
+        device=config.device,
+    )
+    trainer.scheduler = optim.OneCycleLR(optimizer, config.lr, max(trainer.total_steps, 2))
+    return trainer
+
+
+def start(
+    dataset: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    images: int | None = None,
+    model: str | None = None,
+    device: str | None = None,
+    seed: int = 0,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    optimizer: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+) -> Trainer:
+    """Make a new run folder and the trainer that fills it; what is None comes from the recipe.
+
+    Raises:
+        ValueError: an argument out of range, an unknown name, missing or damaged data, a model that
+            does not take the dataset's images, or an ``out`` that is not new or empty.
+        DeviceError: the device cannot be used.
+    """
+    defaults = recipe(dataset)
+    optimizer = optimizer or defaults.optimizer
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}")
+    model = model or defaults.model
+    models.input_shape(model)
+    if device is not None:
+        gpucnn.use_device(device)
+    train, test = data.load(dataset, data_dir=data_dir, seed=seed, images=images)
+    _check_fit(model, train)
+    # --images may leave fewer than the recipe's batch; a batch size that was asked for is kept.
+    fitting_batch = min(defaults.batch_size, len(train))
+    config = Config(
+        dataset=dataset,
+        data_dir=None if data_dir is None else os.path.abspath(data_dir),
+        images=images,
+        model=model,
+        device=gpucnn.default_device(),
+        seed=seed,
+        epochs=defaults.epochs if epochs is None else epochs,
+        batch_size=fitting_batch if batch_size is None else batch_size,
+        optimizer=optimizer,
+        lr=defaults.lr[optimizer] if lr is None else lr,
+        classes=train.classes,
+        image_shape=train.image_shape,
+        mean=train.mean,
+        std=train.std,
+    )
+    folder = RunFolder(default_run_path(dataset, model) if out is None else out)
+    trainer = _make_trainer(config, folder, train, test)
+    trainer.run = RunFolder.create(folder.path, config)
+    return trainer
+
+
+def resume(
+    path: str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+) -> Trainer:
+    """The trainer of an existing run, restored from its latest checkpoint.
+
+    Args:
+        path: the run folder.
+        data_dir: where the dataset's files are now, if they moved.
+        device: another device than the run's; the bits may then differ from an unbroken run.
+
+    Raises:
+        ValueError: no run there, or its config, data or checkpoint cannot be read.
+        DeviceError: the device cannot be used.
+    """
+    run = RunFolder.open(path)
+    config = run.read_config()
+    if data_dir is not None:
+        config = dataclasses.replace(config, data_dir=os.path.abspath(data_dir))
+    config = dataclasses.replace(config, device=device or config.device)
+    checkpoint = run.latest_checkpoint()
+    if checkpoint is None:
+        raise ValueError(f"{run.path} holds no checkpoint to resume from; start the run again")
+    gpucnn.use_device(config.device)
+    train, test = data.load(
+        config.dataset, data_dir=config.data_dir, seed=config.seed, images=config.images
+    )
+    trainer = _make_trainer(config, run, train, test)
+    trainer.restore(checkpoint)
+    if not trainer.finished:
+        run.record_resume(trainer.progress.step)
+    return trainer
+
+
+def load_model(path: str | os.PathLike[str]) -> tuple[Module, Config, Path]:
+    """The model of a run, with its latest weights, in evaluation mode, on the default device.
+
+    Returns:
+        The model, the run's arguments and the checkpoint that was read.
+
+    Raises:
+        ValueError: no run there, no checkpoint yet, or one of its files cannot be read.
+    """
+    run = RunFolder.open(path)
+    config = run.read_config()
+    checkpoint = run.latest_checkpoint()
+    if checkpoint is None:
+        raise ValueError(f"{run.path} holds no checkpoint yet")
+    weights = load_checkpoint(checkpoint).group("model")
+    model = models.create(config.model)
+    try:
+        model.load_state_dict(weights)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{checkpoint}: does not fit model {config.model} ({error})") from None
+    model.to(gpucnn.default_device())
+    model.eval()
+    return model, config, checkpoint
+
+
+def write_examples(run: RunFolder, test: data.Dataset) -> list[Path]:
+    """Write the first test image of each class to ``examples/`` of the run, to try predictions on.
+
+    Returns:
+        The PNG files, in the order of the classes; none where Pillow is not installed.
+    """
+    if not pictures_available():
+        return []
+    folder = run.path / "examples"
+    folder.mkdir(exist_ok=True)
+    written = []
+    for label, name in enumerate(test.classes):
+        path = folder / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.png"
+        rows = (test.labels == label).nonzero()[0]
+        if len(rows):
+            write_picture(path, test.images[rows[0]])
+            written.append(path)
+    return written

@@ -1,0 +1,380 @@
+"""The training loop.
+
+Everything random in a step (shuffle, augmentation) is computed from (seed, epoch, image), so the
+state of a run is small: weights, optimizer, a few counters. A run of 100 steps equals 50 steps,
+save, load and 50 more, to the bit, on the same device and machine.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpucnn import functional as F
+from gpucnn import random
+from gpucnn.data.dataset import Dataset
+from gpucnn.device import Array, to_host
+from gpucnn.nn import Module
+from gpucnn.tensor import Tensor, no_grad
+from gpucnn.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gpucnn.training.interrupt import StopRequest
+from gpucnn.training.progress import Reporter
+from gpucnn.training.run import RunFolder
+
+EVALUATION_BATCH: Final = 250
+LOG_EVERY: Final = 10
+SAVE_SECONDS: Final = 60.0
+SETTLE_SECONDS: Final = 0.2
+_SHUFFLE_STREAM: Final = 4 << 32
+
+
+class Interrupted(Exception):
+    """A signal stopped training after a whole step; the run can be resumed.
+
+    Attributes:
+        checkpoint: the file saved, or None where training has no run folder.
+        exit_code: 128 + the signal's number, as shells report it.
+    """
+
+    def __init__(self, number: int, step: int, checkpoint: Path | None) -> None:
+        name = signal.Signals(number).name
+        super().__init__(f"{name} after step {step}")
+        self.checkpoint = checkpoint
+        self.exit_code = 128 + number
+
+
+class Diverged(Exception):
+    """The loss or a weight became NaN or infinite; nothing of that is saved."""
+
+
+class Optimizer(Protocol):
+    """What the trainer needs of ``gpucnn.optim``'s optimizers."""
+
+    lr: float
+
+    def step(self) -> None: ...
+    def zero_grad(self) -> None: ...
+    def state_dict(self) -> dict[str, NDArray[Any]]: ...
+    def load_state_dict(self, state: dict[str, NDArray[Any]], /) -> None: ...
+
+
+class Scheduler(Protocol):
+    """What the trainer needs of ``gpucnn.optim``'s learning rate schedules."""
+
+    def step(self) -> None: ...
+    def state_dict(self) -> dict[str, int]: ...
+    def load_state_dict(self, state: dict[str, int], /) -> None: ...
+
+
+class _StepResult(NamedTuple):
+    step: int
+    loss: Array
+    logits: Array
+    labels: NDArray[np.int32]
+    lr: float
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        step: training steps done.
+        epoch: epochs done, their evaluation included.
+        loss_sum, correct, seen: over the images of the current epoch.
+        seconds: wall time so far, evaluation and saving included.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    seen: int = 0
+    seconds: float = 0.0
+
+
+def evaluate(model: Module, dataset: Dataset, *, device: str | None = None) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy (0 to 1) of a model over a dataset, in evaluation mode.
+
+    The model's mode is restored afterwards.
+    """
+    loss_sum, correct = 0.0, 0
+    training = model.training
+    model.eval()
+    try:
+        with no_grad():
+            for at in range(0, len(dataset), EVALUATION_BATCH):
+                images, labels = dataset.batch(slice(at, at + EVALUATION_BATCH))
+                logits = model(Tensor(images, device=device))
+                loss_sum += F.cross_entropy(logits, labels).item() * len(labels)
+                correct += int((logits.numpy().argmax(axis=1) == labels).sum())
+    finally:
+        model.train(training)
+    return loss_sum / len(dataset), correct / len(dataset)
+
+
+class Trainer:
+    """Trains a classifier with cross-entropy and keeps its run folder.
+
+    Each epoch visits the training images once in an order drawn from (seed, epoch), in batches of
+    ``batch_size``; images left over at the end of an epoch, fewer than a batch, wait for the next.
+
+    Args:
+        model: takes normalized images (N, H, W, C), returns logits (N, classes).
+        optimizer: over the model's parameters.
+        train, test: the datasets; the test set is evaluated after each epoch.
+        epochs, batch_size: at least 1.
+        seed: of shuffles and augmentation.
+        scheduler: stepped after each optimizer step, or None.
+        run: where to log and save, or None to keep nothing.
+        device: where the model is; the default device if None.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        optimizer: Optimizer,
+        train: Dataset,
+        test: Dataset,
+        *,
+        epochs: int,
+        batch_size: int,
+        seed: int = 0,
+        scheduler: Scheduler | None = None,
+        run: RunFolder | None = None,
+        device: str | None = None,
+    ) -> None:
+        for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        if batch_size > len(train):
+            raise ValueError(
+                f"batch_size must be at most the {len(train)} training images, got {batch_size}"
+            )
+        self.model = model
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.train = train
+        self.test = test
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.seed = seed
+        self.run = run
+        self.device = device
+        self.progress = Progress()
+        self.test_accuracy = math.nan
+        self._order: tuple[int, NDArray[np.int64]] | None = None
+        self._pending: list[_StepResult] = []
+        self._settled_at = self._saved_at = time.monotonic()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch."""
+        return len(self.train) // self.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.progress.epoch >= self.epochs
+
+    def state(self) -> Checkpoint:
+        """Everything that ``restore`` needs.
+
+        Raises:
+            Diverged: a loss since the last call, or a weight, is NaN or infinite.
+        """
+        self._settle()
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for name, value in tensors.items():
+            if not np.isfinite(value).all():
+                raise Diverged(f"{name} holds NaN or infinity after step {self.progress.step}")
+        for name, value in self.optimizer.state_dict().items():
+            tensors[f"optimizer.{name}"] = np.asarray(value)
+        generator = random.default_generator()
+        state = {
+            "progress": asdict(self.progress),
+            "seed": self.seed,
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "generator": {"seed": generator.seed, "position": generator.position},
+            "test_accuracy": None if math.isnan(self.test_accuracy) else self.test_accuracy,
+        }
+        return Checkpoint(tensors, state)
+
+    def restore(self, checkpoint: Checkpoint | Path) -> None:
+        """Continue from a checkpoint of a trainer with the same arguments.
+
+        Raises:
+            ValueError: the file cannot be read, or is of another model, optimizer or seed.
+        """
+        name = "checkpoint"
+        if isinstance(checkpoint, Path):
+            name, checkpoint = str(checkpoint), load_checkpoint(checkpoint)
+        state = checkpoint.state
+        try:
+            if state["seed"] != self.seed:
+                raise ValueError(f"its seed is {state['seed']}, the run's is {self.seed}")
+            self.model.load_state_dict(checkpoint.group("model"))
+            self.optimizer.load_state_dict(checkpoint.group("optimizer"))
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(state["scheduler"])
+            generator = random.default_generator()
+            generator.seed = int(state["generator"]["seed"])
+            generator.position = int(state["generator"]["position"])
+            self.progress = Progress(**state["progress"])
+            accuracy = state["test_accuracy"]
+            self.test_accuracy = math.nan if accuracy is None else float(accuracy)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{name}: does not fit this run ({error})") from None
+
+    def save(self) -> Path | None:
+        """Write a checkpoint of this step to the run folder and drop all but the newest two."""
+        if self.run is None:
+            return None
+        checkpoint = self.state()
+        path = self.run.checkpoint_path(self.progress.step)
+        save_checkpoint(path, checkpoint.tensors, checkpoint.state)
+        self.run.prune()
+        self._saved_at = time.monotonic()
+        return path
+
+    def fit(self, reporter: Reporter | None = None) -> float:
+        """Train to the last epoch and return the accuracy on the test set, 0 to 1.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM came; the step was finished and saved first.
+            KeyboardInterrupt: a second signal came; nothing was saved since the first.
+            Diverged: the loss is NaN or infinite; the last checkpoint is from before that.
+        """
+        reporter = reporter or Reporter(self.total_steps)
+        if self.run is not None:
+            self.run.rewind_metrics(self.progress.step, self.progress.epoch)
+        self.model.train()
+        with StopRequest() as stop, reporter:
+            if self.progress.step == 0:
+                self.save()
+            while not self.finished:
+                started = time.perf_counter()
+                if self.progress.step == (self.progress.epoch + 1) * self.steps_per_epoch:
+                    self._end_epoch(reporter, started)
+                else:
+                    self._step()
+                    reporter.add_images(self.batch_size)
+                    if self._settling_is_due():
+                        self._settle()
+                        self._report(reporter)
+                    self.progress.seconds += time.perf_counter() - started
+                    if time.monotonic() - self._saved_at > SAVE_SECONDS:
+                        self.save()
+                if stop.signal is not None and not self.finished:
+                    raise Interrupted(stop.signal, self.progress.step, self.save())
+        return self.test_accuracy
+
+    def _rows(self) -> NDArray[np.int64]:
+        epoch, batch = divmod(self.progress.step, self.steps_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            order = random.permutation(self.seed, _SHUFFLE_STREAM + epoch, len(self.train))
+            self._order = epoch, order
+        return self._order[1][batch * self.batch_size :][: self.batch_size]
+
+    def _step(self) -> None:
+        progress = self.progress
+        images, labels = self.train.training_batch(self._rows(), self.seed, progress.epoch)
+        logits = self.model(Tensor(images, device=self.device))
+        loss = F.cross_entropy(logits, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        lr = self.optimizer.lr
+        self.optimizer.step()
+        progress.step += 1
+        if self.scheduler is not None and progress.step < self.total_steps:
+            self.scheduler.step()
+        self._pending.append(_StepResult(progress.step, loss.data, logits.data, labels, lr))
+
+    def _settle(self) -> None:
+        """Count and log the steps since the last call: this is what waits for the GPU.
+
+        Raises:
+            Diverged: the loss of one of them is NaN or infinite.
+        """
+        progress = self.progress
+        pending, self._pending = self._pending, []
+        for result in pending:
+            loss = float(to_host(result.loss))
+            if not math.isfinite(loss):
+                raise Diverged(f"the loss became {loss} at step {result.step}")
+            n = len(result.labels)
+            correct = int((to_host(result.logits).argmax(axis=1) == result.labels).sum())
+            progress.loss_sum += loss * n
+            progress.correct += correct
+            progress.seen += n
+            if self.run is not None and result.step % LOG_EVERY == 0:
+                self.run.log(
+                    {
+                        "step": result.step,
+                        "epoch": progress.epoch + 1,
+                        "loss": loss,
+                        "accuracy": correct / n,
+                        "lr": result.lr,
+                    }
+                )
+        self._settled_at = time.monotonic()
+
+    def _report(self, reporter: Reporter) -> None:
+        progress = self.progress
+        reporter.step(
+            progress.step,
+            f"{progress.epoch + 1}/{self.epochs}",
+            progress.loss_sum / progress.seen,
+            progress.correct / progress.seen,
+        )
+
+    def _settling_is_due(self) -> bool:
+        return (
+            self.progress.step % LOG_EVERY == 0
+            or time.monotonic() - self._settled_at > SETTLE_SECONDS
+        )
+
+    def _end_epoch(self, reporter: Reporter, started: float) -> None:
+        progress = self.progress
+        self._settle()
+        self._report(reporter)
+        reporter.pause_clock()
+        test_loss, self.test_accuracy = evaluate(self.model, self.test, device=self.device)
+        if not math.isfinite(test_loss):
+            raise Diverged(f"the test loss became {test_loss} after step {progress.step}")
+        row = {
+            "step": progress.step,
+            "epoch": progress.epoch + 1,
+            "train_loss": progress.loss_sum / progress.seen,
+            "train_accuracy": progress.correct / progress.seen,
+            "test_loss": test_loss,
+            "test_accuracy": self.test_accuracy,
+        }
+        progress.epoch += 1
+        progress.loss_sum, progress.correct, progress.seen = 0.0, 0, 0
+        progress.seconds += time.perf_counter() - started
+        if self.run is not None:
+            speed = round(reporter.images_per_second, 1)
+            self.run.log({**row, "seconds": progress.seconds, "images_per_second": speed})
+        self.save()
+        reporter.line(
+            f"epoch {progress.epoch}/{self.epochs}  loss {row['train_loss']:.4f}  "
+            f"accuracy {row['train_accuracy']:.2%}  test accuracy {self.test_accuracy:.2%}  "
+            f"{reporter.images_per_second:,.0f} images/s  {progress.seconds:.1f} s"
+        )
+        reporter.resume_clock()
