@@ -1,0 +1,288 @@
+"""Compiles CUDA C with g++ into shared libraries that the emulator's runtime executes.
+
+Checked builds hand every memory access to the runtime: ``-fsanitize=thread`` makes the compiler call
+a hook per access and ``-fsanitize=alignment,bounds`` one per violation, and the runtime defines those
+hooks itself instead of linking a sanitizer. Optimisations that would split, merge or invent accesses
+before the hooks are inserted are off, so a ``float4`` load is seen as one access of 16 bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpucnn.emulator.elf import Symbol, thread_local_symbols
+from gpucnn.emulator.fault import BUILD_FOLDER, CompileError
+from gpucnn.emulator.translate import ANCHOR, Translation, translate
+from gpucnn.signature import Parameter, Signature
+
+_HERE = Path(__file__).resolve().parent
+_LANGUAGE = ("-fPIC", "-g1", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti",
+             "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing",
+             "-fno-stack-protector", "-fcf-protection=none", "-fvisibility=hidden",
+             "-fno-gnu-unique", "-fno-asynchronous-unwind-tables", "-Wno-attributes",
+             "-Wno-unknown-pragmas")  # fmt: skip
+_CHECKED = ("-O1", "-fno-tree-sra", "-fno-tree-fre", "-fno-tree-pre", "-fno-tree-phiprop",
+            "-fno-hoist-adjacent-loads", "-finline-small-functions",
+            "-fsanitize=thread,alignment,bounds", "--param=tsan-instrument-func-entry-exit=0",
+            "--param=tsan-distinguish-volatile=0")  # fmt: skip
+_UNCHECKED = ("-O2",)
+_RUNTIME = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-exceptions",
+            "-fno-rtti", "-fno-stack-protector", "-fcf-protection=none", "-g1")  # fmt: skip
+# Bytes that belong to nobody behind each shared variable, so that an overrun does not land in the
+# next one.
+_RED_ZONE = 64
+
+_IGNORED_OPTIONS = re.compile(
+    r"-?-(?:gpu-architecture|arch|generate-code|gencode|fmad|ftz|prec-sqrt|prec-div|use_fast_math"
+    r"|maxrregcount|lineinfo|generate-line-info|device-debug|G|default-device|dopt|Xptxas|w|rdc"
+    r"|device-as-default-execution-space|relocatable-device-code|extra-device-vectorization"
+    r"|restrict|diag-\w+|dlto|split-compile|ptxas-options|jitify|version-ident|minimal)(?:[= ].*)?"
+)
+
+
+@functools.cache
+def compiler() -> str | None:
+    """The path of g++, or None."""
+    return shutil.which("g++")
+
+
+def available() -> bool:
+    """True if kernels can be compiled here."""
+    return compiler() is not None
+
+
+def why_unavailable() -> str:
+    """One sentence on what is missing; empty if nothing is."""
+    if available():
+        return ""
+    return (
+        "the emulator compiles kernels with g++, which is not on PATH: install it "
+        "(Debian and Ubuntu: apt install g++; Fedora: dnf install gcc-c++)"
+    )
+
+
+@functools.cache
+def _version() -> str:
+    gxx = compiler()
+    if gxx is None:
+        raise CompileError(why_unavailable())
+    return subprocess.run([gxx, "--version"], capture_output=True, text=True).stdout
+
+
+@functools.cache
+def cache_directory() -> Path:
+    """Where compiled kernels are kept: a temporary folder if no lasting one can be written."""
+    if explicit := os.environ.get("GPUCNN_CACHE_DIR"):
+        folder = Path(explicit) / "emulator"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        folder = Path(base) / "gpucnn" / "emulator"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="gpucnn-emulator-"))
+
+
+def _digest(*parts: object) -> str:
+    text = "\0".join(str(p) for p in parts)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@functools.cache
+def _own_sources() -> str:
+    """The runtime's and the shim's text, and what they are compiled with."""
+    files = sorted([*(_HERE / "csrc").iterdir(), *(_HERE / "include").iterdir()])
+    texts = [f"{f.name}\n{f.read_text(encoding='utf-8')}" for f in files if f.is_file()]
+    python = [(_HERE / name).read_text(encoding="utf-8") for name in ("build.py", "translate.py")]
+    return _digest(_version(), *texts, *python)
+
+
+def _run(command: Sequence[str], source: str | None = None, folder: str | None = None) -> str:
+    environment = {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run(
+        command, input=source, capture_output=True, text=True, encoding="utf-8", env=environment,
+        cwd=folder,
+    )
+    if done.returncode:
+        raise CompileError(done.stderr.strip() or f"{command[0]} exited with {done.returncode}")
+    return done.stdout
+
+
+@contextlib.contextmanager
+def _published(path: Path):  # type: ignore[no-untyped-def]
+    """A scratch path that becomes ``path`` in one step if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    scratch = Path(name)
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+@functools.cache
+def runtime_path() -> Path:
+    """The runtime's shared library, compiled if need be."""
+    path = cache_directory() / f"libgpucnn_runtime_{_own_sources()}.so"
+    if not path.exists():
+        with _published(path) as scratch:
+            _run([str(compiler()), *_RUNTIME, f"-Wl,-soname,{path.name}", "-o", str(scratch),
+                  *map(str, sorted((_HERE / "csrc").glob("*.cpp")))])  # fmt: skip
+    return path
+
+
+@functools.cache
+def runtime() -> ctypes.CDLL:
+    """The runtime, loaded once per process; kernel libraries resolve their hooks against it."""
+    library = ctypes.CDLL(str(runtime_path()))
+    library.gpucnn_begin.argtypes = [ctypes.c_void_p]
+    library.gpucnn_run.argtypes = [ctypes.c_void_p]
+    library.gpucnn_end.argtypes = [ctypes.c_int]
+    library.gpucnn_end.restype = None
+    library.gpucnn_poison.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32]
+    library.gpucnn_poison.restype = None
+    return library
+
+
+@functools.cache
+def _shim(standard: str, check: bool) -> Path:
+    """The shim header in the cache, precompiled for one set of flags."""
+    folder = cache_directory() / f"shim_{_digest(_own_sources(), standard, check)}"
+    header = folder / "gpucnn_shim.h"
+    precompiled = folder / "gpucnn_shim.h.gch"
+    if not precompiled.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with _published(header) as scratch:
+            scratch.write_text(f'#include "{_HERE}/include/gpucnn_shim.h"\n', encoding="utf-8")
+        with _published(precompiled) as scratch:
+            _run([str(compiler()), standard, *_flags(check), "-x", "c++-header", str(header),
+                  "-o", str(scratch)])  # fmt: skip
+    return header
+
+
+def _flags(check: bool) -> tuple[str, ...]:
+    return (*_LANGUAGE, *(_CHECKED if check else _UNCHECKED), f"-I{_HERE / 'include'}")
+
+
+def split_options(options: Iterable[str]) -> tuple[str, list[str]]:
+    """The language standard, and the preprocessor options, out of NVRTC-style ``options``.
+
+    Options that only mean something to NVRTC are dropped.
+
+    Raises:
+        ValueError: an option is neither.
+    """
+    standard = "-std=c++17"
+    kept: list[str] = []
+    rest = iter(options)
+    for option in rest:
+        if match := re.fullmatch(r"--?std=(?:c|gnu)\+\+(\d+)", option):
+            standard = f"-std=c++{max(17, int(match[1]))}"
+        elif option in ("-D", "-U", "-I", "--define-macro", "--include-path"):
+            flag = {"--define-macro": "-D", "--include-path": "-I"}.get(option, option)
+            kept.append(flag + next(rest, ""))
+        elif match := re.fullmatch(r"--(define-macro|undefine-macro|include-path)=(.*)", option):
+            kept.append({"d": "-D", "u": "-U", "i": "-I"}[match[1][0]] + match[2])
+        elif re.match(r"-[DUI]", option):
+            kept.append(option[:2] + option[2:].lstrip())
+        elif not _IGNORED_OPTIONS.fullmatch(option):
+            raise ValueError(f"compile option {option!r} means nothing to the emulator")
+    return standard, kept
+
+
+@dataclass(frozen=True)
+class Module:
+    """A compiled source: its library, the kernels in it and its static shared variables."""
+
+    path: Path
+    signatures: dict[str, Signature]
+    shared_types: dict[str, str]
+    shared: tuple[Symbol, ...]
+
+    @property
+    def anchor(self) -> Symbol:
+        """The variable from whose address all thread-local ones are found."""
+        return next(s for s in self.shared if s.name == ANCHOR)
+
+
+def compile_source(source: str, options: Sequence[str], check: bool) -> Module:
+    """Compiles CUDA C, or finds the result in the cache.
+
+    Raises:
+        CompileError: with g++'s message.
+        Unsupported: the source uses what the emulator cannot run.
+    """
+    standard, defines = split_options(options)
+    key = _digest(_own_sources(), source, standard, defines, check)
+    path = cache_directory() / f"kernel_{key}.so"
+    facts = path.with_suffix(".json")
+    if not (path.exists() and facts.exists()):
+        _build(source, standard, defines, check, path, facts)
+    known = json.loads(facts.read_text(encoding="utf-8"))
+    signatures = {
+        name: Signature(name, tuple(Parameter(**p) for p in parameters), line)
+        for name, parameters, line in known["kernels"]
+    }
+    return Module(path, signatures, known["shared"], thread_local_symbols(path))
+
+
+def _build(
+    source: str, standard: str, defines: list[str], check: bool, path: Path, facts: Path
+) -> None:
+    gxx = str(compiler())
+    flags = [standard, *_flags(check)]
+    shim = _shim(standard, check)
+    text = f'#line 1 "kernel.cu"\n{source}\n'
+    preprocessed = _run(
+        [gxx, *flags, *defines, "-x", "c++", "-E", "-fno-working-directory",
+         "-fpch-preprocess", "-include", str(shim),
+         "-o", "-", "-"], text)  # fmt: skip
+    translation: Translation = translate(preprocessed)
+    with tempfile.TemporaryDirectory(prefix="gpucnn-") as scratch:
+        unit, assembly = Path(scratch, "kernel.ii"), Path(scratch, "kernel.s")
+        unit.write_text(translation.text, encoding="utf-8")
+        _run([gxx, *flags, f"-fdebug-prefix-map={scratch}={BUILD_FOLDER}", "-fpreprocessed", "-x", "c++-cpp-output", "-S",
+              str(unit), "-o", str(assembly)], folder=scratch)  # fmt: skip
+        if check:
+            assembly.write_text(_separate_shared(assembly.read_text()))
+        with _published(path) as library:
+            _run([gxx, "-shared", "-Wl,-z,now", "-Wl,-Bsymbolic", "-Wl,-rpath,$ORIGIN", "-o",
+                  str(library), str(assembly), str(runtime_path())])  # fmt: skip
+    known = {
+        "kernels": [
+            (s.kernel, [vars(p) for p in s.parameters], s.line)
+            for s in translation.signatures.values()
+        ],
+        "shared": translation.shared_types,
+    }
+    with _published(facts) as scratch_facts:
+        scratch_facts.write_text(json.dumps(known), encoding="utf-8")
+
+
+def _separate_shared(assembly: str) -> str:
+    """Assembly in which a red zone follows each thread-local (that is, shared) variable."""
+    sections = re.split(r"(?m)^(?=\t\.(?:section|text|data|bss)\b)", assembly)
+    for i, section in enumerate(sections):
+        if section.startswith(("\t.section\t.tbss", "\t.section\t.tdata")):
+            sections[i] = re.sub(
+                r"(?m)^(\S+:\n(?:\t\.(?:zero|long|quad|value|byte|string|ascii)\t.*\n)+)",
+                rf"\1\t.zero\t{_RED_ZONE}\n",
+                section,
+            )
+    return "".join(sections)

@@ -1,0 +1,181 @@
+// Shared declarations of the emulator's runtime: one launch, its blocks, threads and memory.
+//
+// A launch runs on one host thread. Every CUDA thread of the current block is a fiber on its own
+// stack; blocks run one after another. All state is therefore plain globals, guarded by the lock
+// that the Python side holds during a launch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace emulator {
+
+using u8 = std::uint8_t;
+using u16 = std::uint16_t;
+using u32 = std::uint32_t;
+using u64 = std::uint64_t;
+using Address = std::uintptr_t;
+
+struct Dim3 {
+    u32 x, y, z;
+};
+
+constexpr u32 kMaxThreads = 1024;
+constexpr u32 kMaxWarps = 32;
+constexpr u32 kDynamicSharedBytes = 256 * 1024;
+
+enum FaultKind : std::int32_t {
+    kNoFault,
+    kOutOfBounds,
+    kMisaligned,
+    kUninitialisedRead,
+    kRace,
+    kDivergentBarrier,
+    kBadMask,
+    kAssert,
+};
+
+enum Space : std::int32_t { kNowhere, kGlobal, kStaticShared, kDynamicShared };
+
+// Field order and types are mirrored by ctypes structures in launch.py.
+
+struct Region {  // one stretch of host memory that arguments point into
+    u8* host;
+    u64 bytes;
+    u64 misalignment;  // of the first byte, relative to the allocation it belongs to
+    u64 poison_offset; // of the first byte within an allocation that starts uninitialised
+    u32 writable;
+    u32 poisoned;  // 0, or the salt of the poison pattern
+    u8* device;    // set by the runtime: where kernels see the region
+};
+
+struct Variable {  // one static shared variable, as an offset into the thread-local segment
+    u64 offset;
+    u64 bytes;
+};
+
+struct Argument {
+    std::int32_t region;  // -1: a null pointer, -2: a scalar in `value`
+    u32 padding;
+    u64 value;  // byte offset into the region, or the scalar's bits
+};
+
+struct Fault {
+    std::int32_t kind;
+    std::int32_t space;
+    std::int32_t index;  // region or variable number within the space, or -1
+    u32 size;            // of the access in bytes
+    u32 is_write;
+    u32 has_other;
+    std::int64_t offset;  // of the access within its region or variable
+    u64 extent;           // bytes of that region or variable
+    u64 address;
+    u64 pc;        // return address in the kernel library, relative to its base; 0 when unknown
+    u64 other_pc;  // of the access or wait on the other side
+    u32 block[3];
+    u32 thread[3];
+    u32 other_block[3];
+    u32 other_thread[3];
+    char text[512];
+};
+
+struct Launch {
+    void (*kernel)(void**);
+    void* (*static_shared)();  // address of the thread-local anchor
+    u64 anchor_offset;
+    u64 static_shared_bytes;
+    const Variable* variables;
+    const Argument* arguments;
+    Region* regions;
+    u64 variable_count;
+    u64 argument_count;
+    u64 region_count;
+    u8* image_begin;  // the kernel library's own data, open to its kernels
+    u8* image_end;
+    u32 grid[3];
+    u32 block[3];
+    u32 shared_bytes;
+    u32 check;
+    u32 order;  // 0 forward, 1 reverse, 2 shuffled by seed
+    u32 seed;
+};
+
+// ---- execution state -------------------------------------------------------------------------
+
+enum ThreadState : u8 { kReady, kAtBarrier, kAtWarp, kDone };
+
+struct Thread {
+    void* stack_pointer;
+    u32 stack;
+    ThreadState state;
+    u8 warp_operation;
+    u32 mask;       // of the warp operation waited for
+    u32 argument;   // its operand: a shuffle's source lane
+    u64 value;      // what the lane contributes
+    u64 result;     // what the lane receives
+    Address pc;     // of the wait
+    Dim3 index;
+};
+
+// The clock ticks at every synchronisation. An access recorded at time c happened before the
+// current one if a synchronisation that both threads took part in has a time greater than c.
+struct Warp {
+    u64 full_clock;  // of the last rendezvous of all live lanes
+    u64 pair_clock[32][32];
+    u32 live;
+};
+
+struct State {
+    const Launch* launch;
+    Thread threads[kMaxThreads];
+    Warp warps[kMaxWarps];
+    u32 thread_count;
+    u32 current;
+    u64 clock;
+    u64 launch_clock;   // when the launch began
+    u64 block_clock;    // when the current block began
+    u64 barrier_clock;  // when its last barrier opened
+    Fault fault;
+};
+
+extern State state;
+
+[[noreturn]] void raise_fault(FaultKind kind, Address pc);
+void describe_thread(u32 linear, u32 out[3]);
+void describe_block_at(u64 clock, u32 out[3]);
+
+// True if an earlier access by `thread` of this block, at time `clock`, is ordered before the
+// current thread's next step.
+inline bool happens_before(u64 clock, u32 thread) {
+    if (thread == state.current || clock < state.barrier_clock) return true;
+    if ((thread ^ state.current) >> 5) return false;
+    const Warp& warp = state.warps[thread >> 5];
+    return clock < warp.full_clock || clock < warp.pair_clock[thread & 31][state.current & 31];
+}
+
+// ---- checking (check.cpp, publish.cpp) -------------------------------------------------------
+
+enum Access { kRead, kWrite, kAtomic };
+
+struct Stacks {
+    Address begin, end;
+};
+extern Stacks stacks;
+
+void memory_begin_launch(Launch& launch);
+void memory_end_launch(Launch& launch, bool keep_results);
+void publish_begin_launch();
+void publish_begin_block();
+void publish_barrier();
+void publish_fence();
+void publish_atomic(Address address);
+// True if an access made at `clock` by `thread` of an earlier block is visible to this thread
+// through a fence, an atomic on one side and an atomic on the same word on the other.
+bool published(u64 clock, u32 thread, Address address);
+bool has_acquired();
+
+
+}  // namespace emulator
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#define CALLER reinterpret_cast<emulator::Address>(__builtin_return_address(0))

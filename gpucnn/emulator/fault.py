@@ -1,0 +1,65 @@
+"""What can go wrong in an emulated kernel, and where."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+# Stands for the compiler's working directory in debug information.
+BUILD_FOLDER = "/gpucnn-build"
+
+Index = tuple[int, int, int]
+
+
+class CompileError(Exception):
+    """The kernel source does not compile; the message is the compiler's."""
+
+
+class Unsupported(NotImplementedError):
+    """The kernel source uses a CUDA feature that the emulator does not run."""
+
+
+class KernelFault(Exception):
+    """A kernel did something undefined.
+
+    ``kind`` is one of ``out-of-bounds``, ``misaligned``, ``uninitialised-read``, ``race``,
+    ``divergent-barrier``, ``bad-mask``, ``assert`` and ``order-dependence``; ``block`` and
+    ``thread`` are (x, y, z). ``line`` is 0 where the source line is unknown.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        message: str,
+        *,
+        kernel: str,
+        file: str = "",
+        line: int = 0,
+        block: Index = (0, 0, 0),
+        thread: Index = (0, 0, 0),
+    ) -> None:
+        self.kind, self.kernel, self.file, self.line = kind, kernel, file, line
+        self.block, self.thread = block, thread
+        where = f"{file}:{line}: " if file else ""
+        super().__init__(f"{where}{kind} in kernel {kernel}: {message}")
+
+
+def source_line(library: Path, offset: int, shim: Path) -> tuple[str, int]:
+    """File and line of the code at ``offset`` in a library: that of the innermost inlined function
+    outside the shim. ("", 0) if addr2line is missing or does not know."""
+    tool = shutil.which("addr2line")
+    if tool is None or offset <= 0:
+        return "", 0
+    # A return address belongs to the instruction after the call.
+    command = [tool, "-e", str(library), "-i", hex(offset - 1)]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return "", 0
+    for frame in lines.splitlines():
+        match = re.match(r"(.*):(\d+)", frame)
+        if match and match[1] != "??" and int(match[2]) and str(shim) not in match[1]:
+            return match[1].removeprefix(f"{BUILD_FOLDER}/"), int(match[2])
+    return "", 0

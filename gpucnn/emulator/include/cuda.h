@@ -1,0 +1,1 @@
+// Provided by gpucnn_shim.h.

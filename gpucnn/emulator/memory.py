@@ -1,0 +1,84 @@
+"""Arrays as kernels see them: fresh ones that count as uninitialised, and what arguments span."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from gpucnn.emulator.build import available, runtime
+from gpucnn.signature import Parameter
+
+Array = np.ndarray[Any, Any]
+
+# Owner of the memory by id -> (weak reference, salt of its poison pattern). The reference's callback
+# removes the entry, so an id that is used again is never mistaken for the old one.
+_poisoned: dict[int, tuple[weakref.ref[Array], int]] = {}
+_salts = itertools.count(1)
+
+
+def empty(shape: int | tuple[int, ...], dtype: DTypeLike = np.float32) -> Array:
+    """An array whose content counts as uninitialised: a checked kernel that reads it faults.
+
+    The memory is filled with a pattern that differs from word to word and is a NaN as float32; a
+    4-byte word is uninitialised for as long as it holds exactly its pattern. Writing it, by a kernel
+    or through NumPy, is therefore all it takes to initialise it, and views and slices behave as the
+    array they come from. A store to part of a word initialises the whole word for later launches,
+    and up to three bytes at the end of an array that is no multiple of 4 bytes are never reported.
+    """
+    array = np.empty(shape, dtype)
+    words = array.nbytes // 4
+    if words == 0 or not available():
+        return array
+    salt = next(_salts) % 0xFFFFFFFF + 1
+    runtime().gpucnn_poison(array.ctypes.data, words, salt)
+    key = id(array)
+    _poisoned[key] = (weakref.ref(array, lambda _: _poisoned.pop(key, None)), salt)
+    return array
+
+
+def owner(array: Array) -> Array:
+    """The array that owns the memory of a view."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+@dataclass
+class Span:
+    """A stretch of host memory that one or more array arguments cover."""
+
+    begin: int
+    end: int
+    writable: bool
+    misalignment: int
+    poison_offset: int
+    salt: int
+    parameters: list[tuple[Parameter, Array, int]] = field(default_factory=list)
+
+
+def spans_of(arrays: list[tuple[Parameter, Array]]) -> list[Span]:
+    """The memory that array arguments cover, overlapping ones merged, in order of address.
+
+    Each span lists its parameters with their byte offset in it.
+    """
+    spans: list[Span] = []
+    for parameter, array in sorted(arrays, key=lambda item: item[1].ctypes.data):
+        begin = array.ctypes.data
+        end = begin + array.nbytes
+        base = owner(array)
+        offset = begin - base.ctypes.data
+        if spans and begin < spans[-1].end:
+            span = spans[-1]
+            span.end = max(span.end, end)
+            span.writable = span.writable or not parameter.const
+        else:
+            _, salt = _poisoned.get(id(base), (None, 0))
+            span = Span(begin, end, not parameter.const, offset % 256, offset, salt)
+            spans.append(span)
+        span.parameters.append((parameter, array, begin - span.begin))
+    return spans

@@ -1,0 +1,152 @@
+"""Rewrites preprocessed CUDA C into C++ that g++ compiles; no line moves.
+
+Working on the preprocessor's output means that macros are expanded, and that comments and inactive
+branches are gone.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from gpucnn.emulator.fault import Unsupported
+from gpucnn.signature import Signature, parse_kernels, strip_comments
+
+ANCHOR = "gpucnn_shared_anchor"
+
+_UNSUPPORTED = (
+    (r"\b(?:asm|__asm__|__asm)\b(?:\s+(?:volatile|__volatile__))?\s*[({]", "inline PTX (asm)"),
+    (r"<<<", "dynamic parallelism (<<<...>>>)"),
+    (r"GPUCNN_UNSUPPORTED_HEADER_cooperative_groups|\bcooperative_groups\b", "cooperative groups"),
+    (r"GPUCNN_UNSUPPORTED_HEADER_mma|\b(?:nvcuda|wmma)\s*::", "WMMA fragments (mma.h)"),
+    (r"\b(?:cudaTextureObject_t|texture\s*<|tex[123]D(?:fetch|Lod|Grad)?\s*[<(])", "textures"),
+    (r"\b(?:cudaSurfaceObject_t|surface\s*<|surf[123]D(?:read|write)\s*[<(])", "surfaces"),
+    (r"\bcuda\s*::\s*(?:barrier|pipeline|atomic|memcpy_async)\b", "libcu++ (cuda::)"),
+)
+
+_ATTRIBUTE = r"(?:(?:alignas|__attribute__)\s*\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)\s*)"
+_DYNAMIC = re.compile(
+    rf"\bextern\s+(?:{_ATTRIBUTE})?__shared__\s+((?:{_ATTRIBUTE})*)([^;{{}}()]*?)(\w+)\s*"
+    rf"((?:{_ATTRIBUTE})*)\[\s*\]((?:\s*\[[^\]]*\])*)\s*;"
+)
+_STATIC = re.compile(r"(?:\b(?:static|thread_local)\s+)*\b__shared__\b(?:\s*\bstatic\b)?")
+
+# A launch goes through one function per kernel, which takes pointers to the arguments.
+_PROLOGUE = f"""
+extern "C" char gpucnn_dynamic_shared[];
+extern "C" __attribute__((visibility("hidden"))) char __ehdr_start[], _end[];
+static thread_local char {ANCHOR}[16];
+extern "C" __attribute__((visibility("default"), no_sanitize_thread)) void* gpucnn_shared_address() {{
+    return {ANCHOR};
+}}
+extern "C" __attribute__((visibility("default"))) void* gpucnn_image_begin() {{ return __ehdr_start; }}
+extern "C" __attribute__((visibility("default"))) void* gpucnn_image_end() {{ return _end; }}
+template <int...> struct gpucnn_indices {{}};
+// The call through a volatile pointer keeps the kernel, which is instrumented, out of this function,
+// which is not.
+template <class... P, int... I>
+__attribute__((no_sanitize_thread))
+static void gpucnn_invoke(void (*kernel)(P...), void** a, gpucnn_indices<I...>) {{
+    void (*volatile call)(P...) = kernel;
+    call(*static_cast<P*>(a[I])...);
+}}
+template <class... P>
+static void gpucnn_invoke(void (*kernel)(P...), void** a) {{
+    gpucnn_invoke(kernel, a, gpucnn_indices<__integer_pack(sizeof...(P))...>());
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Translation:
+    """C++ text, the kernels in it, and the element types of the shared variables by name."""
+
+    text: str
+    signatures: dict[str, Signature]
+    shared_types: dict[str, str]
+
+
+def _line_and_file(text: str, offset: int) -> str:
+    line, file, start = 1, "kernel.cu", 0
+    for m in re.finditer(r'^#[ \t]*(?:line[ \t]+)?(\d+)[ \t]+"([^"]*)"[^\n]*\n', text[:offset], re.M):
+        line, file, start = int(m[1]), m[2], m.end()
+    return f"{file}:{line + text.count(chr(10), start, offset)}"
+
+
+def translate(preprocessed: str) -> Translation:
+    """C++ for a preprocessed translation unit.
+
+    Raises:
+        Unsupported: the source uses what the emulator cannot run, by name and line.
+        ValueError: a kernel's parameters cannot be parsed.
+    """
+    start = _user_text(preprocessed)
+    prefix, text = preprocessed[:start], preprocessed[start:]
+    bare = _without_system_headers(strip_comments(text))
+    for pattern, name in _UNSUPPORTED:
+        if match := re.search(pattern, bare):
+            raise Unsupported(
+                f"{_line_and_file(text, match.start())}: the emulator does not run {name}"
+            )
+    signatures = parse_kernels(text)
+    types = {
+        m[2]: re.sub(_ATTRIBUTE, " ", m[1]).replace("volatile", "").strip()
+        for m in re.finditer(rf"\b__shared__\s+((?:{_ATTRIBUTE})*[\w:\s<>,]*?)\s*\b(\w+)\s*(?=[\[;=,])",
+                             bare)  # fmt: skip
+    }
+    text = _rewrite_dynamic(text, bare)
+    text = _STATIC.sub("static thread_local", text)
+    text = re.sub(r"(static thread_local\s+)alignas\s*(\((?:[^()]|\([^()]*\))*\))",
+                  r"\1__attribute__((aligned\2))", text)  # fmt: skip
+    text = re.sub(r"\b__global__\b", "", text)
+    text = re.sub(r"(?<![(\w,])(\s|^)__noinline__\b", r"\1__attribute__((noinline))", text)
+    stubs = "".join(_stub(s) for s in signatures.values())
+    return Translation(f'{prefix}\n{text}\n# 1 "gpucnn_stubs"\n{_PROLOGUE}{stubs}', signatures, types)
+
+
+def _user_text(preprocessed: str) -> int:
+    """Where the source proper begins: behind the shim, which the compiler includes first."""
+    marker = preprocessed.find('\n# 1 "kernel.cu"')
+    return max(marker, 0)
+
+
+def _without_system_headers(text: str) -> str:
+    """The text with the lines of system headers blanked (line markers with flag 3)."""
+    system = False
+    lines = text.split("\n")
+    for i, line in enumerate(lines):
+        if marker := re.match(r'#[ \t]*\d+[ \t]+"[^"]*"((?:[ \t]+\d)*)', line):
+            system = "3" in marker[1]
+        elif system:
+            lines[i] = " " * len(line)
+    return "\n".join(lines)
+
+
+def _rewrite_dynamic(text: str, bare: str) -> str:
+    """``extern __shared__ T x[];`` becomes a constant pointer to the one dynamic buffer."""
+    seen: set[str] = set()
+
+    def replace(match: re.Match[str]) -> str:
+        element, name, inner = match[2].strip(), match[3], match[5].strip()
+        if not _inside_function(bare, match.start()):
+            if name in seen:
+                return "\n" * match[0].count("\n")
+            seen.add(name)
+        cast = f"{element} (*)" + inner if inner else f"{element}*"
+        declared = f"{element} (* const {name})" + inner if inner else f"{element}* const {name}"
+        line = f"static {declared} = ({cast})gpucnn_dynamic_shared;"
+        return line + "\n" * match[0].count("\n")
+
+    return 'extern "C" char gpucnn_dynamic_shared[]; ' + _DYNAMIC.sub(replace, text)
+
+
+def _inside_function(bare: str, offset: int) -> bool:
+    text = re.sub(r'extern\s*"C"\s*\{|namespace\s*\w*\s*\{', "", bare[:offset])
+    return text.count("{") > text.count("}")
+
+
+def _stub(signature: Signature) -> str:
+    return (
+        f'extern "C" __attribute__((visibility("default"))) void gpucnn_call_{signature.kernel}'
+        f"(void** a) {{ gpucnn_invoke({signature.kernel}, a); }}\n"
+    )
