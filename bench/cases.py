@@ -41,3 +41,26 @@ CONV2D = [
     Conv2dCase((2, 4, 4, 33), (35, 3, 3, 33), {"padding": 1}, bias=False),
     Conv2dCase((1, 3, 4, 2), (3, 3, 3, 2), {"padding": 5, "dilation": 3, "stride": 3}),
 ]
+
+
+@dataclass(frozen=True)
+class LinearCase:
+    """x (M, I), weight (O, I)."""
+
+    M: int
+    I: int
+    O: int
+    bias: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.M}x{self.I}->{self.O}"
+
+
+LINEAR = [
+    LinearCase(1, 1, 1),
+    LinearCase(3, 5, 2),
+    LinearCase(7, 33, 9, bias=False),
+    LinearCase(5, 300, 10),
+    LinearCase(130, 17, 35),
+    LinearCase(33, 200, 3),
+]

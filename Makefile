@@ -1,0 +1,43 @@
+# make train | test | lint | gpu-check      (PYTHON=python3.12 make … picks another interpreter)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: train test lint gpu-check clean
+
+train: $(VENV)/.train
+	$(BIN)/gpucnn train shapes
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# On a machine with a GPU, from the checkout, with whatever Python has NumPy, CuPy and pytest.
+gpu-check:
+	GPUCNN_REQUIRE_GPU=1 $(PYTHON) -m pytest -m gpu -p no:cacheprovider
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "gpucnn needs Python 3.10 or newer: PYTHON=python3.12 make …" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+		{ echo "Python lacks venv; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# gpucnn with the CUDA extra that fits the driver, where there is a driver
+$(VENV)/.train: pyproject.toml | $(VENV)/bin/python
+	extra=$$($(PYTHON) gpucnn/driver.py); $(BIN)/pip install --quiet -e ".[plot$${extra:+,$$extra}]"
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/bin/python
+	@command -v g++ >/dev/null || \
+		echo "g++ is missing, so the emulator's tests will be skipped; on Debian: apt install g++" >&2
+	$(BIN)/pip install --quiet -e ".[test]"
+	@touch $@

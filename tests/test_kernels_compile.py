@@ -1,0 +1,91 @@
+"""Every kernel compiles with NVRTC for every architecture, without a warning and without spills.
+
+NVRTC needs no driver, so this runs on machines without a GPU.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from gpucnn import kernel
+from gpucnn.primitive import PRIMITIVES
+
+ARCHITECTURES = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
+SPECIALISATIONS = list(kernel.specialisations())
+
+_USAGE = re.compile(
+    r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+    r"(\d+) bytes spill loads.*?Used (\d+) registers",
+    re.DOTALL,
+)
+
+needs_nvrtc = pytest.mark.skipif(
+    kernel.nvrtc_version() is None, reason="needs CuPy and NVRTC: pip install 'gpucnn[cuda13x]'"
+)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("spec", SPECIALISATIONS, ids=str)
+def test_compiles_without_warnings_or_spills(spec: kernel.Specialisation, arch: str) -> None:
+    _, log = kernel.nvrtc_cubin(spec, arch, ("--ptxas-options=-v",))
+    assert "warning" not in log
+    usage = {name: numbers for name, *numbers in _USAGE.findall(log)}
+    assert set(usage) == set(kernel.signatures(spec.family))
+    for name, (stack, stores, loads, registers) in usage.items():
+        assert (int(stack), int(stores), int(loads)) == (0, 0, 0), f"{name} spills"
+        # 256 threads a block: two blocks fit a multiprocessor's 64 Ki registers
+        assert int(registers) <= 128, f"{name} takes {registers} registers"
+
+
+@needs_nvrtc
+def test_a_warning_is_an_error() -> None:
+    """The compiler's log is where warnings would be: plant one."""
+    spec = SPECIALISATIONS[0]
+    planted = kernel.Specialisation(spec.family, (*spec.macros, ("PLANTED", 1)))
+    source = planted.source + "\nextern \"C\" __global__ void planted() { int unused; }\n"
+
+    class Planted(kernel.Specialisation):
+        source = property(lambda self: globals()["_planted_source"])
+
+    globals()["_planted_source"] = source
+    _, log = kernel.nvrtc_cubin(Planted(spec.family, spec.macros), "sm_80")
+    assert "warning" in log
+
+
+def test_every_file_is_used() -> None:
+    """Each .cu file belongs to an operator, and each of its kernels parses."""
+    files = {path.stem for path in kernel.kernel_folder().glob("*.cu")}
+    assert files == set(kernel.FILES)
+    for family in files:
+        assert kernel.signatures(family)
+
+
+def test_every_primitive_has_a_kernel() -> None:
+    for made in PRIMITIVES.values():
+        assert made.launchers, f"{made.name} has no kernel"
+        assert made.definition.__doc__, f"{made.name} has no docstring"
+
+
+def test_no_floating_point_atomics_and_no_fast_math() -> None:
+    """Sums in a fixed order are a promise; so are NaN and infinity."""
+    for path in kernel.kernel_folder().iterdir():
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"atomic\w*\s*\(\s*\(?\s*float", text), path
+        assert "atomicAdd" not in text, path
+        assert "fast_math" not in text, path
+
+
+def test_errors_name_the_real_file_and_line() -> None:
+    """Headers are inlined with #line, once each."""
+    text = kernel.translation_unit("conv2d_tiled")
+    assert text.count("__device__ __forceinline__ bool aligned16") == 1
+    assert '#line 1 "kernels/tile_matmul.cuh"' in text
+    lines = (kernel.kernel_folder() / "conv2d_tiled.cu").read_text(encoding="utf-8").splitlines()
+    position = text.index("struct Geometry")
+    directive = list(re.finditer(r'#line (\d+) "([^"]+)"\n', text[:position]))[-1]
+    line = int(directive[1]) + text.count("\n", directive.end(), position)
+    assert directive[2] == "kernels/conv2d_tiled.cu"
+    assert lines[line - 1].startswith("struct Geometry")

@@ -1,0 +1,56 @@
+"""The wheel carries the CUDA sources and the emulator's C++, and works outside the checkout."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from gpucnn.kernel import kernel_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_every_source_is_in_the_wheel(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    for source in kernel_folder().iterdir():
+        assert f"gpucnn/_kernels/{source.name}" in names
+    emulator = ROOT / "gpucnn" / "emulator"
+    for source in emulator.rglob("*"):
+        if source.is_file() and "__pycache__" not in source.parts:
+            assert f"gpucnn/emulator/{source.relative_to(emulator)}" in names
+
+
+def test_an_installed_wheel_finds_its_kernels(wheel: Path, tmp_path: Path) -> None:
+    """In a clean environment: a venv that sees only the wheel and this one's dependencies."""
+    site = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--target", str(site), str(wheel)], check=True, timeout=120)
+    code = (
+        "import gpucnn.kernel as k; folder = k.kernel_folder(); print(folder);"
+        "[k.signatures(f) for f in k.FILES]; print(len(k.FILES))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(site)!r}); {code}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    folder, count = result.stdout.split()
+    assert Path(folder) == site / "gpucnn" / "_kernels"
+    assert int(count) == len(list(kernel_folder().glob("*.cu")))
