@@ -196,7 +196,7 @@ def _describe(
     if other_line and other_file != file:
         other_place = f" at {other_file}:{other_line}"
     who = f"thread {thread} of block {block}"
-    what = _name_of(fault, library, spans)
+    what = _name_of(fault, library, signature.kernel, spans)
     verb = "writes" if fault.is_write else "reads"
     if kind == "out-of-bounds":
         message = f"{who} {_out_of_bounds(fault, text, verb, what)}"
@@ -262,7 +262,7 @@ def _out_of_bounds(fault: _Fault, text: str, verb: str, what: str) -> str:
     return f"{verb} {what}"
 
 
-def _name_of(fault: _Fault, library: Library, spans: list[Span]) -> str:
+def _name_of(fault: _Fault, library: Library, kernel: str, spans: list[Span]) -> str:
     """The element an access fell on, as ``x[34] of 32 (float)``."""
     if fault.space == _GLOBAL and fault.index >= 0:
         span = spans[fault.index]
@@ -273,7 +273,8 @@ def _name_of(fault: _Fault, library: Library, spans: list[Span]) -> str:
         return _element(parameter.name, array.itemsize, fault.offset - start, array.nbytes, array.dtype.name)
     if fault.space == _STATIC_SHARED and fault.index >= 0:
         symbol: Symbol = library.module.shared[fault.index]
-        c_type = library.module.shared_types.get(symbol.name, "")
+        types = library.module.shared_types
+        c_type = types.get(f"{kernel}.{symbol.name}", types.get(symbol.name, ""))
         size = _size_of(c_type, fault.size)
         return _element(symbol.name, size, fault.offset, symbol.bytes, f"shared {c_type}".strip())
     if fault.space == _DYNAMIC_SHARED:

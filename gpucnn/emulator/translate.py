@@ -89,11 +89,7 @@ def translate(preprocessed: str) -> Translation:
                 f"{_line_and_file(text, match.start())}: the emulator does not run {name}"
             )
     signatures = parse_kernels(text)
-    types = {
-        m[2]: re.sub(_ATTRIBUTE, " ", m[1]).replace("volatile", "").strip()
-        for m in re.finditer(rf"\b__shared__\s+((?:{_ATTRIBUTE})*[\w:\s<>,]*?)\s*\b(\w+)\s*(?=[\[;=,])",
-                             bare)  # fmt: skip
-    }
+    types = _shared_types(bare)
     text = _rewrite_dynamic(text, bare)
     text = _STATIC.sub("static thread_local", text)
     text = re.sub(r"(static thread_local\s+)alignas\s*(\((?:[^()]|\([^()]*\))*\))",
@@ -102,6 +98,29 @@ def translate(preprocessed: str) -> Translation:
     text = re.sub(r"(?<![(\w,])(\s|^)__noinline__\b", r"\1__attribute__((noinline))", text)
     stubs = "".join(_stub(s) for s in signatures.values())
     return Translation(f'{prefix}\n{text}\n# 1 "gpucnn_stubs"\n{_PROLOGUE}{stubs}', signatures, types)
+
+
+def _shared_types(bare: str) -> dict[str, str]:
+    """Element types of shared variables, as ``kernel.variable`` for those of kernels, and by plain
+    name where all of that name agree."""
+    kernels = [
+        (m.start(), m[1])
+        for m in re.finditer(r"\b__global__\b[^;{]*?(\w+)\s*\((?!\s*\()[^;{]*\{", bare)
+    ]
+    types: dict[str, str] = {}
+    declarator = r"\w+\s*(?:\[[^\]]*\]\s*)*"
+    declaration = re.compile(
+        rf"\b__shared__\s+((?:{_ATTRIBUTE})*[\w:\s<>,]+?)\s*\b"
+        rf"({declarator}(?:,\s*{declarator})*)[;=]"
+    )
+    for match in declaration.finditer(bare):
+        element = re.sub(_ATTRIBUTE, " ", match[1]).replace("volatile", "").strip()
+        inside = [name for start, name in kernels if start < match.start()]
+        for name in re.findall(r"(?:^|,)\s*(\w+)", re.sub(r"\[[^\]]*\]", "", match[2])):
+            if inside:
+                types[f"{inside[-1]}.{name}"] = element
+            types[name] = element if types.get(name, element) == element else ""
+    return types
 
 
 def _user_text(preprocessed: str) -> int:

@@ -237,8 +237,9 @@ void report_race(const Place& place, u32 size, Access access, Address pc, const 
 }
 
 void report_uninitialised(const Place& place, u32 size, Address pc) {
-    locate(state.fault, place, size, kRead, place.offset);
-    raise_fault(kUninitialisedRead, pc);
+    if (state.unwritten.kind != kNoFault) return;
+    locate(state.unwritten, place, size, kRead, place.offset);
+    complete_fault(state.unwritten, kUninitialisedRead, pc);
 }
 
 bool still_poison(const Region& region, u64 region_offset, u32 size) {

@@ -48,7 +48,7 @@ struct Place {
                                 const char* text);
 [[noreturn]] void report_race(const Place& place, u32 size, Access access, Address pc, const Cell& cell,
                               bool with_write);
-[[noreturn]] void report_uninitialised(const Place& place, u32 size, Address pc);
+void report_uninitialised(const Place& place, u32 size, Address pc);
 void check_bytes(const Place& place, u32 size, Access access, Address pc, u64 floor);
 void check_split_word(const Place& place, u64 word, u32 size, Access access, Address pc, u64 floor);
 bool still_poison(const Region& region, u64 region_offset, u32 size);

@@ -216,6 +216,7 @@ void fiber_main() {
         }
         if (next_thread == state.thread_count) {
             if (done_count < state.thread_count) report_stuck();
+            raise_unwritten();
             if (next_block == block_count || now() > slice_end) {
                 slice_over = true;
                 free_stacks.push_back(running_stack);
@@ -243,6 +244,7 @@ void forget_fibers() {
 }
 
 void open_barrier() {
+    raise_unwritten();
     barrier_result = barrier_sum;
     barrier_count = 0;
     barrier_sum = 0;
@@ -253,16 +255,25 @@ void open_barrier() {
 
 }  // namespace
 
-void raise_fault(FaultKind kind, Address pc) {
-    Fault& fault = state.fault;
+void complete_fault(Fault& fault, FaultKind kind, Address pc) {
     fault.kind = kind;
     fault.pc = pc;
     const u32 block[3] = {blockIdx.x, blockIdx.y, blockIdx.z};
     std::memcpy(fault.block, block, sizeof block);
     describe_thread(state.current, fault.thread);
+}
+
+void leave_with_fault() {
+    // What came of a value that nothing has written is not the first cause.
+    if (state.unwritten.kind != kNoFault && state.fault.kind != kRace) state.fault = state.unwritten;
     void* abandoned;
     switch_stack(&abandoned, host_stack_pointer);
     __builtin_unreachable();
+}
+
+void raise_fault(FaultKind kind, Address pc) {
+    complete_fault(state.fault, kind, pc);
+    leave_with_fault();
 }
 
 void describe_thread(u32 linear, u32 out[3]) {
@@ -329,7 +340,7 @@ EXPORT int gpucnn_begin(Launch* launch) {
     if (!stack_pool) make_stacks();
     if (!stack_pool) return -1;
     state.launch = launch;
-    state.fault = Fault{};
+    state.fault = state.unwritten = Fault{};
     state.thread_count = launch->block[0] * launch->block[1] * launch->block[2];
     state.launch_clock = ++state.clock;
     block_count = u64{launch->grid[0]} * launch->grid[1] * launch->grid[2];

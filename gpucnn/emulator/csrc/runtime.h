@@ -136,11 +136,19 @@ struct State {
     u64 block_clock;    // when the current block began
     u64 barrier_clock;  // when its last barrier opened
     Fault fault;
+    // A read of a word that nothing has written is a race if another thread writes that word before
+    // the next barrier, so it is held back until then. kind is kNoFault if there is none.
+    Fault unwritten;
 };
 
 extern State state;
 
 [[noreturn]] void raise_fault(FaultKind kind, Address pc);
+[[noreturn]] void leave_with_fault();
+void complete_fault(Fault& fault, FaultKind kind, Address pc);
+inline void raise_unwritten() {
+    if (state.unwritten.kind != kNoFault) leave_with_fault();
+}
 void describe_thread(u32 linear, u32 out[3]);
 void describe_block_at(u64 clock, u32 out[3]);
 

@@ -94,7 +94,7 @@ EXPORT u64 gpucnn_warp(u32 mask, u32 operation, u64 value, u32 argument) {
     self.pc = CALLER;
     auto fail = [&](const char* format, u32 a, u32 b) {
         std::snprintf(state.fault.text, sizeof state.fault.text, format, a, b);
-        raise_fault(kBadMask, CALLER);
+        raise_fault(kBadMask, self.pc);
     };
     if (!(mask >> lane & 1)) fail("own lane %u is not in mask 0x%08x", lane, mask);
     // Lanes past the end of a partial last warp were never there, and nobody waits for them.
