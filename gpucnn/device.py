@@ -136,12 +136,12 @@ def to_device(array: Array, device: str) -> Array:
         import cupy
 
         return cupy.ascontiguousarray(cupy.asarray(array))
-    return np.ascontiguousarray(to_host(array)).reshape(np.shape(array))
+    return np.asarray(to_host(array), order="C")
 
 
 def to_host(array: Array) -> Any:
     """The NumPy array with these values; waits for the GPU where the array lives on one."""
-    return array if isinstance(array, np.ndarray) else array.get()
+    return array if isinstance(array, np.ndarray | np.generic) else array.get()
 
 
 def empty(like: Array, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:

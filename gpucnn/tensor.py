@@ -134,7 +134,10 @@ class Tensor:
 
     def to(self, device: str) -> Tensor:
         """A detached copy on ``device`` (the same array if it is there already)."""
-        return Tensor._wrap(_as_array(self.data, require(device)), device)
+        array = _as_array(self.data, require(device))
+        if device != self.device and array is self.data:
+            array = array.copy()
+        return Tensor._wrap(array, device)
 
     def reshape(self, *shape: int) -> Tensor:
         """The same elements in another shape; one size may be -1."""

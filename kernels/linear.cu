@@ -15,7 +15,7 @@
 #include "tile_matmul.cuh"
 
 // grid (tiles of M, tiles of O, slices)
-extern "C" __global__ void __launch_bounds__(256) linear_forward(
+extern "C" __global__ void __launch_bounds__(256, 4) linear_forward(
     float* __restrict__ partial,  // (slices, M, O)
     const float* __restrict__ x,  // (M, I)
     const float* __restrict__ w,  // (O, I)
@@ -30,7 +30,7 @@ extern "C" __global__ void __launch_bounds__(256) linear_forward(
 }
 
 // grid (tiles of M, tiles of I, slices)
-extern "C" __global__ void __launch_bounds__(256) linear_data_gradient(
+extern "C" __global__ void __launch_bounds__(256, 4) linear_data_gradient(
     float* __restrict__ partial,   // (slices, M, I)
     const float* __restrict__ dy,  // (M, O)
     const float* __restrict__ w,   // (O, I)
@@ -45,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(256) linear_data_gradient(
 }
 
 // grid (tiles of O, tiles of I, slices)
-extern "C" __global__ void __launch_bounds__(256) linear_weight_gradient(
+extern "C" __global__ void __launch_bounds__(256, 4) linear_weight_gradient(
     float* __restrict__ partial,   // (slices, O, I)
     const float* __restrict__ dy,  // (M, O)
     const float* __restrict__ x,   // (M, I)
