@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import gpucnn
 from gpucnn.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 
 BASE = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
@@ -110,13 +111,15 @@ def test_any_changed_bit_is_noticed(stored: bytes, tmp_path_factory, data: st.Da
     try:
         loaded = load_checkpoint(path)
     except ValueError as error:
-        assert str(path) in str(error)
-        assert "\n" not in str(error)
+        message = str(error)
     else:
         # Only bytes that carry nothing, the padding of the header, may change unnoticed.
         assert loaded.state == {"step": 1}
         assert loaded.tensors["x"].tobytes() == BASE.tobytes()
         assert loaded.tensors["y"].tobytes() == BASE[0].tobytes()
+        return
+    assert str(path) in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("cut", [0, 4, 100, -1])
@@ -182,7 +185,7 @@ def test_sigkill_at_any_moment_leaves_a_loadable_checkpoint(tmp_path: Path) -> N
         capture_output=True,
         text=True,
         timeout=60,
-        env={**os.environ, "GPUCNN_DEVICE": "cpu"},
+        env={**os.environ, "PYTHONPATH": str(Path(gpucnn.__file__).parents[1])},
     )
     assert result.returncode == 0, result.stderr
     steps = [int(line) for line in result.stdout.split()]

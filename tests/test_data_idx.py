@@ -74,7 +74,7 @@ def test_refuses(path: Path, case: str, pack) -> None:
 def test_gz_name_without_gzip_content(tmp_path: Path) -> None:
     path = tmp_path / "images.gz"
     path.write_bytes(GOOD)
-    with pytest.raises(ValueError, match="not a gzip file, though its name ends in .gz"):
+    with pytest.raises(ValueError, match=r"not a gzip file, though its name ends in \.gz"):
         read_idx(path, rank=3)
 
 
@@ -117,6 +117,17 @@ def test_a_gzip_bomb_is_refused_without_being_unpacked(path: Path) -> None:
         read_idx(path, rank=3, max_bytes=1_000_000)
 
 
+def read_or_refuse(path: Path) -> np.ndarray | None:
+    """The array, or None where the file was refused in one sentence that names it."""
+    try:
+        return read_idx(path, rank=3)
+    except ValueError as error:
+        message = str(error)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return None
+
+
 def test_five_hundred_mutated_headers(path: Path) -> None:
     """Each is read in full or refused in one sentence; nothing else may come out."""
     words = random.bits(11, 0, 500 * 4).reshape(500, 4)
@@ -128,12 +139,8 @@ def test_five_hundred_mutated_headers(path: Path) -> None:
         if kind & 128:
             del content[cut % len(content) :]
         path.write_bytes(gzip.compress(content, 1) if kind & 32 else content)
-        try:
-            array = read_idx(path, rank=3)
-        except ValueError as error:
-            assert str(error).startswith(f"{path}: ")
-            assert "\n" not in str(error)
-        else:
+        array = read_or_refuse(path)
+        if array is not None:
             read += 1
             assert array.tobytes() == bytes(content[16:])
     assert 0 < read < 250
@@ -146,7 +153,6 @@ def test_five_hundred_mutated_gzip_files(path: Path) -> None:
         content = bytearray(packed)
         content[place % len(content)] = value % 256
         path.write_bytes(content)
-        try:
-            np.testing.assert_array_equal(read_idx(path, rank=3), IMAGES)
-        except ValueError as error:
-            assert str(error).startswith(f"{path}: ")
+        array = read_or_refuse(path)
+        if array is not None:
+            np.testing.assert_array_equal(array, IMAGES)

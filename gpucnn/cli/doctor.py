@@ -90,7 +90,7 @@ def _versions() -> dict[str, str]:
 @click.command()
 @json_option
 @click.pass_context
-def doctor(ctx: click.Context, as_json: bool) -> None:
+def doctor(ctx: click.Context, /, as_json: bool) -> None:
     """Say which device is used and why, what is installed, and compile every kernel.
 
     Each kernel is compiled with NVRTC and with g++, as far as they are there. Exits 0 if all

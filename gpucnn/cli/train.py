@@ -66,6 +66,7 @@ _RESUMABLE: Final = {"dataset", "resume", "data_dir", "device", "as_json"}
 @click.pass_context
 def train(
     ctx: click.Context,
+    /,
     dataset: str | None,
     resume: Path | None,
     as_json: bool,

@@ -214,7 +214,8 @@ def _draw(p: ShapeParameters, noise: NDArray[np.uint16]) -> NDArray[np.uint8]:
     coverage += (255.0 * p.background + 0.5).astype(np.float32)[:, None, None]
     coverage += np.take(_noise_table(), noise).reshape(coverage.shape)
     np.clip(coverage, 0.0, 255.0, out=coverage)
-    return coverage.astype(np.uint8)
+    levels: NDArray[np.uint8] = coverage.astype(np.uint8)
+    return levels
 
 
 def shape_levels(

@@ -15,13 +15,13 @@ from gpucnn.nn import Module
 from gpucnn.training.checkpoint import load_checkpoint
 from gpucnn.training.recipes import OPTIMIZERS, recipe
 from gpucnn.training.run import Config, RunFolder, default_run_path
-from gpucnn.training.trainer import Optimizer, Trainer
+from gpucnn.training.trainer import Trainer
 
 MOMENTUM: Final = 0.9
 WEIGHT_DECAY: Final = 5e-4
 
 
-def make_optimizer(name: str, model: Module, lr: float) -> Optimizer:
+def make_optimizer(name: str, model: Module, lr: float) -> optim.Optimizer:
     """ "sgd" (Nesterov momentum 0.9, weight decay 5e-4), "adam", or "adamw".
 
     Raises:

@@ -12,7 +12,7 @@ import signal
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,9 @@ from gpucnn import random
 from gpucnn.data.dataset import Dataset
 from gpucnn.device import Array, to_host
 from gpucnn.nn import Module
+from gpucnn.optim import LRScheduler, Optimizer
 from gpucnn.tensor import Tensor, no_grad
+from gpucnn.threads import single_threaded_blas
 from gpucnn.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gpucnn.training.interrupt import StopRequest
 from gpucnn.training.progress import Reporter
@@ -52,25 +54,6 @@ class Interrupted(Exception):
 
 class Diverged(Exception):
     """The loss or a weight became NaN or infinite; nothing of that is saved."""
-
-
-class Optimizer(Protocol):
-    """What the trainer needs of ``gpucnn.optim``'s optimizers."""
-
-    lr: float
-
-    def step(self) -> None: ...
-    def zero_grad(self) -> None: ...
-    def state_dict(self) -> dict[str, NDArray[Any]]: ...
-    def load_state_dict(self, state: dict[str, NDArray[Any]], /) -> None: ...
-
-
-class Scheduler(Protocol):
-    """What the trainer needs of ``gpucnn.optim``'s learning rate schedules."""
-
-    def step(self) -> None: ...
-    def state_dict(self) -> dict[str, int]: ...
-    def load_state_dict(self, state: dict[str, int], /) -> None: ...
 
 
 class _StepResult(NamedTuple):
@@ -109,7 +92,7 @@ def evaluate(model: Module, dataset: Dataset, *, device: str | None = None) -> t
     training = model.training
     model.eval()
     try:
-        with no_grad():
+        with no_grad(), single_threaded_blas():
             for at in range(0, len(dataset), EVALUATION_BATCH):
                 images, labels = dataset.batch(slice(at, at + EVALUATION_BATCH))
                 logits = model(Tensor(images, device=device))
@@ -150,7 +133,7 @@ class Trainer:
         epochs: int,
         batch_size: int,
         seed: int = 0,
-        scheduler: Scheduler | None = None,
+        scheduler: LRScheduler | None = None,
         run: RunFolder | None = None,
         device: str | None = None,
     ) -> None:
@@ -204,7 +187,7 @@ class Trainer:
             if not np.isfinite(value).all():
                 raise Diverged(f"{name} holds NaN or infinity after step {self.progress.step}")
         for name, value in self.optimizer.state_dict().items():
-            tensors[f"optimizer.{name}"] = np.asarray(value)
+            tensors[f"optimizer.{name}"] = value
         generator = random.default_generator()
         state = {
             "progress": asdict(self.progress),
@@ -264,7 +247,8 @@ class Trainer:
         if self.run is not None:
             self.run.rewind_metrics(self.progress.step, self.progress.epoch)
         self.model.train()
-        with StopRequest() as stop, reporter:
+        # Switched once here: to switch BLAS at each operation costs more than many operations do.
+        with StopRequest() as stop, reporter, single_threaded_blas():
             if self.progress.step == 0:
                 self.save()
             while not self.finished:

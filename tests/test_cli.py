@@ -1,0 +1,288 @@
+"""The command line: help, versions, errors, summary, predict and doctor."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import models
+from gpucnn.cli import cli, main
+from gpucnn.data.pictures import write_picture
+from gpucnn.data.shapes import shape_levels
+
+CHECKOUT = str(Path(gpucnn.__file__).parents[1])
+ENVIRONMENT = {**os.environ, "GPUCNN_DEVICE": "cpu", "PYTHONPATH": CHECKOUT}
+TINY = ["--images", "64", "--epochs", "1", "--batch-size", "16", "--device", "cpu"]
+
+
+def fails(capsys: pytest.CaptureFixture[str], *args: str, code: int = 2) -> str:
+    """Run a command that must fail with one ``Error:`` line, and return that line."""
+    assert main(args) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("Error: ")
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    with gpucnn.use_device("cpu"):
+        assert main(["train", "shapes", *TINY, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"gpucnn, version {gpucnn.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["", *cli.commands])
+def test_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert main([*command.split(), "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"Usage: gpucnn {command}".rstrip())
+    expected = cli.commands[command].params if command else []
+    for parameter in expected:
+        if parameter.opts[0].startswith("-"):
+            assert parameter.opts[0] in out
+            assert parameter.help, parameter.name
+
+
+def test_no_command_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "Commands:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["trian"], "Did you mean 'train'?"),
+        (["train"], "Missing argument DATASET: one of shapes, fashion-mnist."),
+        (["train", "shapse"], "Did you mean 'shapes'?"),
+        (["train", "cifar"], "must be one of shapes, fashion-mnist."),
+        (["train", "shapes", "--epoch", "3"], "Did you mean '--epochs'?"),
+        (["train", "shapes", "--epochs", "0"], "'--epochs': 0 is not in the range"),
+        (["train", "shapes", "--epochs", "two"], "'two' is not a valid integer"),
+        (["train", "shapes", "--batch-size", "0"], "'--batch-size': 0 is not in the range"),
+        (["train", "shapes", "--images", "0"], "'--images': 0 is not in the range"),
+        (["train", "shapes", "--lr", "0"], "'--lr': 0.0 is not in the range"),
+        (["train", "shapes", "--lr", "nan"], "'--lr': nan is not a finite number"),
+        (["train", "shapes", "--lr", "inf"], "'--lr': inf is not a finite number"),
+        (["train", "shapes", "--seed", "-1"], "'--seed': -1 is not in the range"),
+        (["train", "shapes", "--optimizer", "adma"], "'adma' is not one of 'sgd', 'adam', 'adamw'"),
+        (["train", "shapes", "--device", "gpu"], "'gpu' is not one of"),
+        (["train", "shapes", "--model", "shapenett"], "Did you mean 'shapenet'?"),
+        (["train", "shapes", "--model", "fashionnet"], "takes images of 28 x 28 x 1, shapes has"),
+        (["train", "shapes", "--data", "x"], "data_dir must be left out"),
+        (["train", "fashion-mnist", "--data", "/nowhere"], "install Debian's package dataset-fash"),
+        (["train", "shapes", "--images", "9", "--batch-size", "10"], "at most the 9 training imag"),
+        (["train", "--resume", "/nowhere"], "/nowhere is not a run folder"),
+        (["predict", "/nowhere", "a.png"], "/nowhere is not a run folder"),
+        (["predict", "/nowhere"], "Missing argument 'IMAGE...'"),
+        (["summary", "resnet"], "must be one of shapenet, fashionnet"),
+    ],
+)
+def test_errors(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    args: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(capsys, *args)
+    assert not list(tmp_path.iterdir())
+
+
+def test_out_must_be_new_or_empty(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("")
+    error = fails(capsys, "train", "shapes", *TINY, "--out", str(tmp_path))
+    assert f"run folder {tmp_path} must be new or empty" in error
+    error = fails(capsys, "train", "shapes", *TINY, "--out", str(tmp_path / "precious.txt"))
+    assert "must be a folder, it is a file" in error
+
+
+def test_a_missing_device_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
+    if gpucnn.cuda_available():
+        pytest.skip("there is a GPU here")
+    out = tmp_path / "run"
+    error = fails(capsys, "train", "shapes", "--device", "cuda", "--out", str(out))
+    assert "device 'cuda' cannot be used" in error
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("option", [["--epochs", "2"], ["--seed", "0"], ["--out", "x"]])
+def test_options_that_would_change_a_resumed_run_are_refused(
+    capsys: pytest.CaptureFixture[str], trained: Path, option: list[str]
+) -> None:
+    error = fails(capsys, "train", "--resume", str(trained), *option)
+    assert f"{option[0]} cannot stand beside --resume" in error
+
+
+def test_resuming_another_dataset_is_refused(
+    capsys: pytest.CaptureFixture[str], trained: Path
+) -> None:
+    error = fails(capsys, "train", "fashion-mnist", "--resume", str(trained))
+    assert "trains on shapes, not fashion-mnist" in error
+
+
+def test_a_finished_run_says_so(capsys: pytest.CaptureFixture[str], trained: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*.json*")}
+    assert main(["train", "--resume", str(trained), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "is finished: all 1 epochs are done" in err
+    assert json.loads(out).keys() == {"run", "test_accuracy", "seconds"}
+    assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("*.json*")}
+
+
+def test_predict_json(capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path) -> None:
+    levels, _ = shape_levels(3, 0, "test")
+    files = [str(tmp_path / f"{i}.png") for i in range(3)]
+    for file, picture in zip(files, levels, strict=True):
+        write_picture(file, picture)
+    assert main(["predict", str(trained), *files, "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [result["file"] for result in results] == files
+    for result in results:
+        assert result.keys() == {"file", "label", "probabilities"}
+        probabilities = result["probabilities"]
+        assert list(probabilities) == ["triangle", "circle", "rectangle"]
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+        assert result["label"] == max(probabilities, key=probabilities.get)
+    # The same as the model says of the dataset's own pixels.
+    model, config, _ = gpucnn.training.load_model(trained)
+    images = gpucnn.data.normalize(levels, config.mean, config.std)
+    with gpucnn.no_grad():
+        expected = gpucnn.functional.softmax(model(gpucnn.Tensor(images))).numpy()
+    got = [list(result["probabilities"].values()) for result in results]
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_predict_text(capsys: pytest.CaptureFixture[str], trained: Path) -> None:
+    files = sorted(map(str, (trained / "examples").glob("*.png")))
+    assert len(files) == 3
+    assert main(["predict", str(trained), *files]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    for file, line in zip(files, lines, strict=True):
+        assert line.startswith(f"{file}: ")
+        assert line.count("%") == 3
+
+
+def test_predict_errors(capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path) -> None:
+    good = str(next((trained / "examples").glob("*.png")))
+    for bad, message in (
+        (tmp_path, "is a directory"),
+        (tmp_path / "nothing.png", "no such file"),
+        (trained / "config.json", "not a PNG or JPEG picture"),
+    ):
+        assert f"{bad}: {message}" in fails(capsys, "predict", str(trained), good, str(bad))
+
+
+def test_a_damaged_run_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    good = str(next((trained / "examples").glob("*.png")))
+    newest = max((run / "checkpoints").iterdir())
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
+    for args in (["predict", str(run), good], ["train", "--resume", str(run)]):
+        assert "does not match its SHA-256" in fails(capsys, *args)
+    for path in (run / "checkpoints").iterdir():
+        path.unlink()
+    assert "holds no checkpoint yet" in fails(capsys, "predict", str(run), good)
+    assert "no checkpoint to resume from" in fails(capsys, "train", "--resume", str(run))
+    (run / "config.json").write_text("{")
+    assert "not the config of a run" in fails(capsys, "predict", str(run), good)
+
+
+def test_summary_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    assert main(["summary", "shapenet"]) == 0
+    out = capsys.readouterr().out
+    total = sum(p.size for p in models.create("shapenet").parameters())
+    assert f"{total:,}" in out
+    for heading in ("layer", "output", "parameters", "multiply-adds", "receptive field"):
+        assert heading in out
+    assert "Conv2d(1, " in out
+    assert "\x1b" not in out
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_summary_json(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    assert main(["summary", name, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["model"] == name
+    assert result["parameters"] == sum(p.size for p in models.create(name).parameters())
+    assert result["parameters"] == sum(layer["parameters"] for layer in result["layers"])
+    assert result["multiply_adds"] == sum(layer["multiply_adds"] for layer in result["layers"])
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpucnn.kernel import CompileRow
+
+    rows = [CompileRow("linear", ("linear_forward",), "g++", True, 0.1, "")]
+    monkeypatch.setattr("gpucnn.kernel.compile_report", lambda: rows)
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for word in ("device is 'cpu'", "gpucnn", "Python", "NumPy", "BLAS", "CuPy", "NVRTC", "g++"):
+        assert word in out
+    assert "linear" in out
+    rows.append(CompileRow("pool2d", ("pool",), "nvrtc", False, 0.1, "pool2d.cu:3: error: ["))
+    assert main(["doctor"]) == 1
+    assert "pool2d.cu:3: error: [" in capsys.readouterr().out
+    assert main(["doctor", "--json"]) == 1
+    result = json.loads(capsys.readouterr().out)
+    assert result["ok"] is False
+    assert result["kernels"][1]["message"] == "pool2d.cu:3: error: ["
+
+
+def run_command(*args: str, **options) -> subprocess.CompletedProcess[str]:
+    environment = {**ENVIRONMENT, **options.pop("env", {})}
+    return subprocess.run(
+        [sys.executable, "-m", "gpucnn", *args],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment,
+        **options,
+    )
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    for args in (["summary", "shapenet"], ["summary", "shapenet", "--json"]):
+        with subprocess.Popen(
+            [sys.executable, "-m", "gpucnn", *args],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            assert process.stderr.read() == b""
+        assert process.returncode != 0
+
+
+def test_a_wrong_environment_variable_is_one_sentence(tmp_path: Path) -> None:
+    result = run_command(
+        "train", "shapes", "--out", str(tmp_path / "run"), env={"GPUCNN_DEVICE": "tpu"}
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("Error: GPUCNN_DEVICE must be one of cpu, cuda, emulated")
+    assert len(result.stderr.splitlines()) == 1
