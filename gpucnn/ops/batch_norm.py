@@ -1,0 +1,443 @@
+"""Batch normalisation over the last axis: ``kernels/batch_norm.cu``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpucnn.device import Array, empty
+from gpucnn.kernel import KernelFile
+from gpucnn.ops.geometry import same_float_dtype
+from gpucnn.ops.reduce import column_blocks
+from gpucnn.ops.softmax import row_blocks
+from gpucnn.primitive import primitive
+from gpucnn.tensor import Function, Tensor
+from gpucnn.threads import map_chunks, scratch
+
+# geometry
+
+
+def batch_norm_check(
+    x: Any, gamma: Any, beta: Any, mean: Any, var: Any, training: Any, momentum: Any, eps: Any
+) -> None:
+    """Check the arguments of :func:`batch_norm`."""
+    if x.ndim < 2:
+        raise ValueError(f"x must have shape (N, …, C), at least two axes, got {tuple(x.shape)}")
+    if x.size == 0:
+        raise ValueError(f"x must not be empty, got shape {tuple(x.shape)}")
+    C = x.shape[-1]
+    named = {"gamma": gamma, "beta": beta, "running_mean": mean, "running_var": var}
+    for name, array in named.items():
+        if array is not None and array.shape != (C,):
+            raise ValueError(f"{name} must have shape ({C},), got {tuple(array.shape)}")
+    same_float_dtype(x=x, **named)
+    if not isinstance(training, bool):
+        raise TypeError(f"training must be True or False, got {training!r}")
+    for name, number in (("momentum", momentum), ("eps", eps)):
+        if isinstance(number, bool) or not isinstance(number, int | float | np.number):
+            raise TypeError(f"{name} must be a number, got {number!r}")
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum must lie between 0 and 1, got {momentum}")
+    if not 0 < eps < math.inf:
+        raise ValueError(f"eps must be > 0, got {eps}")
+    if (mean is None) != (var is None):
+        raise ValueError("running_mean and running_var must be given both, or both be None")
+    if not training and mean is None:
+        raise ValueError("running_mean must be given unless training=True, got None")
+    if training and x.size == C:
+        raise ValueError(
+            f"x must hold more than one value per channel with training=True, got shape "
+            f"{tuple(x.shape)}: the variance of one value is 0"
+        )
+
+
+# primitives
+
+_ROW = 1024  # elements: the shortest row over which a NumPy loop is not mostly overhead
+_CHUNK = 1 << 16  # elements: a few arrays of this many stay in a 2 MiB L2 cache
+
+
+def _fold(x: NDArray[Any]) -> tuple[NDArray[Any], int]:
+    """x (…, C) as (rows / k, k·C) and k, so that rows are long also when C is small."""
+    C = x.shape[-1]
+    rows = x.size // C
+    k = next(k for k in range(max(1, min(rows, _ROW // C)), 0, -1) if rows % k == 0)
+    return x.reshape(-1, k * C), k
+
+
+def _chunk_rows(folded: NDArray[Any]) -> int:
+    return max(1, _CHUNK // int(folded.shape[1]))
+
+
+def _column_sums(rows: NDArray[Any], k: int) -> NDArray[Any]:
+    """Per channel, the sum over folded rows, in float64."""
+    sums = np.ones(len(rows), rows.dtype) @ rows
+    return cast("NDArray[Any]", sums.reshape(k, -1).sum(axis=0, dtype=np.float64))
+
+
+def _statistics(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The mean and the biased variance of each channel, in float64.
+
+    Each chunk is centred on its own mean before it is squared, and the chunks are joined in order
+    by the formula of Chan, Golub and LeVeque (1983): no cancellation, whatever the mean.
+    """
+    folded, k = _fold(x)
+
+    def part(start: int, stop: int) -> tuple[int, NDArray[Any], NDArray[Any]]:
+        rows = folded[start:stop]
+        n = len(rows) * k
+        center = (_column_sums(rows, k) / n).astype(x.dtype)
+        moved = scratch("batch_norm centred", rows.shape, x.dtype)
+        np.subtract(rows, np.tile(center, k), out=moved)
+        excess = _column_sums(moved, k)
+        np.multiply(moved, moved, out=moved)
+        squares = _column_sums(moved, k) - excess * excess / n
+        return n, center + excess / n, squares
+
+    parts = map_chunks(part, len(folded), _chunk_rows(folded))
+    counts = np.array([n for n, _, _ in parts], np.float64)[:, None]
+    means = np.stack([mean for _, mean, _ in parts])
+    total = counts.sum()
+    mean = (counts * means).sum(axis=0) / total
+    squares = np.stack([part[2] for part in parts]) + counts * (means - mean) ** 2
+    return mean, squares.sum(axis=0) / total
+
+
+def _normalise(
+    x: NDArray[Any], center: NDArray[Any], scale: NDArray[Any], shift: NDArray[Any]
+) -> NDArray[Any]:
+    """y = (x - center)·scale + shift, one number each per channel."""
+    folded, k = _fold(x)
+    y = np.empty(x.shape, x.dtype)
+    out = y.reshape(folded.shape)
+    c, a, b = (np.tile(v.astype(x.dtype), k) for v in (center, scale, shift))
+
+    def part(start: int, stop: int) -> None:
+        rows = out[start:stop]
+        np.subtract(folded[start:stop], c, out=rows)
+        np.multiply(rows, a, out=rows)
+        np.add(rows, b, out=rows)
+
+    map_chunks(part, len(folded), _chunk_rows(folded))
+    return y
+
+
+def _or(value: Array | None, otherwise: float, like: NDArray[Any]) -> NDArray[Any]:
+    return np.full(like.shape, otherwise) if value is None else value.astype(np.float64)
+
+
+@primitive
+def batch_norm_training(
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Array, Array, Array]:
+    """y = gamma·(x − mean)·invstd + beta, invstd = 1/√(var + eps), over all axes but the last
+
+    x (…, C); gamma, beta, running_mean, running_var (C) or None -> y (…, C), mean − x[0] (C),
+    invstd (C). var is the biased variance. In place: running = (1 − momentum)·running +
+    momentum·batch, with the unbiased variance. The mean is kept as its distance from the first row
+    of x: far from 0, float32 could not hold it well enough (Ioffe and Szegedy, arXiv:1502.03167).
+    """
+    mean, var = _statistics(x)
+    invstd = 1 / np.sqrt(var + eps)
+    count = x.size // x.shape[-1]
+    if running_mean is not None and running_var is not None:
+        running_mean[...] = (1 - momentum) * running_mean + momentum * mean
+        running_var[...] = (1 - momentum) * running_var + momentum * var * (count / (count - 1))
+    first = x.reshape(-1, x.shape[-1])[0]
+    delta = mean - first
+    scale = _or(gamma, 1, mean) * invstd
+    y = _normalise(x, first, scale, _or(beta, 0, mean) - delta * scale)
+    return y, delta.astype(x.dtype), invstd.astype(x.dtype)
+
+
+@primitive
+def batch_norm_inference(
+    x: Array, gamma: Array | None, beta: Array | None, mean: Array, var: Array, eps: float
+) -> tuple[Array, Array]:
+    """y = gamma·(x − mean)·invstd + beta with given statistics -> y (…, C), invstd (C)."""
+    invstd = 1 / np.sqrt(var.astype(np.float64) + eps)
+    y = _normalise(x, mean, _or(gamma, 1, mean) * invstd, _or(beta, 0, mean))
+    return y, invstd.astype(x.dtype)
+
+
+@primitive
+def batch_norm_sums(
+    dy: Array, x: Array, center: Array | None, delta: Array | None, invstd: Array
+) -> tuple[Array, Array]:
+    """dgamma = Σ dy·(x − center − delta)·invstd and dbeta = Σ dy, over all axes but the last
+
+    dy, x (…, C); center (C), None for the first row of x; delta (C), None for 0; invstd (C).
+    """
+    folded, k = _fold(x)
+    gradients = dy.reshape(folded.shape)
+    if center is None:
+        center = x.reshape(-1, x.shape[-1])[0]
+    c = np.tile(center, k)
+
+    def part(start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        rows = gradients[start:stop]
+        product = scratch("batch_norm centred", rows.shape, x.dtype)
+        np.subtract(folded[start:stop], c, out=product)
+        np.multiply(product, rows, out=product)
+        return _column_sums(product, k), _column_sums(rows, k)
+
+    parts = map_chunks(part, len(folded), _chunk_rows(folded))
+    products = np.stack([p for p, _ in parts]).sum(axis=0)
+    dbeta = np.stack([s for _, s in parts]).sum(axis=0)
+    if delta is not None:
+        products -= delta * dbeta
+    return (products * invstd).astype(x.dtype), dbeta.astype(x.dtype)
+
+
+@primitive
+def batch_norm_data_gradient(
+    dy: Array,
+    x: Array,
+    gamma: Array | None,
+    delta: Array,
+    invstd: Array,
+    dgamma: Array,
+    dbeta: Array,
+) -> Array:
+    """dx = gamma·invstd·(dy − dbeta/m − x̂·dgamma/m), m = rows of x, x̂ = (x − x[0] − delta)·invstd
+
+    dy, x (…, C); the rest (C) -> dx (…, C): the statistics depend on x.
+    """
+    folded, k = _fold(x)
+    dx = np.empty(x.shape, x.dtype)
+    out, gradients = dx.reshape(folded.shape), dy.reshape(folded.shape)
+    first = x.reshape(-1, x.shape[-1])[0]
+    m = x.size // x.shape[-1]
+    scale = _or(gamma, 1, invstd) * invstd
+    slope = -scale * invstd * dgamma / m
+    level = -scale * dbeta / m - slope * delta
+    c, a, b, d = (np.tile(v.astype(x.dtype), k) for v in (first, scale, slope, level))
+
+    def part(start: int, stop: int) -> None:
+        rows = out[start:stop]
+        scaled = scratch("batch_norm centred", rows.shape, x.dtype)
+        np.subtract(folded[start:stop], c, out=rows)
+        np.multiply(rows, b, out=rows)
+        np.multiply(gradients[start:stop], a, out=scaled)
+        np.add(rows, scaled, out=rows)
+        np.add(rows, d, out=rows)
+
+    map_chunks(part, len(folded), _chunk_rows(folded))
+    return dx
+
+
+@primitive
+def batch_norm_fixed_gradient(dy: Array, gamma: Array | None, invstd: Array) -> Array:
+    """dx = gamma·invstd·dy: the gradient where the statistics do not depend on x."""
+    folded, k = _fold(dy)
+    dx = np.empty(dy.shape, dy.dtype)
+    out = dx.reshape(folded.shape)
+    a = np.tile((_or(gamma, 1, invstd) * invstd).astype(dy.dtype), k)
+
+    def part(start: int, stop: int) -> None:
+        np.multiply(folded[start:stop], a, out=out[start:stop])
+
+    map_chunks(part, len(folded), _chunk_rows(folded))
+    return dx
+
+
+_THREADS = 256
+_ROWS_EACH = 8  # of a thread in an element-wise pass: several loads in flight
+
+_kernels = KernelFile("batch_norm")
+
+
+def _rows_blocks(rows: int, C: int) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """(grid, block, rows per chunk) of an element-wise pass whose threads keep their channels.
+
+    A thread keeps four channels, or one where C is no multiple of 4; a warp reads whole rows.
+    """
+    columns = C // 4 if C % 4 == 0 else C
+    groups = -(-columns // 32)
+    width = -(-columns // groups)
+    each = _ROWS_EACH * (_THREADS // width)
+    return (-(-rows // each), groups), (width, _THREADS // width), each
+
+
+def _rows_of(x: Array) -> tuple[int, int]:
+    return x.size // x.shape[-1], x.shape[-1]
+
+
+@batch_norm_training.kernel()
+def _launch_training(
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Array, Array, Array]:
+    rows, C = _rows_of(x)
+    grid, block, each = column_blocks(rows, C)
+    mean, squares = empty(x, (C, grid[0])), empty(x, (C, grid[0]))
+    _kernels["batch_norm_statistics"](grid, block, mean, squares, x, rows, C, each)
+    delta, invstd = empty(x, (C,)), empty(x, (C,))
+    _kernels["batch_norm_finish_statistics"](
+        *row_blocks(C), delta, invstd, running_mean, running_var, mean, squares, x,
+        rows, C, each, grid[0], momentum, eps,
+    )  # fmt: skip
+    y = empty(x, x.shape)
+    grid, block, each = _rows_blocks(rows, C)
+    launch = _kernels["batch_norm_normalise"]
+    launch(grid, block, y, x, gamma, beta, delta, invstd, rows, C, each)
+    return y, delta, invstd
+
+
+@batch_norm_inference.kernel()
+def _launch_inference(
+    x: Array, gamma: Array | None, beta: Array | None, mean: Array, var: Array, eps: float
+) -> tuple[Array, Array]:
+    rows, C = _rows_of(x)
+    y, invstd = empty(x, x.shape), empty(x, (C,))
+    grid, block, each = _rows_blocks(rows, C)
+    launch = _kernels["batch_norm_inference"]
+    launch(grid, block, y, invstd, x, gamma, beta, mean, var, rows, C, each, eps)
+    return y, invstd
+
+
+@batch_norm_sums.kernel()
+def _launch_sums(
+    dy: Array, x: Array, center: Array | None, delta: Array | None, invstd: Array
+) -> tuple[Array, Array]:
+    rows, C = _rows_of(x)
+    grid, block, each = column_blocks(rows, C)
+    products, sums = empty(x, (C, grid[0])), empty(x, (C, grid[0]))
+    _kernels["batch_norm_sums"](grid, block, products, sums, dy, x, center, rows, C, each)
+    dgamma, dbeta = empty(x, (C,)), empty(x, (C,))
+    launch = _kernels["batch_norm_finish_sums"]
+    launch(*row_blocks(C), dgamma, dbeta, products, sums, delta, invstd, C, grid[0])
+    return dgamma, dbeta
+
+
+@batch_norm_data_gradient.kernel()
+def _launch_data_gradient(
+    dy: Array,
+    x: Array,
+    gamma: Array | None,
+    delta: Array,
+    invstd: Array,
+    dgamma: Array,
+    dbeta: Array,
+) -> Array:
+    rows, C = _rows_of(x)
+    dx = empty(x, x.shape)
+    grid, block, each = _rows_blocks(rows, C)
+    launch = _kernels["batch_norm_data_gradient"]
+    launch(grid, block, dx, dy, x, gamma, delta, invstd, dgamma, dbeta, rows, C, each)
+    return dx
+
+
+@batch_norm_fixed_gradient.kernel()
+def _launch_fixed_gradient(dy: Array, gamma: Array | None, invstd: Array) -> Array:
+    rows, C = _rows_of(dy)
+    dx = empty(dy, dy.shape)
+    grid, block, each = _rows_blocks(rows, C)
+    _kernels["batch_norm_fixed_gradient"](grid, block, dx, dy, gamma, invstd, rows, C, each)
+    return dx
+
+
+# tape
+
+
+class BatchNorm(Function):
+    """batch_norm and its gradients in x, gamma and beta."""
+
+    def forward(
+        self,
+        x: Array,
+        gamma: Array | None,
+        beta: Array | None,
+        running_mean: Array | None,
+        running_var: Array | None,
+        *,
+        training: bool,
+        momentum: float,
+        eps: float,
+    ) -> Array:
+        batch_norm_check(x, gamma, beta, running_mean, running_var, training, momentum, eps)
+        if any(self.needs[3:]):
+            raise ValueError("running_mean and running_var must not require a gradient")
+        self.training = training
+        self.center: Array | None = None
+        self.delta: Array | None = None
+        if training:
+            y, self.delta, self.invstd = self.run(
+                batch_norm_training, x, gamma, beta, running_mean, running_var, momentum, eps
+            )
+        else:
+            y, self.invstd = self.run(
+                batch_norm_inference, x, gamma, beta, running_mean, running_var, eps
+            )
+        if self.recording:
+            self.x, self.gamma = x, gamma
+            if not training and running_mean is not None:
+                self.center = running_mean.copy()  # it may be updated before the backward pass
+        return y
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        needs_x, needs_gamma, needs_beta = self.needs[:3]
+        dx = dgamma = dbeta = None
+        if needs_gamma or needs_beta or self.training:
+            dgamma, dbeta = self.run(
+                batch_norm_sums, dy, self.x, self.center, self.delta, self.invstd
+            )
+        if needs_x and self.training:
+            dx = self.run(
+                batch_norm_data_gradient,
+                dy, self.x, self.gamma, self.delta, self.invstd, dgamma, dbeta,
+            )  # fmt: skip
+        elif needs_x:
+            dx = self.run(batch_norm_fixed_gradient, dy, self.gamma, self.invstd)
+        return dx, dgamma, dbeta, None, None
+
+
+# public
+
+
+def batch_norm(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Batch normalisation: each channel is centred and scaled to variance 1, then to gamma and beta.
+
+    ``y = gamma · (x − mean) / √(var + eps) + beta`` per channel of the last axis. With
+    ``training=True`` mean and var are those of x over all other axes (var the biased one), and the
+    running statistics are updated in place: ``running = (1 − momentum)·running + momentum·batch``,
+    where the batch's variance is the unbiased one, m/(m − 1)·var for m values. With
+    ``training=False`` mean and var are the running ones. The gradient of training goes through mean
+    and var.
+
+    x: (N, C), (N, H, W, C) or any (N, …, C), float32 (float64 on cpu). gamma, beta: (C), None for 1
+    and 0. running_mean, running_var: (C); both may be None with ``training=True``. momentum: 0 to
+    1. eps: > 0. Returns a tensor of the shape of x.
+
+    Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit, for
+    an empty x, and in training for one value per channel; DeviceError for two devices.
+
+    Source: Ioffe and Szegedy, arXiv:1502.03167; torch.nn.functional.batch_norm.
+    """
+    options = {"training": training, "momentum": momentum, "eps": eps}
+    inputs = (x, gamma, beta, running_mean, running_var)
+    return cast("Tensor", BatchNorm.apply(*inputs, **options))

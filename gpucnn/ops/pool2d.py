@@ -1,0 +1,375 @@
+"""2-D pooling: ``kernels/pool2d.cu``."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpucnn.device import Array, empty
+from gpucnn.kernel import KernelFile
+from gpucnn.ops.geometry import (
+    MAX_SIZE,
+    Padding,
+    Pair,
+    conv_output_size,
+    image_shape,
+    pair,
+    resolve_padding,
+    same_float_dtype,
+)
+from gpucnn.primitive import primitive
+from gpucnn.tensor import Function, Tensor
+from gpucnn.threads import map_chunks, scratch
+
+# geometry
+
+EDGES = ("drop", "ceil", "zero")
+
+
+@dataclass(frozen=True)
+class Pool2dGeometry:
+    """The sizes of one pooling, in the order in which the kernels take them.
+
+    The windows of the output rows from ZH on, and of the output columns from ZW on, reach past the
+    padded image, and what they find there counts as zero (edge="zero"); OH and OW where none does.
+    """
+
+    N: int
+    H: int
+    W: int
+    C: int
+    KH: int
+    KW: int
+    OH: int
+    OW: int
+    SH: int
+    SW: int
+    PT: int
+    PL: int
+    DH: int
+    DW: int
+    ZH: int
+    ZW: int
+
+
+def _pool_output_size(
+    size: int, kernel: int, stride: int, padding: Pair, dilation: int, edge: str
+) -> tuple[int, int]:
+    """(outputs along one axis, the first of them whose window reaches past the padded input)."""
+    low, high = padding
+    reach = dilation * (kernel - 1) + 1
+    if low >= reach or high >= reach:
+        raise ValueError(
+            f"padding must be smaller than the window ({kernel} with dilation {dilation} covers "
+            f"{reach}), got {max(low, high)}"
+        )
+    if edge == "drop":
+        out = conv_output_size(size, kernel, stride=stride, padding=padding, dilation=dilation)
+        return out, out
+    padded = size + low + high
+    if padded + reach + stride > MAX_SIZE:
+        raise ValueError(f"kernel_size, stride and padding must stay below {MAX_SIZE} together")
+    out = -(-(padded - reach) // stride) + 1
+    if (out - 1) * stride >= size + low:  # a window begins inside the image or its left padding
+        out -= 1
+    if out < 1:
+        raise ValueError(
+            f"kernel_size: a window of {kernel} with dilation {dilation} covers {reach}, more than "
+            f"the padded input of {size} + {low} + {high}"
+        )
+    incomplete = (out - 1) * stride + reach > padded
+    return out, out - 1 if incomplete else out
+
+
+def max_pool2d_geometry(
+    x: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, edge: Any
+) -> Pool2dGeometry:
+    """Check the arguments of :func:`max_pool2d` and work out its sizes."""
+    N, H, W, C = image_shape("x", x)
+    same_float_dtype(x=x)
+    if H * W > MAX_SIZE:
+        raise ValueError(f"x: an image of {H} x {W} has more cells than an int32 index can name")
+    if edge not in EDGES:
+        raise ValueError(f"edge must be one of {', '.join(EDGES)}, got {edge!r}")
+    kernel = pair("kernel_size", kernel_size)
+    steps = kernel if stride is None else pair("stride", stride)
+    spread = pair("dilation", dilation)
+    rows, columns = resolve_padding(padding, (H, W), kernel, steps, spread)
+    OH, ZH = _pool_output_size(H, kernel[0], steps[0], rows, spread[0], edge)
+    OW, ZW = _pool_output_size(W, kernel[1], steps[1], columns, spread[1], edge)
+    if edge != "zero":
+        ZH, ZW = OH, OW
+    return Pool2dGeometry(N, H, W, C, *kernel, OH, OW, *steps, rows[0], columns[0], *spread, ZH, ZW)
+
+
+# primitives
+
+_CHUNK = 1 << 16  # outputs of one chunk: its buffers stay in a 2 MiB L2 cache
+
+
+def _images_per_chunk(s: Pool2dGeometry) -> int:
+    return max(1, _CHUNK // (s.OH * s.OW * s.C))
+
+
+def _padded_shape(s: Pool2dGeometry, n: int) -> tuple[int, int, int, int]:
+    """Images that hold every cell that a window touches, from (-PT, -PL) on."""
+    high = max((s.OH - 1) * s.SH + (s.KH - 1) * s.DH + 1, s.PT + s.H)
+    wide = max((s.OW - 1) * s.SW + (s.KW - 1) * s.DW + 1, s.PL + s.W)
+    return n, high, wide, s.C
+
+
+def _cells(images: NDArray[Any], s: Pool2dGeometry, kh: int, kw: int) -> NDArray[Any]:
+    """The cell (kh, kw) of every window: a view (n, OH, OW, …) of padded images."""
+    top, left = kh * s.DH, kw * s.DW
+    return images[
+        :,
+        top : top + (s.OH - 1) * s.SH + 1 : s.SH,
+        left : left + (s.OW - 1) * s.SW + 1 : s.SW,
+    ]
+
+
+def _pixels(images: NDArray[Any]) -> NDArray[Any]:
+    """Images whose element is a whole pixel: NumPy copies it in one go."""
+    return images.view(np.dtype((np.void, images.shape[-1] * images.itemsize)))
+
+
+def _first_inside(
+    size: int, outputs: int, stride: int, pad: int, kernel: int, dilation: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Per output along one axis: its first cell inside the image, and whether there is one."""
+    starts = np.arange(outputs) * stride - pad
+    first = np.maximum(0, -(starts // dilation))
+    return first, (first < kernel) & (starts + first * dilation < size)
+
+
+def _window_origins(s: Pool2dGeometry) -> NDArray[Any]:
+    """The index h·W + w of the first cell of each window, repeated per channel: (OH, OW, C)."""
+    rows = (np.arange(s.OH) * s.SH - s.PT) * s.W
+    columns = np.arange(s.OW) * s.SW - s.PL
+    origins = (rows[:, None] + columns).astype(np.int32)
+    return np.repeat(origins[..., None], s.C, axis=2)
+
+
+@primitive
+def max_pool2d_forward(x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array]:
+    """y[n,oh,ow,c] = max_{kh,kw} x[n, oh·SH−PT+kh·DH, ow·SW−PL+kw·DW, c], and where it was found
+
+    x (N,H,W,C) -> y (N,OH,OW,C), indices (N,OH,OW,C) int32 = h·W + w. Cells outside the image do
+    not compete, but those past ZH and ZW count as 0. The first maximum in raster order wins, a cell
+    of the image before a 0 outside; a NaN wins over numbers, the last one over other NaNs
+    (torch.nn.MaxPool2d). Index -1: no cell of the image won; y is then -inf, or 0 by the edge.
+    """
+    s = geometry
+    y = np.empty((s.N, s.OH, s.OW, s.C), x.dtype)
+    indices = np.empty(y.shape, np.int32)
+    origins = _window_origins(s)
+    first_row, row_inside = _first_inside(s.H, s.OH, s.SH, s.PT, s.KH, s.DH)
+    first_column, column_inside = _first_inside(s.W, s.OW, s.SW, s.PL, s.KW, s.DW)
+    number = np.dtype(np.uint8 if s.KH * s.KW <= 255 else np.int32)  # holds kh·KW + kw
+    first = np.repeat((first_row[:, None] * s.KW + first_column)[..., None], s.C, axis=2)
+    first = np.where((row_inside[:, None] & column_inside)[..., None], first, 0).astype(number)
+
+    def images(start: int, stop: int) -> None:
+        best, n = y[start:stop], stop - start
+        padded = x[start:stop]
+        if _padded_shape(s, n) != padded.shape:
+            padded = scratch("pool2d padded", _padded_shape(s, n), x.dtype)
+            padded[...] = -np.inf
+            padded[:, s.PT : s.PT + s.H, s.PL : s.PL + s.W] = x[start:stop]
+        cell = scratch("pool2d cell", best.shape, x.dtype)
+        wins = scratch("pool2d wins", best.shape, np.bool_)
+        nan = scratch("pool2d nan", best.shape, np.bool_)
+        winner = scratch("pool2d winner", best.shape, number)
+        candidate = scratch("pool2d candidate", best.shape, number)
+        winner[...] = first
+        for k in range(s.KH * s.KW):
+            values = cell if k else best
+            np.copyto(_pixels(values), _cells(_pixels(padded), s, *divmod(k, s.KW)))
+            if k == 0:
+                continue
+            # A later cell that wins has the larger number: the last winner is the largest.
+            np.greater(cell, best, out=wins)
+            np.logical_or(wins, np.isnan(cell, out=nan), out=wins)
+            np.multiply(wins.view(np.uint8), number.type(k), out=candidate)
+            np.maximum(winner, candidate, out=winner)
+            np.maximum(best, cell, out=best)
+        index = indices[start:stop]
+        row = scratch("pool2d row", best.shape, np.int32)
+        np.copyto(row, np.floor_divide(winner, number.type(s.KW), out=candidate))
+        row *= s.DH * s.W - s.KW * s.DW
+        np.copyto(index, winner)
+        index *= s.DW
+        index += row
+        index += origins
+
+    map_chunks(images, s.N, _images_per_chunk(s))
+    indices[:, ~row_inside] = -1
+    indices[:, :, ~column_inside] = -1
+    for y_edge, index_edge in (
+        (y[:, s.ZH :], indices[:, s.ZH :]),
+        (y[:, :, s.ZW :], indices[:, :, s.ZW :]),
+    ):
+        index_edge[y_edge < 0] = -1
+        y_edge[y_edge < 0] = 0
+    return y, indices
+
+
+@primitive
+def max_pool2d_backward(dy: Array, indices: Array, geometry: Pool2dGeometry) -> Array:
+    """dx[n,h,w,c] = Σ dy[n,oh,ow,c] over the windows with indices[n,oh,ow,c] = h·W + w
+
+    dy, indices (N,OH,OW,C) -> dx (N,H,W,C): the adjoint of max_pool2d_forward.
+    """
+    s = geometry
+    dx = np.empty((s.N, s.H, s.W, s.C), dy.dtype)
+    origins = _window_origins(s)
+    bits = np.dtype(f"i{dy.itemsize}")
+    apart = s.SH > (s.KH - 1) * s.DH and s.SW > (s.KW - 1) * s.DW
+    tiled = (s.SH, s.SW, s.DH, s.DW) == (s.KH, s.KW, 1, 1)
+
+    def images(start: int, stop: int) -> None:
+        n = stop - start
+        shape = _padded_shape(s, n)
+        direct = shape[1:] == (s.H, s.W, s.C)
+        padded = dx[start:stop] if direct else scratch("pool2d padded", shape, dy.dtype)
+        if not (tiled and shape[1:3] == (s.OH * s.SH, s.OW * s.SW)):
+            padded[...] = 0
+        offset = scratch("pool2d offset", (n, s.OH, s.OW, s.C), np.int32)
+        won = scratch("pool2d wins", offset.shape, np.bool_)
+        keep = scratch("pool2d keep", offset.shape, bits)
+        np.subtract(indices[start:stop], origins, out=offset)
+        gradient = dy[start:stop].view(bits)
+        for k in range(s.KH * s.KW):
+            kh, kw = divmod(k, s.KW)
+            # In the padding an offset may stand for a cell of another row; what is written there is
+            # cut off below.
+            np.equal(offset, kh * s.DH * s.W + kw * s.DW, out=won)
+            np.negative(won.view(np.int8), out=won.view(np.int8))
+            np.copyto(keep, won.view(np.int8))  # all bits set, or none
+            np.bitwise_and(keep, gradient, out=keep)
+            if apart:
+                np.copyto(_cells(_pixels(padded), s, kh, kw), _pixels(keep))
+            else:
+                cells = _cells(padded, s, kh, kw)
+                np.add(cells, keep.view(dy.dtype), out=cells)
+        if not direct:
+            dx[start:stop] = padded[:, s.PT : s.PT + s.H, s.PL : s.PL + s.W]
+
+    map_chunks(images, s.N, _images_per_chunk(s))
+    return dx
+
+
+_THREADS = 256
+
+_WINDOWS = (0, 2, 3)  # sides of the square windows that have a kernel of their own; 0 is any window
+_kernels = KernelFile("pool2d", *({"WINDOW": side} for side in _WINDOWS))
+
+
+def _specialisation(s: Pool2dGeometry) -> int:
+    square = s.KH == s.KW and s.KH in _WINDOWS
+    return _WINDOWS.index(s.KH) if square else 0
+
+
+def _blocks(elements: int, channels: int) -> tuple[int]:
+    """The grid of kernels whose threads own four channels, or one where C is no multiple of 4."""
+    each = 4 if channels % 4 == 0 else 1
+    return (-(-elements // (each * _THREADS)),)
+
+
+@max_pool2d_forward.kernel()
+def _launch_max_forward(x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array]:
+    s = geometry
+    y = empty(x, (s.N, s.OH, s.OW, s.C))
+    indices = empty(x, y.shape, np.int32)
+    launch = _kernels["max_pool2d_forward", _specialisation(s)]
+    launch(_blocks(y.size, s.C), (_THREADS,), y, indices, x, *astuple(s))
+    return y, indices
+
+
+@max_pool2d_backward.kernel()
+def _launch_max_backward(dy: Array, indices: Array, geometry: Pool2dGeometry) -> Array:
+    s = geometry
+    dx = empty(dy, (s.N, s.H, s.W, s.C))
+    launch = _kernels["max_pool2d_backward"]
+    launch(_blocks(dx.size, s.C), (_THREADS,), dx, dy, indices, *astuple(s)[:-2])
+    return dx
+
+
+# tape
+
+
+class MaxPool2d(Function):
+    """max_pool2d; its gradient goes to the cells that won."""
+
+    def forward(
+        self,
+        x: Array,
+        *,
+        kernel_size: Any,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        edge: Any,
+        return_indices: bool,
+    ) -> Any:
+        self.geometry = max_pool2d_geometry(x, kernel_size, stride, padding, dilation, edge)
+        y, indices = self.run(max_pool2d_forward, x, self.geometry)
+        if self.recording:
+            self.indices = indices
+        return (y, indices) if return_indices else y
+
+    def backward(self, dy: Array, *_: None) -> tuple[Array]:
+        return (self.run(max_pool2d_backward, dy, self.indices, self.geometry),)
+
+
+# public
+
+
+def max_pool2d(
+    x: Tensor,
+    kernel_size: int | Pair,
+    stride: int | Pair | None = None,
+    padding: int | Pair | Padding | str = 0,
+    *,
+    dilation: int | Pair = 1,
+    edge: str = "drop",
+    return_indices: bool = False,
+) -> Any:
+    """The maximum of each window of an image.
+
+    ``y[n,oh,ow,c] = max x[n, oh·SH − PT + kh·DH, ow·SW − PL + kw·DW, c]`` over kh < KH, kw < KW and
+    the cells inside the image: padding never competes. The gradient of y goes to the cell that won:
+    the first maximum in raster order; a NaN wins over numbers, and the last NaN over others.
+
+    x: (N, H, W, C) float32 (float64 on cpu). kernel_size, stride (None: kernel_size), dilation: int
+    or (height, width), >= 1. padding: int, (PH, PW), ((PT, PB), (PL, PR)), "valid" or "same", each
+    smaller than the dilated window. edge, for a last window that reaches past the padded image:
+
+    - "drop": left out, ``OH = (H + PT + PB − DH·(KH − 1) − 1) // SH + 1``;
+    - "ceil": kept if it begins inside the image or before it; absent cells do not compete (torch's
+      ceil_mode), ``OH = ⌈(H + PT + PB − DH·(KH − 1) − 1) / SH⌉ + 1``, or one less;
+    - "zero": as many windows as "ceil"; the cells past the padded image count as 0 and win over
+      negative numbers.
+
+    Returns y (N, OH, OW, C), or (y, indices) with ``return_indices``: int32, ``h·W + w`` of the
+    winner in the image; -1, and no gradient, where a 0 past the edge won or where no cell of the
+    window lies inside the image (y is then −inf).
+
+    Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit,
+    also for an empty batch, padding as large as the window, and a window larger than the padded
+    image.
+
+    Source: torch.nn.functional.max_pool2d.
+    """
+    return MaxPool2d.apply(
+        x,
+        kernel_size=kernel_size,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        edge=edge,
+        return_indices=return_indices,
+    )

@@ -1,0 +1,119 @@
+"""Softmax over the last axis: ``kernels/softmax.cu``."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+
+from gpucnn.device import Array, empty
+from gpucnn.kernel import KernelFile
+from gpucnn.ops.geometry import same_float_dtype
+from gpucnn.primitive import primitive
+from gpucnn.tensor import Function, Tensor
+from gpucnn.threads import map_chunks, scratch
+
+# primitives
+
+_CHUNK = 1 << 16  # elements: a few arrays of this many stay in a 2 MiB L2 cache
+
+
+@primitive
+def softmax_forward(x: Array) -> Array:
+    """y[…, c] = exp(x[…, c] − m) / Σ_j exp(x[…, j] − m), m the maximum of the row: x, y (…, C)."""
+    rows = x.reshape(-1, x.shape[-1])
+    y = np.empty(x.shape, x.dtype)
+    out = y.reshape(rows.shape)
+
+    def part(start: int, stop: int) -> None:
+        values = out[start:stop]
+        with np.errstate(invalid="ignore"):  # inf - inf is NaN, as it should be
+            np.subtract(rows[start:stop], rows[start:stop].max(axis=1, keepdims=True), out=values)
+        np.exp(values, out=values)
+        np.divide(values, values.sum(axis=1, keepdims=True), out=values)
+
+    map_chunks(part, len(rows), max(1, _CHUNK // rows.shape[1]))
+    return y
+
+
+@primitive
+def softmax_backward(dy: Array, y: Array) -> Array:
+    """dx[…, c] = y[…, c] · (dy[…, c] − Σ_j dy[…, j]·y[…, j]): dy, y, dx (…, C)."""
+    rows = y.reshape(-1, y.shape[-1])
+    gradients = dy.reshape(rows.shape)
+    dx = np.empty(y.shape, y.dtype)
+    out = dx.reshape(rows.shape)
+
+    def part(start: int, stop: int) -> None:
+        values, weights = out[start:stop], rows[start:stop]
+        product = scratch("softmax product", values.shape, y.dtype)
+        np.multiply(gradients[start:stop], weights, out=product)
+        np.subtract(gradients[start:stop], product.sum(axis=1, keepdims=True), out=values)
+        np.multiply(values, weights, out=values)
+
+    map_chunks(part, len(rows), max(1, _CHUNK // rows.shape[1]))
+    return dx
+
+
+WARPS = 8  # rows of a block of 256 threads
+
+_kernels = KernelFile("softmax")
+
+
+def row_blocks(rows: int) -> tuple[tuple[int], tuple[int]]:
+    """(grid, block) of a kernel whose warps take one row each."""
+    return (-(-rows // WARPS),), (32 * WARPS,)
+
+
+@softmax_forward.kernel()
+def _launch_softmax_forward(x: Array) -> Array:
+    y = empty(x, x.shape)
+    C = x.shape[-1]
+    _kernels["softmax_forward"](*row_blocks(x.size // C), y, x, x.size // C, C)
+    return y
+
+
+@softmax_backward.kernel()
+def _launch_softmax_backward(dy: Array, y: Array) -> Array:
+    dx = empty(dy, dy.shape)
+    C = y.shape[-1]
+    _kernels["softmax_backward"](*row_blocks(y.size // C), dx, dy, y, y.size // C, C)
+    return dx
+
+
+# tape
+
+
+class Softmax(Function):
+    """softmax and its gradient, which needs the output alone."""
+
+    def forward(self, x: Array) -> Array:
+        if x.ndim < 1 or x.size == 0:
+            raise ValueError(f"x must have shape (…, C) and not be empty, got {tuple(x.shape)}")
+        same_float_dtype(x=x)
+        y = self.run(softmax_forward, x)
+        if self.recording:
+            self.y = y
+        return y
+
+    def backward(self, dy: Array) -> tuple[Array]:
+        return (self.run(softmax_backward, dy, self.y),)
+
+
+# public
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Probabilities from scores: ``y[…, c] = exp(x[…, c]) / Σ_j exp(x[…, j])`` over the last axis.
+
+    The maximum of a row is subtracted first, so that large scores do not overflow. x: (…, C) with
+    at least one element, float32 (float64 on cpu). Returns a tensor of its shape; each row sums to
+    1. A score of −inf has probability 0; a row that holds +inf or NaN, or only −inf, becomes NaN.
+
+    For training use :func:`~gpucnn.ops.loss.cross_entropy`, which takes the scores themselves.
+
+    Raises ValueError for an empty or 0-d x, TypeError for integers.
+
+    Source: torch.nn.functional.softmax with dim=-1.
+    """
+    return cast("Tensor", Softmax.apply(x))

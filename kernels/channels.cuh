@@ -1,0 +1,51 @@
+// V consecutive channels of a pixel as one value, V = 4 where C is a multiple of 4, else 1.
+// Four channels move as 16 bytes where the array is aligned, else one by one.
+
+template <class T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+    typedef float4 Four;
+};
+template <>
+struct VectorOf<int> {
+    typedef int4 Four;
+};
+
+template <class T, int V>
+struct Channels {
+    T at[V];
+};
+
+template <int V, class T>
+__device__ __forceinline__ Channels<T, V> load_channels(const T* pointer) {
+    Channels<T, V> v;
+    if (V == 4 && aligned16(pointer)) {
+        const auto u = *reinterpret_cast<const typename VectorOf<T>::Four*>(pointer);
+        v.at[0] = u.x, v.at[1 % V] = u.y, v.at[2 % V] = u.z, v.at[3 % V] = u.w;
+    } else {
+#pragma unroll
+        for (int i = 0; i < V; ++i) v.at[i] = pointer[i];
+    }
+    return v;
+}
+
+template <class T, int V>
+__device__ __forceinline__ void store_channels(T* pointer, const Channels<T, V>& v) {
+    if (V == 4 && aligned16(pointer)) {
+        typename VectorOf<T>::Four u;
+        u.x = v.at[0], u.y = v.at[1 % V], u.z = v.at[2 % V], u.w = v.at[3 % V];
+        *reinterpret_cast<typename VectorOf<T>::Four*>(pointer) = u;
+    } else {
+#pragma unroll
+        for (int i = 0; i < V; ++i) pointer[i] = v.at[i];
+    }
+}
+
+template <class T, int V>
+__device__ __forceinline__ Channels<T, V> all_channels(T value) {
+    Channels<T, V> v;
+#pragma unroll
+    for (int i = 0; i < V; ++i) v.at[i] = value;
+    return v;
+}
