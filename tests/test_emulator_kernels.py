@@ -1,0 +1,497 @@
+"""Correct kernels of every usual shape compute what NumPy does, and raise nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpucnn import emulator
+
+pytestmark = pytest.mark.skipif(
+    not emulator.available(), reason=emulator.why_unavailable() or "g++ is here"
+)
+
+SOURCE = r"""
+#include <cstdint>
+#include <cuda_fp16.h>
+#include <cuda_bf16.h>
+#include <math_constants.h>
+#define GLOBAL extern "C" __global__ void
+
+GLOBAL __launch_bounds__(256) matmul(float* __restrict__ c, const float* __restrict__ a,
+                                     const float* __restrict__ b, int m, int n, int k) {
+    __shared__ float ta[16][17], tb[16][16];
+    const int row = blockIdx.y * 16 + threadIdx.y, col = blockIdx.x * 16 + threadIdx.x;
+    float sum = 0.0f;
+    for (int k0 = 0; k0 < k; k0 += 16) {
+        const int ka = k0 + threadIdx.x, kb = k0 + threadIdx.y;
+        ta[threadIdx.y][threadIdx.x] = row < m && ka < k ? a[row * k + ka] : 0.0f;
+        tb[threadIdx.y][threadIdx.x] = kb < k && col < n ? b[kb * n + col] : 0.0f;
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < 16; ++i) sum += ta[threadIdx.y][i] * tb[i][threadIdx.x];
+        __syncthreads();
+    }
+    if (row < m && col < n) c[row * n + col] = sum;
+}
+
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+    for (int offset = 16; offset > 0; offset >>= 1) v += __shfl_down_sync(0xffffffffu, v, offset);
+    return v;
+}
+GLOBAL block_sum(float* y, const float* x, int n) {
+    __shared__ float sums[32];
+    float v = 0.0f;
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += blockDim.x * gridDim.x) v += x[i];
+    v = warp_sum(v);
+    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = v;
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        v = threadIdx.x < blockDim.x / 32 ? sums[threadIdx.x] : 0.0f;
+        v = warp_sum(v);
+        if (threadIdx.x == 0) y[blockIdx.x] = v;
+    }
+}
+
+__device__ void last_block_reduce(float* y, float* partial, unsigned* arrived, const float* x,
+                                  int n, bool all_write) {
+    __shared__ bool last;
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (all_write) {
+        partial[i] = i < n ? 2.0f * x[i] : 0.0f;
+        __threadfence();
+        __syncthreads();
+    } else if (threadIdx.x == 0) {
+        float s = 0.0f;
+        for (int j = i; j < i + (int)blockDim.x && j < n; ++j) s += x[j];
+        partial[blockIdx.x] = s;
+        __threadfence();
+    }
+    if (threadIdx.x == 0) last = atomicInc(arrived, gridDim.x - 1) == gridDim.x - 1;
+    __syncthreads();
+    if (last && threadIdx.x == 0) {
+        float s = 0.0f;
+        for (int b = 0; b < (int)(all_write ? gridDim.x * blockDim.x : gridDim.x); ++b) s += partial[b];
+        *y = s;
+    }
+}
+GLOBAL last_block(float* y, float* partial, unsigned* arrived, const float* x, int n) {
+    last_block_reduce(y, partial, arrived, x, n, false);
+}
+GLOBAL last_block_all_write(float* y, float* partial, unsigned* arrived, const float* x, int n) {
+    last_block_reduce(y, partial, arrived, x, n, true);
+}
+// One fence by the thread that announces the block, after the barrier that gathers the writes.
+GLOBAL last_block_one_fence(float* y, float* partial, unsigned* arrived, const float* x, int n) {
+    __shared__ bool last;
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    partial[i] = i < n ? x[i] : 0.0f;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        last = atomicAdd(arrived, 1u) == gridDim.x - 1;
+    }
+    __syncthreads();
+    if (!last) return;
+    if (threadIdx.x == 1) *arrived = 0;
+    if (threadIdx.x == 0) {
+        float s = 0.0f;
+        for (int b = 0; b < (int)(gridDim.x * blockDim.x); ++b) s += partial[b];
+        *y = s;
+    }
+}
+
+GLOBAL transpose(float* y, const float* x, int rows, int columns) {
+    __shared__ float tile[32][33];
+    int c = blockIdx.x * 32 + threadIdx.x, r = blockIdx.y * 32 + threadIdx.y;
+    for (int j = 0; j < 32; j += 8)
+        if (c < columns && r + j < rows) tile[threadIdx.y + j][threadIdx.x] = x[(r + j) * columns + c];
+    __syncthreads();
+    c = blockIdx.y * 32 + threadIdx.x, r = blockIdx.x * 32 + threadIdx.y;
+    for (int j = 0; j < 32; j += 8)
+        if (c < rows && r + j < columns) y[(r + j) * rows + c] = tile[threadIdx.x][threadIdx.y + j];
+}
+
+GLOBAL double_buffer(float* y, const float* x, int steps) {
+    __shared__ float buffer[2][64];
+    float sum = 0.0f;
+    buffer[0][threadIdx.x] = x[threadIdx.x];
+    for (int i = 0; i < steps; ++i) {
+        __syncthreads();
+        if (i + 1 < steps) buffer[(i + 1) & 1][threadIdx.x] = x[(i + 1) * 64 + threadIdx.x];
+        sum += buffer[i & 1][63 - threadIdx.x];
+    }
+    y[threadIdx.x] = sum;
+}
+
+GLOBAL histogram(int* counts, const unsigned char* x, int n) {
+    __shared__ int local[256];
+    for (int i = threadIdx.x; i < 256; i += blockDim.x) local[i] = 0;
+    __syncthreads();
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += blockDim.x * gridDim.x)
+        atomicAdd(&local[x[i]], 1);
+    __syncthreads();
+    for (int i = threadIdx.x; i < 256; i += blockDim.x) atomicAdd(&counts[i], local[i]);
+}
+
+GLOBAL early_return(float* y, int n) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    y[i] = i;
+}
+
+GLOBAL three_dimensions(int* y) {
+    const dim3 b = blockDim;
+    const int x = blockIdx.x * b.x + threadIdx.x, yy = blockIdx.y * b.y + threadIdx.y;
+    const int z = blockIdx.z * b.z + threadIdx.z;
+    const int w = gridDim.x * b.x, h = gridDim.y * b.y;
+    y[(z * h + yy) * w + x] = x + 100 * yy + 10000 * z;
+}
+
+GLOBAL mixed_shared(float* y) {
+    __shared__ float fixed[32];
+    extern __shared__ float flexible[];
+    fixed[threadIdx.x] = threadIdx.x;
+    flexible[threadIdx.x + 32] = 2 * threadIdx.x;
+    __syncthreads();
+    y[threadIdx.x] = fixed[31 - threadIdx.x] + flexible[63 - threadIdx.x];
+}
+GLOBAL other_type(unsigned char* y) {
+    extern __shared__ __align__(16) unsigned char flexible[];
+    flexible[threadIdx.x] = 3 * threadIdx.x;
+    __syncthreads();
+    y[threadIdx.x] = flexible[threadIdx.x ^ 1];
+}
+
+template <int N, class T>
+__device__ T rotate(T v) {
+    __shared__ T s[N];
+    s[threadIdx.x] = v;
+    __syncthreads();
+    const T r = s[(threadIdx.x + 1) % N];
+    __syncthreads();
+    return r;
+}
+GLOBAL templates(float* y, int* z) {
+    y[threadIdx.x] = rotate<32>((float)threadIdx.x) + rotate<32, double>(threadIdx.x);
+    z[threadIdx.x] = rotate<32>((int)threadIdx.x);
+}
+
+GLOBAL vectors(float4* y, const float4* x, int4* iy, const uchar4* bytes, float2* pair) {
+    __shared__ float4 s[32];
+    const int i = threadIdx.x;
+    s[i] = x[i];
+    __syncthreads();
+    float4 v = s[31 - i];
+    v.x += 1.0f;
+    y[i] = make_float4(v.w, v.z, v.y, v.x);
+    const uchar4 b = bytes[i];
+    iy[i] = make_int4(b.x, b.y, b.z, b.w);
+    pair[i] = make_float2(v.x, v.y);
+}
+
+__constant__ float table[4] = {1.0f, 10.0f, 100.0f, 1000.0f};
+struct Scale {
+    float by;
+    __device__ __host__ float operator()(float v) const { return by * v; }
+};
+template <class F> __device__ float apply(F f, float v) { return f(v); }
+GLOBAL functors(float* y) {
+    const float offset = 0.5f;
+    auto add = [=] __device__ (float v) { return v + offset; };
+    y[threadIdx.x] = apply(Scale{table[threadIdx.x & 3]}, apply(add, threadIdx.x));
+}
+
+GLOBAL warp_operations(unsigned* y, double* d) {
+    const int lane = threadIdx.x;
+    int all;
+    unsigned* row = y + lane * 12;
+    row[0] = __ballot_sync(0xffffffffu, lane % 3 == 0);
+    row[1] = __any_sync(0xffffffffu, lane == 4);
+    row[2] = __all_sync(0xffffffffu, lane < 32);
+    row[3] = __match_any_sync(0xffffffffu, lane % 4);
+    row[4] = __match_all_sync(0xffffffffu, 7, &all) + all;
+    row[5] = __reduce_add_sync(0xffffffffu, (unsigned)lane);
+    row[6] = (unsigned)__reduce_min_sync(0xffffffffu, lane - 5);
+    row[7] = __reduce_xor_sync(0xffffffffu, (unsigned)lane * 3);
+    row[8] = __shfl_xor_sync(0xffffffffu, lane, 5);
+    row[9] = __shfl_up_sync(0xffffffffu, lane, 3, 8);
+    row[10] = __shfl_sync(0xffffffffu, lane, 9, 8);
+    row[11] = lane < 16 ? __shfl_down_sync(0x0000ffffu, lane, 1, 16) : __activemask();
+    d[lane] = __shfl_xor_sync(0xffffffffu, 1.5 * lane, 31);
+}
+GLOBAL barrier_votes(int* y) {
+    const int i = threadIdx.x;
+    y[i * 3] = __syncthreads_count(i % 3 == 0);
+    y[i * 3 + 1] = __syncthreads_and(i >= 0) + 2 * __syncthreads_and(i != 5);
+    y[i * 3 + 2] = __syncthreads_or(i == 7) + 2 * __syncthreads_or(i == 700);
+}
+GLOBAL partial_warp(int* y) {
+    y[threadIdx.x] = __popc(__ballot_sync(0xffffffffu, 1));
+    __syncwarp();
+}
+
+GLOBAL atomics(unsigned* y, int* z, unsigned long long* w) {
+    const unsigned i = threadIdx.x;
+    atomicSub(&y[0], 1u);
+    atomicMin(&z[0], (int)i - 7);
+    atomicMax(&z[1], (int)i);
+    atomicAnd(&y[1], ~(1u << (i & 31)));
+    atomicOr(&y[2], 1u << (i & 31));
+    atomicXor(&y[3], i);
+    atomicInc(&y[4], 9);
+    atomicDec(&y[5], 9);
+    if (i == 3) atomicExch(&y[6], 77u);
+    atomicCAS(&y[7], i, i + 1);
+    atomicAdd(w, 1ull << 33);
+}
+
+GLOBAL halves(__half* h, float* back, const float* x, __nv_bfloat16* b, float* b_back, int n) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    h[i] = __float2half_rn(x[i]);
+    back[i] = __half2float(__float2half(x[i]));
+    b[i] = __float2bfloat16(x[i]);
+    b_back[i] = __bfloat162float(__float2bfloat16_rn(x[i]));
+}
+GLOBAL half_pairs(__half2* y, const __half2* x) {
+    const float2 f = __half22float2(x[threadIdx.x]);
+    y[threadIdx.x] = __hadd2(__floats2half2_rn(f.y, f.x), __float2half2_rn(1.0f));
+}
+GLOBAL widen(float* y, const __half* x) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    y[i] = __half2float(x[i]);
+}
+
+GLOBAL math(float* y, const float* x, int* z) {
+    const float v = x[threadIdx.x];
+    float* row = y + threadIdx.x * 12;
+    row[0] = __expf(v), row[1] = rsqrtf(v), row[2] = fmaf(v, v, 1.0f), row[3] = __fdividef(1.0f, v);
+    row[4] = erff(v), row[5] = log1pf(v), row[6] = expm1f(v), row[7] = tanhf(v);
+    row[8] = max(v, CUDART_NAN_F), row[9] = min(v, CUDART_INF_F), row[10] = __saturatef(v);
+    row[11] = isnan(v) || isinf(v) ? NAN : __frcp_rn(v);
+    int* bits = z + threadIdx.x * 8;
+    bits[0] = __float_as_int(v), bits[1] = __clz(threadIdx.x), bits[2] = __popc(threadIdx.x);
+    bits[3] = __ffs(threadIdx.x), bits[4] = __umulhi(0x80000000u, threadIdx.x * 8);
+    bits[5] = __mul24(threadIdx.x, -3), bits[6] = max(3, (int)threadIdx.x), bits[7] = warpSize;
+}
+"""
+
+
+def run(name: str, grid: Any, block: Any, *args: Any, shared: int = 0) -> None:
+    """Checked, in four orders, and unchecked."""
+    outputs = [a for a in args if isinstance(a, np.ndarray)]
+    before = [a.copy() for a in outputs]
+    emulator.check_order(emulator.RawKernel(SOURCE, name, check=True), grid, block, args, shared)
+    checked = [a.copy() for a in outputs]
+    for a, b in zip(outputs, before, strict=True):
+        np.copyto(a, b)
+    emulator.RawKernel(SOURCE, name, check=False)(grid, block, args, shared)
+    for a, b in zip(outputs, checked, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def random(*shape: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+
+
+def test_tiled_matmul() -> None:
+    a, b = random(37, 29), random(29, 41)
+    c = emulator.empty((37, 41))
+    run("matmul", (3, 3), (16, 16), c, a, b, 37, 41, 29)
+    np.testing.assert_allclose(c, a @ b, atol=1e-5)
+
+
+def test_block_sum_with_one_warp_shuffling() -> None:
+    x, y = random(1000), emulator.empty(3)
+    run("block_sum", (3,), (128,), y, x, 1000)
+    np.testing.assert_allclose(y.sum(), x.sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [("last_block", 1), ("last_block_all_write", 2), ("last_block_one_fence", 1)],
+)
+def test_last_block_done(name: str, factor: int) -> None:
+    x, y = np.arange(100, dtype=np.float32), emulator.empty(1)
+    partial, arrived = emulator.empty(128), np.zeros(1, np.uint32)
+    run(name, (4,), (32,), y, partial, arrived, x, 100)
+    assert y[0] == factor * x.sum()
+    assert arrived[0] == 0
+
+
+def test_padded_transpose() -> None:
+    x, y = random(45, 70), emulator.empty((70, 45))
+    run("transpose", (3, 2), (32, 8), y, x, 45, 70)
+    np.testing.assert_array_equal(y, x.T)
+
+
+def test_double_buffer() -> None:
+    x, y = random(5, 64), emulator.empty(64)
+    run("double_buffer", (1,), (64,), y, x, 5)
+    np.testing.assert_allclose(y, x[:, ::-1].sum(axis=0), atol=1e-5)
+
+
+def test_histogram_with_integer_atomics() -> None:
+    x = np.random.default_rng(2).integers(0, 256, 3000, np.uint8)
+    counts = np.zeros(256, np.int32)
+    run("histogram", (3,), (96,), counts, x, x.size)
+    np.testing.assert_array_equal(counts, np.bincount(x, minlength=256))
+
+
+def test_early_return_without_barrier() -> None:
+    y = emulator.empty(70)
+    run("early_return", (3,), (32,), y, 70)
+    np.testing.assert_array_equal(y, np.arange(70))
+
+
+def test_three_dimensional_grid_and_block() -> None:
+    y = emulator.empty((6, 4, 10), np.int32)
+    run("three_dimensions", (2, 2, 2), (5, 2, 3), y)
+    z, yy, x = np.indices((6, 4, 10))
+    np.testing.assert_array_equal(y, x + 100 * yy + 10000 * z)
+
+
+def test_static_and_dynamic_shared_memory() -> None:
+    y, i = emulator.empty(32), np.arange(32)
+    run("mixed_shared", (1,), (32,), y, shared=64 * 4)
+    np.testing.assert_array_equal(y, 3 * (31 - i))
+    z = emulator.empty(32, np.uint8)
+    run("other_type", (1,), (32,), z, shared=32)
+    np.testing.assert_array_equal(z, 3 * (i ^ 1))
+
+
+def test_shared_memory_in_templates() -> None:
+    y, z = emulator.empty(32), emulator.empty(32, np.int32)
+    run("templates", (1,), (32,), y, z)
+    expected = (np.arange(32) + 1) % 32
+    np.testing.assert_array_equal(y, 2 * expected)
+    np.testing.assert_array_equal(z, expected)
+
+
+def test_vector_types() -> None:
+    x, y = random(32, 4), emulator.empty((32, 4))
+    iy, pair = emulator.empty((32, 4), np.int32), emulator.empty((32, 2))
+    b = np.random.default_rng(3).integers(0, 256, (32, 4), np.uint8)
+    run("vectors", (1,), (32,), y, x, iy, b, pair)
+    v = x[::-1] + np.float32([1, 0, 0, 0])
+    np.testing.assert_array_equal(y, v[:, ::-1])
+    np.testing.assert_array_equal(iy, b)
+    np.testing.assert_array_equal(pair, v[:, :2])
+
+
+def test_functors_lambdas_and_constant_tables() -> None:
+    y = emulator.empty(32)
+    run("functors", (1,), (32,), y)
+    i = np.arange(32)
+    np.testing.assert_array_equal(y, (i + np.float32(0.5)) * 10.0 ** (i % 4))
+
+
+def test_warp_operations() -> None:
+    y, d = emulator.empty((32, 12), np.uint32), emulator.empty(32, np.float64)
+    run("warp_operations", (1,), (32,), y, d)
+    lane = np.arange(32)
+    groups = [sum(1 << k for k in range(32) if k % 4 == m) for m in range(4)]
+    assert (y[:, 0] == sum(1 << k for k in range(0, 32, 3))).all()
+    assert (y[:, 1] == 1).all() and (y[:, 2] == 1).all()
+    assert y[:, 3].tolist() == [groups[k % 4] for k in lane]
+    assert (y[:, 4] == 0).all()  # 0xffffffff + 1
+    assert (y[:, 5] == 496).all() and (y[:, 6].astype(np.int32) == -5).all()
+    assert (y[:, 7] == np.bitwise_xor.reduce(lane * 3)).all()
+    assert (y[:, 8] == lane ^ 5).all()
+    assert (y[:, 9] == np.where(lane % 8 >= 3, lane - 3, lane)).all()
+    assert (y[:, 10] == lane // 8 * 8 + 1).all()
+    assert (y[:16, 11] == np.minimum(lane[:16] + 1, 15)).all() and (y[16:, 11] == 2**32 - 1).all()
+    assert (d == 1.5 * (31 - lane)).all()
+
+
+def test_barriers_that_count() -> None:
+    y = emulator.empty((50, 3), np.int32)
+    run("barrier_votes", (1,), (50,), y)
+    assert (y == [17, 1, 1]).all()
+
+
+def test_partial_last_warp() -> None:
+    y = emulator.empty(40, np.int32)
+    run("partial_warp", (1,), (40,), y)
+    assert y.tolist() == [32] * 32 + [8] * 8
+
+
+def test_integer_atomics() -> None:
+    y, z = np.zeros(8, np.uint32), np.zeros(2, np.int32)
+    y[0], y[1] = 1000, 2**32 - 1
+    w = np.zeros(1, np.uint64)
+    kernel = emulator.RawKernel(SOURCE, "atomics", check=True)
+    kernel((2,), (32,), (y, z, w))
+    assert y.tolist() == [936, 0, 2**32 - 1, 0, 4, 6, 77, 32]
+    assert z.tolist() == [-7, 31]
+    assert w[0] == 64 << 33
+
+
+def bfloat16_bits(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Round to nearest even, bit by bit, in exact integers."""
+    out = []
+    for bits in x.view(np.uint32).tolist():
+        if bits & 0x7FFFFFFF > 0x7F800000:
+            out.append(0x7FFF)
+            continue
+        upper, lower = bits >> 16, bits & 0xFFFF
+        out.append(upper + (lower > 0x8000 or (lower == 0x8000 and upper & 1 == 1)))
+    return np.array(out, np.uint16)
+
+
+def test_half_and_bfloat16_round_as_the_standard_says() -> None:
+    bits = np.random.default_rng(4).integers(0, 2**32, 4000, np.uint32)
+    edges = np.float32([0, -0.0, 65504, 65519.9, 65520, 1e9, -1e9, 6e-8, 2.9e-8, 3e-8, 2**-14, np.inf,
+                        -np.inf, 1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-8, 1 + 3 * 2**-8])  # fmt: skip
+    small = random(4000) * np.float32(10.0) ** np.linspace(-9, 5, 4000, dtype=np.float32)
+    x = np.concatenate([bits.view(np.float32), edges, small])
+    n = x.size
+    h, b = emulator.empty(n, np.float16), emulator.empty(n, np.uint16)
+    back, b_back = emulator.empty(n), emulator.empty(n)
+    run("halves", (-(-n // 256),), (256,), h, back, x, b, b_back, n)
+    with np.errstate(over="ignore"):
+        expected = x.astype(np.float16)
+    nan = np.isnan(x)
+    np.testing.assert_array_equal(np.isnan(h), nan)
+    np.testing.assert_array_equal(h.view(np.uint16)[~nan], expected.view(np.uint16)[~nan])
+    np.testing.assert_array_equal(back, expected.astype(np.float32))
+    np.testing.assert_array_equal(b, bfloat16_bits(x))
+    np.testing.assert_array_equal(b_back.view(np.uint32), b.astype(np.uint32) << 16)
+
+
+def test_every_half_widens_exactly() -> None:
+    x = np.arange(65536, dtype=np.uint16).view(np.float16)
+    y = emulator.empty(65536)
+    run("widen", (256,), (256,), y, x)
+    np.testing.assert_array_equal(y, x.astype(np.float32))
+
+
+def test_half_pairs() -> None:
+    x = random(32, 2).astype(np.float16)
+    y = emulator.empty((32, 2), np.float16)
+    run("half_pairs", (1,), (32,), y, x)
+    np.testing.assert_array_equal(y, x[:, ::-1] + np.float16(1))
+
+
+def test_device_math() -> None:
+    x = np.linspace(0.1, 3, 32, dtype=np.float32)
+    y, z = emulator.empty((32, 12)), emulator.empty((32, 8), np.int32)
+    run("math", (1,), (32,), y, x, z)
+    one = np.float32(1)
+    from math import erf
+
+    expected = [np.exp(x), 1 / np.sqrt(x), x * x + one, one / x,
+                np.array([erf(v) for v in x]), np.log1p(x), np.expm1(x), np.tanh(x), x, x,
+                np.minimum(x, 1), one / x]  # fmt: skip
+    np.testing.assert_allclose(y, np.stack(expected, axis=1), rtol=3e-7)
+    i = np.arange(32)
+    assert (z[:, 0] == x.view(np.int32)).all()
+    assert z[:, 1].tolist() == [32 - int(k).bit_length() for k in i]
+    assert z[:, 2].tolist() == [int(k).bit_count() for k in i]
+    assert z[:, 3].tolist() == [(int(k) & -int(k)).bit_length() for k in i]
+    assert (z[:, 4] == i * 4).all() and (z[:, 5] == -3 * i).all()
+    assert (z[:, 6] == np.maximum(3, i)).all() and (z[:, 7] == 32).all()
