@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 
 import click
@@ -41,12 +42,12 @@ def summary(model: str, as_json: bool) -> None:
         return
     table = Table(title=f"{model}: images of {_sizes(shape)}", title_justify="left")
     table.add_column("layer", overflow="fold")
-    for heading in ("output", "parameters", "multiply-adds", "receptive field"):
+    for heading in ("output", "parameters", "multiply-\nadds", "receptive\nfield"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         field = "" if row.receptive_field is None else _sizes(row.receptive_field)
         table.add_row(
-            f"{row.name} {row.layer}".strip(),
+            f"{row.name} {_shorten(row.layer)}".strip(),
             _sizes(row.output_shape),
             f"{row.parameters:,}",
             f"{row.multiply_adds:,}",
@@ -57,5 +58,13 @@ def summary(model: str, as_json: bool) -> None:
     Console().print(table, markup=False)
 
 
+def _shorten(layer: str) -> str:
+    """A layer's repr with equal pairs as one number and without what is the default."""
+    shortened = ""
+    while shortened != layer:
+        shortened, layer = layer, re.sub(r"\((\w+), \1\)", r"\1", layer)
+    return re.sub(r", (stride=1|padding=0|eps=1e-05|momentum=0\.1)\b", "", layer)
+
+
 def _sizes(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
+    return "×".join(map(str, shape))
