@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import astuple, dataclass
 from typing import Any, cast
 
@@ -94,12 +95,12 @@ def conv2d_geometry(
 
 # primitives
 
-_CHUNK_BYTES = 1 << 20  # of unfolded windows per thread: half of a 2 MiB L2 cache
+_CHUNK_BYTES = 1 << 20  # of scratch per thread: what a core's L2 cache holds
 _SHORT_RUN = 12  # floats: below this a copy of one row of a window is mostly loop overhead
 
 
-def _images_per_chunk(s: Conv2dGeometry, itemsize: int) -> int:
-    return max(1, _CHUNK_BYTES // (s.OH * s.OW * s.KH * s.KW * s.C * itemsize))
+def _images_per_chunk(scratch_elements: int, itemsize: int) -> int:
+    return max(1, _CHUNK_BYTES // (scratch_elements * itemsize))
 
 
 def _padded_shape(s: Conv2dGeometry, n: int) -> tuple[int, int, int, int]:
@@ -173,7 +174,7 @@ def conv2d_forward(
         if b is not None:
             out += b
 
-    map_chunks(images, s.N, _images_per_chunk(s, x.itemsize))
+    map_chunks(images, s.N, _images_per_chunk(s.OH * s.OW * s.K * s.G, x.itemsize))
     return y
 
 
@@ -207,7 +208,8 @@ def conv2d_data_gradient(dy: Array, w: Array, geometry: Conv2dGeometry) -> Array
                 cells += product.transpose(1, 0, 2).reshape(n, s.OH, s.OW, s.G, s.CG)
         dx[start:stop] = padded[:, s.PT : s.PT + s.H, s.PL : s.PL + s.W]
 
-    map_chunks(images, s.N, _images_per_chunk(s, dy.itemsize))
+    cells = math.prod(_padded_shape(s, 1)) + s.OH * s.OW * s.C
+    map_chunks(images, s.N, _images_per_chunk(cells, dy.itemsize))
     return dx
 
 
@@ -223,7 +225,7 @@ def conv2d_weight_gradient(dy: Array, x: Array, geometry: Conv2dGeometry) -> Arr
         outputs = _by_group(dy[start:stop], s, s.OCG).transpose(0, 2, 1)
         return cast("NDArray[Any]", np.matmul(outputs, _unfold(x[start:stop], s)))
 
-    dw = sum(map_chunks(images, s.N, _images_per_chunk(s, x.itemsize)))
+    dw = sum(map_chunks(images, s.N, _images_per_chunk(s.OH * s.OW * s.K * s.G, x.itemsize)))
     return cast("Array", dw).reshape(s.OC, s.KH, s.KW, s.CG)
 
 
