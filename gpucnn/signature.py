@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -21,8 +21,8 @@ __all__ = ["Parameter", "Signature", "convert_arguments", "numpy_dtype", "parse_
 class Parameter:
     """One kernel parameter.
 
-    ``type`` is the C element type without ``const``, ``*`` and ``__restrict__``; ``const`` says that
-    the memory behind a pointer is read-only (always False for scalars).
+    ``type`` is the C element type without ``const``, ``*`` and ``__restrict__``; ``const`` says
+    that the memory behind a pointer is read-only (always False for scalars).
     """
 
     name: str
@@ -242,7 +242,7 @@ def parse_kernels(source: str) -> dict[str, Signature]:
         if not in_block and not re.search(r'\bextern\s*"C"', before):
             continue
         at = match.end()
-        name = None
+        name, call, end = None, None, -1
         while call := re.compile(r"\s*([^(;{}]*?)(\w+)\s*\(").match(text, at):
             end = _matching(text, call.end() - 1)
             if end < 0:
@@ -252,7 +252,7 @@ def parse_kernels(source: str) -> dict[str, Signature]:
                 name = call[2]
                 break
             at = end + 1
-        if name is None or not re.match(r"[^;{]*\{", text[end + 1 :]):
+        if name is None or call is None or not re.match(r"[^;{]*\{", text[end + 1 :]):
             continue
         parameters = tuple(
             _parse_parameter(re.sub(r"^[ \t]*#.*$", " ", p, flags=re.M), name, aliases)
@@ -277,16 +277,14 @@ def _convert_scalar(signature: Signature, parameter: Parameter, value: Any) -> n
     kind = np.asarray(value).dtype.kind if scalar else "O"
     if isinstance(value, int):
         kind = "i"
-    if kind not in ("biuf" if dtype.kind in "fb" else "biu") or kind == "f" and dtype.kind == "b":
+    if kind not in ("biuf" if dtype.kind in "fb" else "biu") or (kind == "f" and dtype.kind == "b"):
         allowed = "a real number" if dtype.kind == "f" else "an integer"
-        raise TypeError(
-            f"{where} takes {allowed}, got {value!r} of type {type(value).__name__}"
-        )
+        raise TypeError(f"{where} takes {allowed}, got {value!r} of type {type(value).__name__}")
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         if not limits.min <= int(value) <= limits.max:
             raise ValueError(f"{where} takes {limits.min} to {limits.max}, got {int(value)}")
-        return dtype.type(int(value))
+        return cast(np.generic, dtype.type(int(value)))
     if dtype.kind == "b":
         if int(value) not in (0, 1):
             raise ValueError(f"{where} takes 0 or 1, got {value!r}")
@@ -295,11 +293,13 @@ def _convert_scalar(signature: Signature, parameter: Parameter, value: Any) -> n
         number = float(value)
     except OverflowError:
         number = np.inf if value > 0 else -np.inf
-    if dtype.itemsize < 8 and abs(number) > float(np.finfo(dtype).max) and (
-        isinstance(value, int) or np.isfinite(number)
+    if (
+        dtype.itemsize < 8
+        and abs(number) > float(np.finfo(dtype).max)
+        and (isinstance(value, int) or np.isfinite(number))
     ):
         raise ValueError(f"{where} takes up to {np.finfo(dtype).max}, got {value!r}")
-    return dtype.type(number)
+    return cast(np.generic, dtype.type(number))
 
 
 def _check_array(signature: Signature, parameter: Parameter, value: Any) -> Any:

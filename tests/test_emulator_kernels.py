@@ -45,7 +45,8 @@ __device__ __forceinline__ float warp_sum(float v) {
 GLOBAL block_sum(float* y, const float* x, int n) {
     __shared__ float sums[32];
     float v = 0.0f;
-    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += blockDim.x * gridDim.x) v += x[i];
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += blockDim.x * gridDim.x)
+        v += x[i];
     v = warp_sum(v);
     if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = v;
     __syncthreads();
@@ -74,7 +75,8 @@ __device__ void last_block_reduce(float* y, float* partial, unsigned* arrived, c
     __syncthreads();
     if (last && threadIdx.x == 0) {
         float s = 0.0f;
-        for (int b = 0; b < (int)(all_write ? gridDim.x * blockDim.x : gridDim.x); ++b) s += partial[b];
+        const int count = all_write ? gridDim.x * blockDim.x : gridDim.x;
+        for (int b = 0; b < count; ++b) s += partial[b];
         *y = s;
     }
 }
@@ -108,7 +110,8 @@ GLOBAL transpose(float* y, const float* x, int rows, int columns) {
     __shared__ float tile[32][33];
     int c = blockIdx.x * 32 + threadIdx.x, r = blockIdx.y * 32 + threadIdx.y;
     for (int j = 0; j < 32; j += 8)
-        if (c < columns && r + j < rows) tile[threadIdx.y + j][threadIdx.x] = x[(r + j) * columns + c];
+        if (c < columns && r + j < rows)
+            tile[threadIdx.y + j][threadIdx.x] = x[(r + j) * columns + c];
     __syncthreads();
     c = blockIdx.y * 32 + threadIdx.x, r = blockIdx.x * 32 + threadIdx.y;
     for (int j = 0; j < 32; j += 8)
@@ -396,15 +399,18 @@ def test_warp_operations() -> None:
     lane = np.arange(32)
     groups = [sum(1 << k for k in range(32) if k % 4 == m) for m in range(4)]
     assert (y[:, 0] == sum(1 << k for k in range(0, 32, 3))).all()
-    assert (y[:, 1] == 1).all() and (y[:, 2] == 1).all()
+    assert (y[:, 1] == 1).all()
+    assert (y[:, 2] == 1).all()
     assert y[:, 3].tolist() == [groups[k % 4] for k in lane]
     assert (y[:, 4] == 0).all()  # 0xffffffff + 1
-    assert (y[:, 5] == 496).all() and (y[:, 6].astype(np.int32) == -5).all()
+    assert (y[:, 5] == 496).all()
+    assert (y[:, 6].astype(np.int32) == -5).all()
     assert (y[:, 7] == np.bitwise_xor.reduce(lane * 3)).all()
     assert (y[:, 8] == lane ^ 5).all()
     assert (y[:, 9] == np.where(lane % 8 >= 3, lane - 3, lane)).all()
     assert (y[:, 10] == lane // 8 * 8 + 1).all()
-    assert (y[:16, 11] == np.minimum(lane[:16] + 1, 15)).all() and (y[16:, 11] == 2**32 - 1).all()
+    assert (y[:16, 11] == np.minimum(lane[:16] + 1, 15)).all()
+    assert (y[16:, 11] == 2**32 - 1).all()
     assert (d == 1.5 * (31 - lane)).all()
 
 
@@ -445,8 +451,9 @@ def bfloat16_bits(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def test_half_and_bfloat16_round_as_the_standard_says() -> None:
     bits = np.random.default_rng(4).integers(0, 2**32, 4000, np.uint32)
-    edges = np.float32([0, -0.0, 65504, 65519.9, 65520, 1e9, -1e9, 6e-8, 2.9e-8, 3e-8, 2**-14, np.inf,
-                        -np.inf, 1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-8, 1 + 3 * 2**-8])  # fmt: skip
+    edges = np.float32([0, -0.0, 65504, 65519.9, 65520, 1e9, -1e9, 6e-8, 2.9e-8, 3e-8, 2**-14,
+                        np.inf, -np.inf, 1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-8,
+                        1 + 3 * 2**-8])  # fmt: skip
     small = random(4000) * np.float32(10.0) ** np.linspace(-9, 5, 4000, dtype=np.float32)
     x = np.concatenate([bits.view(np.float32), edges, small])
     n = x.size
@@ -493,5 +500,7 @@ def test_device_math() -> None:
     assert z[:, 1].tolist() == [32 - int(k).bit_length() for k in i]
     assert z[:, 2].tolist() == [int(k).bit_count() for k in i]
     assert z[:, 3].tolist() == [(int(k) & -int(k)).bit_length() for k in i]
-    assert (z[:, 4] == i * 4).all() and (z[:, 5] == -3 * i).all()
-    assert (z[:, 6] == np.maximum(3, i)).all() and (z[:, 7] == 32).all()
+    assert (z[:, 4] == i * 4).all()
+    assert (z[:, 5] == -3 * i).all()
+    assert (z[:, 6] == np.maximum(3, i)).all()
+    assert (z[:, 7] == 32).all()

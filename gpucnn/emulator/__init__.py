@@ -5,11 +5,11 @@ A kernel is launched as with ``cupy.RawKernel``::
     kernel = gpucnn.emulator.RawKernel(source, "relu")
     kernel((grid,), (block,), (y, x, x.size))
 
-Threads of a block are fibers that change over at barriers and warp operations; blocks run one after
-another. A checked kernel reports, as ``KernelFault``, accesses out of bounds or misaligned, reads of
-memory nobody wrote, data races, barriers that some threads never reach and warp masks that lie. The
-emulator does not model timing, weak memory order, register limits or approximate math, and it does
-not contract products and sums into fused multiply-adds.
+Threads of a block are fibers that change over at barriers and warp operations; blocks run one
+after another. A checked kernel reports, as ``KernelFault``, accesses out of bounds or misaligned,
+reads of memory nobody wrote, data races, barriers that some threads never reach and warp masks that
+lie. The emulator does not model timing, weak memory order, register limits or approximate math; it
+keeps denormals, and does not contract products and sums into fused multiply-adds.
 """
 
 from gpucnn.emulator.build import available, why_unavailable

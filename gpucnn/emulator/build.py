@@ -1,13 +1,15 @@
 """Compiles CUDA C with g++ into shared libraries that the emulator's runtime executes.
 
-Checked builds hand every memory access to the runtime: ``-fsanitize=thread`` makes the compiler call
-a hook per access and ``-fsanitize=alignment,bounds`` one per violation, and the runtime defines those
-hooks itself instead of linking a sanitizer. Optimisations that would split, merge or invent accesses
-before the hooks are inserted are off, so a ``float4`` load is seen as one access of 16 bytes.
+Checked builds hand every memory access to the runtime: ``-fsanitize=thread`` makes the compiler
+call a hook per access and ``-fsanitize=alignment,bounds`` one per violation, and the runtime
+defines those hooks itself instead of linking a sanitizer. Optimisations that would split, merge,
+move or invent accesses before the hooks are inserted are off, so that a ``float4`` load is seen
+where it stands and as one access of 16 bytes.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -18,7 +20,8 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,13 +31,13 @@ from gpucnn.emulator.translate import ANCHOR, Translation, translate
 from gpucnn.signature import Parameter, Signature
 
 _HERE = Path(__file__).resolve().parent
-_LANGUAGE = ("-fPIC", "-g1", "-gdwarf-4", "-fno-optimize-sibling-calls", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti",
-             "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing",
-             "-fno-stack-protector", "-fcf-protection=none", "-fvisibility=hidden",
+_LANGUAGE = ("-fPIC", "-g1", "-gdwarf-4", "-fno-optimize-sibling-calls", "-ffp-contract=off",
+             "-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-fno-trapping-math",
+             "-fno-strict-aliasing", "-fno-stack-protector", "-fcf-protection=none", "-fvisibility=hidden",
              "-fno-gnu-unique", "-fno-asynchronous-unwind-tables", "-Wno-attributes",
              "-Wno-unknown-pragmas")  # fmt: skip
-_CHECKED = ("-O1", "-fno-tree-sra", "-fno-tree-fre", "-fno-tree-pre", "-fno-tree-phiprop", "-fno-tree-sink",
-            "-fno-hoist-adjacent-loads", "-finline-small-functions",
+_CHECKED = ("-O1", "-fno-tree-sra", "-fno-tree-fre", "-fno-tree-pre", "-fno-tree-phiprop",
+            "-fno-tree-sink", "-fno-hoist-adjacent-loads", "-finline-small-functions",
             "-fsanitize=thread,alignment,bounds", "--param=tsan-instrument-func-entry-exit=0",
             "--param=tsan-distinguish-volatile=0")  # fmt: skip
 _UNCHECKED = ("-O2",)
@@ -43,6 +46,9 @@ _RUNTIME = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-fn
 # Bytes that belong to nobody behind each shared variable, so that an overrun does not land in the
 # next one.
 _RED_ZONE = 64
+
+# Held while the runtime or the shim is compiled, so that threads do not do it twice.
+_preparing = threading.Lock()
 
 _IGNORED_OPTIONS = re.compile(
     r"-?-(?:gpu-architecture|arch|generate-code|gencode|fmad|ftz|prec-sqrt|prec-div|use_fast_math"
@@ -94,7 +100,9 @@ def cache_directory() -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError:
-        return Path(tempfile.mkdtemp(prefix="gpucnn-emulator-"))
+        scratch = tempfile.mkdtemp(prefix="gpucnn-emulator-")
+        atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+        return Path(scratch)
 
 
 def _digest(*parts: object) -> str:
@@ -114,7 +122,12 @@ def _own_sources() -> str:
 def _run(command: Sequence[str], source: str | None = None, folder: str | None = None) -> str:
     environment = {**os.environ, "LC_ALL": "C"}
     done = subprocess.run(
-        command, input=source, capture_output=True, text=True, encoding="utf-8", env=environment,
+        command,
+        input=source,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=environment,
         cwd=folder,
     )
     if done.returncode:
@@ -123,7 +136,7 @@ def _run(command: Sequence[str], source: str | None = None, folder: str | None =
 
 
 @contextlib.contextmanager
-def _published(path: Path):  # type: ignore[no-untyped-def]
+def _published(path: Path) -> Iterator[Path]:
     """A scratch path that becomes ``path`` in one step if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -136,11 +149,12 @@ def _published(path: Path):  # type: ignore[no-untyped-def]
         scratch.unlink(missing_ok=True)
 
 
-@functools.cache
 def runtime_path() -> Path:
     """The runtime's shared library, compiled if need be."""
     path = cache_directory() / f"libgpucnn_runtime_{_own_sources()}.so"
-    if not path.exists():
+    with _preparing:
+        if path.exists():
+            return path
         with _published(path) as scratch:
             _run([str(compiler()), *_RUNTIME, f"-Wl,-soname,{path.name}", "-o", str(scratch),
                   *map(str, sorted((_HERE / "csrc").glob("*.cpp")))])  # fmt: skip
@@ -160,13 +174,14 @@ def runtime() -> ctypes.CDLL:
     return library
 
 
-@functools.cache
 def _shim(standard: str, check: bool) -> Path:
     """The shim header in the cache, precompiled for one set of flags."""
-    folder = cache_directory() / f"shim_{_digest(_own_sources(), standard, check)}"
+    folder = cache_directory() / f"shim_{_digest(_own_sources(), _HERE, standard, check)}"
     header = folder / "gpucnn_shim.h"
     precompiled = folder / "gpucnn_shim.h.gch"
-    if not precompiled.exists():
+    with _preparing:
+        if precompiled.exists():
+            return header
         folder.mkdir(parents=True, exist_ok=True)
         with _published(header) as scratch:
             scratch.write_text(f'#include "{_HERE}/include/gpucnn_shim.h"\n', encoding="utf-8")
@@ -257,8 +272,9 @@ def _build(
     with tempfile.TemporaryDirectory(prefix="gpucnn-") as scratch:
         unit, assembly = Path(scratch, "kernel.ii"), Path(scratch, "kernel.s")
         unit.write_text(translation.text, encoding="utf-8")
-        _run([gxx, *flags, f"-fdebug-prefix-map={scratch}={BUILD_FOLDER}", "-fpreprocessed", "-x", "c++-cpp-output", "-S",
-              str(unit), "-o", str(assembly)], folder=scratch)  # fmt: skip
+        _run([gxx, *flags, f"-fdebug-prefix-map={scratch}={BUILD_FOLDER}", "-fpreprocessed",
+              "-x", "c++-cpp-output", "-S", str(unit), "-o", str(assembly)],
+             folder=scratch)  # fmt: skip
         if check:
             assembly.write_text(_separate_shared(assembly.read_text()))
         with _published(path) as library:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,7 +79,7 @@ class Library:
         self.image_end = self._address_from("gpucnn_image_end")
         self.shared_address = self.symbol("gpucnn_shared_address")
         shared = module.shared
-        self.variables = (_Variable * len(shared))(*((s.offset, s.bytes) for s in shared))
+        self.variables = (_Variable * len(shared))(*(_Variable(s.offset, s.bytes) for s in shared))
 
     def symbol(self, name: str) -> int:
         return ctypes.cast(getattr(self._library, name), _pointer).value or 0
@@ -89,11 +88,6 @@ class Library:
         function = getattr(self._library, name)
         function.restype = _pointer
         return int(function())
-
-
-@functools.cache
-def load(module_path: Path, module: Module) -> Library:
-    return Library(module)
 
 
 def run(
@@ -114,7 +108,9 @@ def run(
         KernelFault: the kernel did something undefined; the arrays keep their content if checked.
     """
     arrays = [
-        (p, a) for p, a in zip(signature.parameters, args, strict=True) if p.pointer and a is not None
+        (p, a)
+        for p, a in zip(signature.parameters, args, strict=True)
+        if p.pointer and a is not None
     ]
     spans = spans_of(arrays)
     for parameter, array in arrays:
@@ -124,7 +120,7 @@ def run(
             )
     regions = (_Region * len(spans))(
         *(
-            (s.begin, s.end - s.begin, s.misalignment, s.poison_offset, s.writable, s.salt, None)
+            _Region(s.begin, s.end - s.begin, s.misalignment, s.poison_offset, s.writable, s.salt)
             for s in spans
         )
     )
@@ -168,15 +164,15 @@ def run(
         raise _describe(fault, library, signature, spans)
 
 
-def _argument(parameter: Parameter, value: Any, spans: list[Span]) -> tuple[int, int, int]:
+def _argument(parameter: Parameter, value: Any, spans: list[Span]) -> _Argument:
     if not parameter.pointer:
-        return -2, 0, int.from_bytes(value.tobytes(), "little")
+        return _Argument(-2, 0, int.from_bytes(value.tobytes(), "little"))
     if value is None:
-        return -1, 0, 0
+        return _Argument(-1, 0, 0)
     address = value.ctypes.data
     for i, span in enumerate(spans):
         if any(array is value and p == parameter for p, array, _ in span.parameters):
-            return i, 0, address - span.begin
+            return _Argument(i, 0, address - span.begin)
     raise AssertionError("every array argument lies in a span")
 
 
@@ -270,7 +266,9 @@ def _name_of(fault: _Fault, library: Library, kernel: str, spans: list[Span]) ->
         parameter, array, start = next(
             (e for e in reversed(span.parameters) if e[2] <= fault.offset), span.parameters[0]
         )
-        return _element(parameter.name, array.itemsize, fault.offset - start, array.nbytes, array.dtype.name)
+        return _element(
+            parameter.name, array.itemsize, fault.offset - start, array.nbytes, array.dtype.name
+        )
     if fault.space == _STATIC_SHARED and fault.index >= 0:
         symbol: Symbol = library.module.shared[fault.index]
         types = library.module.shared_types
@@ -278,9 +276,7 @@ def _name_of(fault: _Fault, library: Library, kernel: str, spans: list[Span]) ->
         size = _size_of(c_type, fault.size)
         return _element(symbol.name, size, fault.offset, symbol.bytes, f"shared {c_type}".strip())
     if fault.space == _DYNAMIC_SHARED:
-        return (
-            f"byte {fault.offset} of the {fault.extent} bytes of dynamic shared memory"
-        )
+        return f"byte {fault.offset} of the {fault.extent} bytes of dynamic shared memory"
     return "memory"
 
 
@@ -297,7 +293,9 @@ def _element(name: str, size: int, offset: int, extent: int, kind: str) -> str:
     return f"{name}[{offset // max(size, 1)}], an array of {extent // max(size, 1)} ({kind})"
 
 
-def output_arrays(signature: Signature, args: Sequence[Any]) -> list[tuple[Parameter, np.ndarray[Any, Any]]]:
+def output_arrays(
+    signature: Signature, args: Sequence[Any]
+) -> list[tuple[Parameter, np.ndarray[Any, Any]]]:
     """The arrays a kernel may write."""
     return [
         (p, a)

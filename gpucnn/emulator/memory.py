@@ -15,8 +15,8 @@ from gpucnn.signature import Parameter
 
 Array = np.ndarray[Any, Any]
 
-# Owner of the memory by id -> (weak reference, salt of its poison pattern). The reference's callback
-# removes the entry, so an id that is used again is never mistaken for the old one.
+# Owner of the memory by id -> (weak reference, salt of its poison pattern). The reference's
+# callback removes the entry, so an id that is used again is never mistaken for the old one.
 _poisoned: dict[int, tuple[weakref.ref[Array], int]] = {}
 _salts = itertools.count(1)
 
@@ -25,10 +25,11 @@ def empty(shape: int | tuple[int, ...], dtype: DTypeLike = np.float32) -> Array:
     """An array whose content counts as uninitialised: a checked kernel that reads it faults.
 
     The memory is filled with a pattern that differs from word to word and is a NaN as float32; a
-    4-byte word is uninitialised for as long as it holds exactly its pattern. Writing it, by a kernel
-    or through NumPy, is therefore all it takes to initialise it, and views and slices behave as the
-    array they come from. A store to part of a word initialises the whole word for later launches,
-    and up to three bytes at the end of an array that is no multiple of 4 bytes are never reported.
+    4-byte word is uninitialised for as long as it holds exactly its pattern. Writing it, by a
+    kernel or through NumPy, is therefore all it takes to initialise it, and views and slices behave
+    as the array they come from. A store to part of a word initialises the whole word for later
+    launches, and up to three bytes at the end of an array that is no multiple of 4 bytes are never
+    reported.
     """
     array = np.empty(shape, dtype)
     words = array.nbytes // 4

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from gpucnn.emulator import build
 from gpucnn.emulator.fault import CompileError, KernelFault
-from gpucnn.emulator.launch import Library, load, output_arrays, run
+from gpucnn.emulator.launch import Library, output_arrays, run
 from gpucnn.signature import Signature, convert_arguments
 
 _BLOCK_LIMITS = (1024, 1024, 64)
@@ -21,13 +21,18 @@ _MOST_THREADS = 1024
 _MOST_STATIC_SHARED = 48 * 1024
 _MOST_SHARED = 227 * 1024
 
-_compiling = threading.Lock()
+_Key = tuple[str, tuple[str, ...], bool]
+_libraries: dict[_Key, Library] = {}
+# One lock per source: threads compile different sources at once, but none twice.
+_compiling: defaultdict[_Key, threading.Lock] = defaultdict(threading.Lock)
 
 
-@functools.lru_cache(maxsize=None)
 def _library(source: str, options: tuple[str, ...], check: bool) -> Library:
-    module = build.compile_source(source, options, check)
-    return Library(module)
+    key = (source, options, check)
+    with _compiling[key]:
+        if key not in _libraries:
+            _libraries[key] = Library(build.compile_source(source, options, check))
+        return _libraries[key]
 
 
 def check_by_default() -> bool:
@@ -45,8 +50,9 @@ class RawKernel:
         check: whether to watch every memory access and report faults; None leaves it to
             ``GPUCNN_EMULATOR_CHECK``, which is on unless it is 0.
 
-    Nothing is compiled before the first launch or ``compile()``. Products and sums are not contracted
-    into fused multiply-adds, as NVRTC does by default: the last bits of a result may differ.
+    Nothing is compiled before the first launch or ``compile()``. Products and sums are not
+    contracted into fused multiply-adds and denormals are kept, where NVRTC as CuPy calls it
+    contracts and flushes: the last bits of a result may differ.
     """
 
     def __init__(
@@ -75,8 +81,7 @@ class RawKernel:
         """
         if self._loaded is not None:
             return
-        with _compiling:
-            library = _library(self.source, self.options, self.check)
+        library = _library(self.source, self.options, self.check)
         kernels = library.module.signatures
         if self.name not in kernels:
             raise CompileError(
@@ -151,7 +156,7 @@ class RawKernel:
                 f"kernel {self.name} declares {static} bytes of static shared memory; "
                 f"at most {_MOST_STATIC_SHARED} are allowed"
             )
-        if not 0 <= shared_mem or static + shared_mem > _MOST_SHARED:
+        if not shared_mem >= 0 or static + shared_mem > _MOST_SHARED:
             raise ValueError(
                 f"kernel {self.name}: shared_mem={shared_mem} with {static} static bytes; "
                 f"at most {_MOST_SHARED} bytes in all are allowed"

@@ -31,19 +31,19 @@ _DYNAMIC = re.compile(
 )
 _STATIC = re.compile(r"(?:\b(?:static|thread_local)\s+)*\b__shared__\b(?:\s*\bstatic\b)?")
 
+_EXPORT = 'extern "C" __attribute__((visibility("default")))'
+
 # A launch goes through one function per kernel, which takes pointers to the arguments.
 _PROLOGUE = f"""
 extern "C" char gpucnn_dynamic_shared[];
 extern "C" __attribute__((visibility("hidden"))) char __ehdr_start[], _end[];
 static thread_local char {ANCHOR}[16];
-extern "C" __attribute__((visibility("default"), no_sanitize_thread)) void* gpucnn_shared_address() {{
-    return {ANCHOR};
-}}
-extern "C" __attribute__((visibility("default"))) void* gpucnn_image_begin() {{ return __ehdr_start; }}
-extern "C" __attribute__((visibility("default"))) void* gpucnn_image_end() {{ return _end; }}
+{_EXPORT} void* gpucnn_shared_address() {{ return {ANCHOR}; }}
+{_EXPORT} void* gpucnn_image_begin() {{ return __ehdr_start; }}
+{_EXPORT} void* gpucnn_image_end() {{ return _end; }}
 template <int...> struct gpucnn_indices {{}};
-// The call through a volatile pointer keeps the kernel, which is instrumented, out of this function,
-// which is not.
+// The call through a volatile pointer keeps the kernel, which is instrumented, from being inlined
+// here, where nothing is.
 template <class... P, int... I>
 __attribute__((no_sanitize_thread))
 static void gpucnn_invoke(void (*kernel)(P...), void** a, gpucnn_indices<I...>) {{
@@ -68,7 +68,9 @@ class Translation:
 
 def _line_and_file(text: str, offset: int) -> str:
     line, file, start = 1, "kernel.cu", 0
-    for m in re.finditer(r'^#[ \t]*(?:line[ \t]+)?(\d+)[ \t]+"([^"]*)"[^\n]*\n', text[:offset], re.M):
+    for m in re.finditer(
+        r'^#[ \t]*(?:line[ \t]+)?(\d+)[ \t]+"([^"]*)"[^\n]*\n', text[:offset], re.M
+    ):
         line, file, start = int(m[1]), m[2], m.end()
     return f"{file}:{line + text.count(chr(10), start, offset)}"
 
@@ -97,7 +99,9 @@ def translate(preprocessed: str) -> Translation:
     text = re.sub(r"\b__global__\b", "", text)
     text = re.sub(r"(?<![(\w,])(\s|^)__noinline__\b", r"\1__attribute__((noinline))", text)
     stubs = "".join(_stub(s) for s in signatures.values())
-    return Translation(f'{prefix}\n{text}\n# 1 "gpucnn_stubs"\n{_PROLOGUE}{stubs}', signatures, types)
+    return Translation(
+        f'{prefix}\n{text}\n# 1 "gpucnn_stubs"\n{_PROLOGUE}{stubs}', signatures, types
+    )
 
 
 def _shared_types(bare: str) -> dict[str, str]:
@@ -166,6 +170,6 @@ def _inside_function(bare: str, offset: int) -> bool:
 
 def _stub(signature: Signature) -> str:
     return (
-        f'extern "C" __attribute__((visibility("default"))) void gpucnn_call_{signature.kernel}'
+        f"{_EXPORT} void gpucnn_call_{signature.kernel}"
         f"(void** a) {{ gpucnn_invoke({signature.kernel}, a); }}\n"
     )

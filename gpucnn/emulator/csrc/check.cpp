@@ -258,7 +258,7 @@ bool still_poison(const Region& region, u64 region_offset, u32 size) {
 }
 
 void check_initialised(const Place& place, u64 offset, u32 size, Address pc) {
-    if (place.tracked->space != kGlobal) report_uninitialised(place, size, pc);
+    if (place.tracked->space != kGlobal) return report_uninitialised(place, size, pc);
     const Region& region = regions[place.index];
     if (region.poisoned && still_poison(region, offset - place.begin, size))
         report_uninitialised(place, size, pc);

@@ -173,6 +173,7 @@ void begin_block() {
     for (u32 w = 0; w * 32 < state.thread_count; ++w) {
         const u32 lanes = state.thread_count - w * 32;
         state.warps[w].live = lanes >= 32 ? ~0u : (1u << lanes) - 1;
+        state.warps[w].waiting = 0;
     }
     next_thread = done_count = barrier_count = ready_head = ready_count = 0;
     if (launch.order == 2) shuffle(thread_order, launch.seed * 0x10001ull + number);
@@ -186,10 +187,10 @@ void begin_block() {
 void check_waiting_lanes(u32 thread) {
     Warp& warp = state.warps[thread >> 5];
     warp.live &= ~(1u << (thread & 31));
-    for (u32 lanes = warp.live; lanes; lanes &= lanes - 1) {
+    for (u32 lanes = warp.waiting; lanes; lanes &= lanes - 1) {
         const u32 other = (thread & ~31u) + static_cast<u32>(__builtin_ctz(lanes));
         const Thread& t = state.threads[other];
-        if (t.state == kAtWarp && t.mask >> (thread & 31) & 1) {
+        if (t.mask >> (thread & 31) & 1) {
             Fault& fault = state.fault;
             std::snprintf(fault.text, sizeof fault.text, "exited lane %u in mask 0x%08x", thread & 31, t.mask);
             state.current = other;

@@ -122,7 +122,8 @@ struct Thread {
 struct Warp {
     u64 full_clock;  // of the last rendezvous of all live lanes
     u64 pair_clock[32][32];
-    u32 live;
+    u32 live;     // lanes that have not returned
+    u32 waiting;  // lanes at a warp operation
 };
 
 struct State {

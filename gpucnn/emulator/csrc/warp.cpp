@@ -118,11 +118,13 @@ EXPORT u64 gpucnn_warp(u32 mask, u32 operation, u64 value, u32 argument) {
         }
     }
     self.state = kAtWarp;
+    warp.waiting |= 1u << lane;
     self.mask = mask;
     self.warp_operation = static_cast<u8>(operation);
     self.value = value;
     self.argument = argument;
     if (complete_now) {
+        warp.waiting &= ~group;
         complete(operation, lanes, group);
         order_lanes(warp, group);
         release_lanes(warp_number, group);

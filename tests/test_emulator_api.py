@@ -1,0 +1,415 @@
+"""Compiling, caching and launching emulated kernels, and what they refuse."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpucnn import emulator
+
+pytestmark = pytest.mark.skipif(
+    not emulator.available(), reason=emulator.why_unavailable() or "g++ is here"
+)
+
+SOURCE = r"""
+#line 1 "basic.cu"
+#include <cassert>
+#include <cstdio>
+extern "C" __global__ void scale(float* y, const float* x, float by, int n) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = by * x[i];
+}
+extern "C" __global__ void arguments(long long* y, unsigned char a, long long b, bool c, double d,
+                                     const int* p) {
+    y[0] = a, y[1] = b, y[2] = c, y[3] = (long long)(d * 8), y[4] = p == nullptr;
+}
+extern "C" __global__ void nothing() {}
+extern "C" __global__ void big_static(float* y) {
+    __shared__ float s[12289];
+    s[threadIdx.x] = 1.0f;
+    __syncthreads();
+    y[0] = s[0];
+}
+extern "C" __global__ void dynamic(char* y, int n) {
+    extern __shared__ char s[];
+    s[n] = 3;
+    y[0] = s[n];
+}
+extern "C" __global__ void in_place(float* y, const float* x) {
+    y[threadIdx.x] = x[threadIdx.x] + 1;
+}
+extern "C" __global__ void shift(float* y, const float* x) { y[threadIdx.x] = x[threadIdx.x + 1]; }
+extern "C" __global__ void last_writer(int* y) { *(volatile int*)y = threadIdx.x; }
+extern "C" __global__ void first_come(int* y, int* count) { y[threadIdx.x] = atomicAdd(count, 1); }
+extern "C" __global__ void half_written(float* y) {
+    if (threadIdx.x % 2) y[threadIdx.x] = 1.0f;
+}
+extern "C" __global__ void add(float* y, const float* x) { y[threadIdx.x] += x[threadIdx.x]; }
+extern "C" __global__ void add_bytes(unsigned char* y, const unsigned char* x) {
+    y[threadIdx.x] = x[threadIdx.x] + 1;
+}
+extern "C" __global__ void slow(float* y, int n) {
+    float v = 0.0f;
+    for (int i = 0; i < n; ++i) v += y[threadIdx.x] + i;
+    y[threadIdx.x] = v < 0 ? 1.0f : 0.0f;
+    __syncthreads();
+}
+extern "C" __global__ void barriers(float* y, int n) {
+    for (int i = 0; i < n; ++i) __syncthreads();
+    y[threadIdx.x] = 1.0f;
+}
+extern "C" __global__ void says(int n) { if (threadIdx.x == 0) printf("n is %d\n", n); }
+"""
+
+
+def kernel(name: str, check: bool = True) -> emulator.RawKernel:
+    return emulator.RawKernel(SOURCE, name, check=check)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process with its own, empty cache."""
+    return {**os.environ, "GPUCNN_CACHE_DIR": str(tmp_path), "GPUCNN_COMPILE": "lazy"}
+
+
+def python(code: str, environment: dict[str, str]) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True,
+        text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_every_kind_of_argument(check: bool) -> None:
+    x, y = np.arange(10, dtype=np.float32), np.zeros(10, np.float32)
+    kernel("scale", check)((2,), (8,), (y, x, 0.1, 10))
+    np.testing.assert_array_equal(y, np.float32(0.1) * x)
+    out = np.zeros(5, np.int64)
+    args = (out, np.uint8(200), -(2**40), True, 2.5, None)
+    kernel("arguments", check)((1,), (1,), args)
+    assert out.tolist() == [200, -(2**40), 1, 20, 1]
+
+
+@pytest.mark.parametrize(
+    ("grid", "block", "shared", "says"),
+    [
+        ((1,), (1025,), 0, "1025"),
+        ((1,), (64, 17), 0, "1088 threads"),
+        ((1,), (1, 1, 65), 0, "64"),
+        ((0,), (1,), 0, "grid"),
+        ((1, 65536), (1,), 0, "65535"),
+        ((2**31,), (1,), 0, "2147483647"),
+        ((1, 1, 1, 1), (1,), 0, "1 to 3"),
+        ((1,), (1,), 227 * 1024 + 1, "shared_mem"),
+        ((1,), (1,), -1, "shared_mem"),
+    ],
+)
+def test_impossible_launches_are_refused(grid: Any, block: Any, shared: int, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        kernel("nothing")(grid, block, (), shared)
+
+
+def test_shared_memory_limits() -> None:
+    with pytest.raises(ValueError, match="49156 bytes of static"):
+        kernel("big_static")((1,), (1,), (np.zeros(1, np.float32),))
+    y = np.zeros(1, np.int8)
+    most = 227 * 1024
+    kernel("dynamic")((1,), (1,), (y, most - 1), most)
+    assert y[0] == 3
+
+
+def test_bad_arguments_are_refused_by_name() -> None:
+    x = np.zeros(8, np.float32)
+    with pytest.raises(TypeError, match="kernel scale: float\\* x takes an array of float32"):
+        kernel("scale")((1,), (8,), (x, x.astype(np.float64), 1.0, 8))
+    with pytest.raises(ValueError, match="C-contiguous"):
+        kernel("scale")((1,), (4,), (x, x[::2], 1.0, 4))
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        kernel("scale")((1,), (8,), (frozen, x, 1.0, 8))
+    with pytest.raises(TypeError, match="takes 4 arguments"):
+        kernel("scale")((1,), (8,), (x, x))
+
+
+def test_overlapping_arguments_share_memory() -> None:
+    x = np.arange(33, dtype=np.float32)
+    kernel("in_place")((1,), (32,), (x[:32], x[:32]))
+    assert x.tolist() == [*range(1, 33), 32]
+    with pytest.raises(emulator.KernelFault, match="race"):
+        kernel("shift")((1,), (32,), (x[:32], x))
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_vector_alignment_is_that_of_the_allocation(check: bool) -> None:
+    source = """extern "C" __global__ void copy(float4* y, const float4* x) {
+        y[threadIdx.x] = x[threadIdx.x];
+    }"""
+    raw = np.zeros(68, np.uint8)
+    start = 4 - raw.ctypes.data % 16  # a host address no vector load could use
+    odd = np.frombuffer(raw.data, np.float32, 8, start % 16)
+    x = np.arange(8, dtype=np.float32)
+    emulator.RawKernel(source, "copy", check=check)((1,), (2,), (odd, x))
+    np.testing.assert_array_equal(odd, x)
+
+
+def test_compile_errors_name_the_file_and_line() -> None:
+    source = '#line 40 "kernels/broken.cu"\nextern "C" __global__ void f(int* y) {\n y[0] = z;\n}\n'
+    with pytest.raises(emulator.CompileError, match=r"kernels/broken.cu:41:.*'z' was not declared"):
+        emulator.RawKernel(source, "f").compile()
+    with pytest.raises(emulator.CompileError, match=r"no kernel 'g'.*scale"):
+        kernel("g").compile()
+
+
+def test_float_atomics_are_refused_with_the_reason() -> None:
+    source = 'extern "C" __global__ void f(float* y) { atomicAdd(y, 1.0f); }'
+    with pytest.raises(emulator.CompileError, match="reduce in a fixed order"):
+        emulator.RawKernel(source, "f").compile()
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ('asm volatile("bar.sync 0;");', "inline PTX"),
+        ("f<<<1, 1>>>(y);", "dynamic parallelism"),
+        ("auto g = cooperative_groups::this_grid();", "cooperative groups"),
+        ("y[0] = tex2D<int>(0, 0, 0);", "textures"),
+    ],
+)
+def test_unsupported_features_are_refused_by_name(body: str, says: str) -> None:
+    source = f'#line 7 "new.cu"\nextern "C" __global__ void f(int* y) {{\n{body}\n}}\n'
+    with pytest.raises(emulator.Unsupported, match=f"new.cu:8: .*{says}"):
+        emulator.RawKernel(source, "f").compile()
+    with pytest.raises(NotImplementedError):
+        emulator.RawKernel("#include <cooperative_groups.h>\n" + source, "f").compile()
+    hidden = f"""
+        #ifndef GPUCNN_EMULATED
+        extern "C" __global__ void f(int* y) {{ {body} }}
+        #else  // {body}
+        extern "C" __global__ void f(int* y) {{ const char* s = "asm("; y[0] = s[0]; }}
+        #endif
+    """
+    y = np.zeros(1, np.int32)
+    emulator.RawKernel(hidden, "f")((1,), (1,), (y,))
+    assert y[0] == ord("a")
+
+
+def test_options() -> None:
+    source = """#include "value.h"
+    extern "C" __global__ void f(int* y) { y[0] = A; y[1] = B; y[2] = VALUE; }"""
+    y = np.zeros(3, np.int32)
+    with pytest.raises(emulator.CompileError, match=r"value\.h"):
+        emulator.RawKernel(source, "f").compile()
+    with pytest.raises(ValueError, match="--wrong"):
+        emulator.RawKernel(source, "f", ("--wrong",)).compile()
+    folder = Path(__file__).parent
+    source = source.replace('#include "value.h"', "")
+    options = ("-DA=1", "-D", "B=A+1", "--define-macro=VALUE=7", f"-I{folder}", "-std=c++17",
+               "--gpu-architecture=sm_90", "--fmad=false", "-lineinfo")  # fmt: skip
+    emulator.RawKernel(source, "f", options)((1,), (1,), (y,))
+    assert y.tolist() == [1, 2, 7]
+
+
+def test_printf(capfd: pytest.CaptureFixture[str]) -> None:
+    kernel("says")((1,), (2,), (42,))
+    assert capfd.readouterr().out == "n is 42\n"
+
+
+# ---- uninitialised memory
+
+
+def test_empty_is_initialised_by_whoever_writes_it() -> None:
+    x = np.ones(32, np.float32)
+    y = emulator.empty(32)
+    add, half = kernel("add"), kernel("half_written")
+    with pytest.raises(emulator.KernelFault, match="uninitialised-read"):
+        add((1,), (32,), (y, x))
+    half((1,), (32,), (y,))
+    with pytest.raises(emulator.KernelFault, match=r"reads y\[0\]"):
+        add((1,), (32,), (y, x))
+    y[::2] = 5  # by the host, through a strided view
+    add((1,), (32,), (y, x))
+    assert y.tolist() == [6, 2] * 16
+    z = emulator.empty((3, 32))
+    z[1] = 0
+    add((1,), (32,), (z[1], x))
+    with pytest.raises(emulator.KernelFault):
+        add((1,), (32,), (z[2], x))
+    add((1,), (32,), (np.empty(32, np.float32), x))
+
+
+@pytest.mark.parametrize("value", [0, 255, 127, 244])
+def test_bytes_written_by_the_host_are_never_reported(value: int) -> None:
+    x, y = emulator.empty(64, np.uint8), emulator.empty(64, np.uint8)
+    x[...] = value
+    kernel("add_bytes")((1,), (64,), (y, x))
+    assert (y == np.uint8((value + 1) % 256)).all()
+    with pytest.raises(emulator.KernelFault):
+        kernel("add_bytes")((1,), (64,), (y, emulator.empty(64, np.uint8)))
+
+
+def test_a_new_array_at_an_old_address_is_not_poisoned() -> None:
+    x = np.ones(32, np.float32)
+    for _ in range(50):
+        emulator.empty(32)
+        fresh = np.zeros(32, np.float32)
+        kernel("add")((1,), (32,), (fresh, x))
+
+
+# ---- order
+
+
+def test_check_order_finds_what_depends_on_it() -> None:
+    y, count = np.zeros(32, np.int32), np.zeros(1, np.int32)
+    with pytest.raises(emulator.KernelFault, match=r"y\[0\] is .* in reverse order") as caught:
+        emulator.check_order(kernel("first_come"), (1,), (32,), (y, count))
+    assert caught.value.kind == "order-dependence"
+    assert y.tolist() == list(range(32))
+    z = np.zeros(1, np.int32)
+    with pytest.raises(emulator.KernelFault, match="order-dependence"):
+        emulator.check_order(kernel("last_writer", check=False), (1,), (32,), (z,))
+    assert z[0] == 31
+
+
+def test_check_order_leaves_the_forward_result() -> None:
+    x, y = np.arange(70, dtype=np.float32), np.zeros(70, np.float32)
+    emulator.check_order(kernel("scale"), (3,), (32,), (y, x, 2.0, 70))
+    np.testing.assert_array_equal(y, 2 * x)
+    x = np.zeros(32, np.float32)
+    emulator.check_order(kernel("in_place"), (1,), (32,), (x, x))
+    assert (x == 1).all()
+
+
+# ---- processes and threads
+
+
+def test_import_runs_no_compiler(cache: dict[str, str]) -> None:
+    out = python("import gpucnn.emulator as e; print(e.available())", cache)
+    assert out.strip() == "True"
+    assert list(Path(cache["GPUCNN_CACHE_DIR"]).iterdir()) == []
+
+
+def test_without_a_compiler_it_says_what_to_install(cache: dict[str, str]) -> None:
+    out = python(
+        """
+        import gpucnn.emulator as e
+        print(e.available(), e.why_unavailable())
+        try:
+            e.RawKernel('extern "C" __global__ void f() {}', 'f').compile()
+        except e.CompileError as error:
+            print(error)
+        """,
+        {**cache, "PATH": "/nowhere"},
+    )
+    assert out.startswith("False")
+    assert out.count("apt install g++") == 2
+
+
+_RUN = """
+import numpy as np, time
+import gpucnn.emulator as e
+k = e.RawKernel('extern "C" __global__ void f(int* y) {{ y[threadIdx.x] = {value}; }}', 'f')
+y = np.zeros(4, np.int32)
+start = time.perf_counter()
+k((1,), (4,), (y,))
+print(y.tolist(), k.check)
+"""
+
+
+def test_processes_share_a_cache(cache: dict[str, str]) -> None:
+    code = _RUN.format(value=7)
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], env=cache, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    assert [p.communicate(timeout=120)[0] for p in both] == ["[7, 7, 7, 7] True\n"] * 2
+    compiled = sorted(p.name for p in Path(cache["GPUCNN_CACHE_DIR"], "emulator").iterdir())
+    assert not [name for name in compiled if name.startswith(".")]
+    assert python(code, {**cache, "GPUCNN_EMULATOR_CHECK": "0"}) == "[7, 7, 7, 7] False\n"
+    before = {p: p.stat().st_mtime_ns for p in Path(cache["GPUCNN_CACHE_DIR"]).rglob("*.so")}
+    assert python(code, cache) == "[7, 7, 7, 7] True\n"
+    after = {p: p.stat().st_mtime_ns for p in Path(cache["GPUCNN_CACHE_DIR"]).rglob("*.so")}
+    assert before == after
+
+
+def test_unwritable_cache_falls_back(cache: dict[str, str], tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    environment = {**cache, "GPUCNN_CACHE_DIR": str(blocked)}
+    assert "[3, 3, 3, 3]" in python(_RUN.format(value=3), environment)
+
+
+def test_interrupt_is_honoured_at_a_block_boundary(cache: dict[str, str]) -> None:
+    code = """
+    import numpy as np
+    import gpucnn.emulator as e
+    k = e.RawKernel('extern "C" __global__ void f(float* y, int n) {'
+                    'float v = 0; for (int i = 0; i < n; ++i) v += y[threadIdx.x];'
+                    'y[threadIdx.x + 32 * (blockIdx.x & 1023)] = v; }', 'f', check=False)
+    y = np.zeros(32 * 1024, np.float32)
+    k((1,), (32,), (y, 10))
+    print('ready', flush=True)
+    try:
+        k((2**31 - 1,), (32,), (y, 1000))
+    except KeyboardInterrupt:
+        k((1,), (32,), (y, 10))
+        print('interrupted')
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], env=cache, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20)[0] == "interrupted\n"
+
+
+def test_threads_take_turns() -> None:
+    results: list[np.ndarray[Any, Any]] = []
+
+    def work(by: float) -> None:
+        x, y = np.arange(500, dtype=np.float32), np.zeros(500, np.float32)
+        for _ in range(20):
+            kernel("scale")((4,), (128,), (y, x, by, 500))
+        results.append(y / np.float32(by) - x)
+
+    threads = [threading.Thread(target=work, args=(2.0**k,)) for k in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(results) == 4
+    assert all((r == 0).all() for r in results)
+
+
+def test_the_interpreter_runs_during_a_launch() -> None:
+    y = np.ones(32, np.float32)
+    launch = threading.Thread(target=kernel("slow"), args=((1,), (32,), (y, 200000)))
+    launch.start()
+    ticks = 0
+    while launch.is_alive():
+        time.sleep(0.001)
+        ticks += 1
+    assert ticks > 5
+
+
+def test_a_barrier_takes_less_than_a_microsecond_a_thread() -> None:
+    y = np.zeros(256, np.float32)
+    barriers = kernel("barriers", check=False)
+    barriers((1,), (256,), (y, 1))
+    start = time.perf_counter()
+    barriers((1,), (256,), (y, 1000))
+    assert (time.perf_counter() - start) / (256 * 1000) < 1e-6
