@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import gpucnn
-from gpucnn import models
+from gpucnn import data, functional, models, training
 from gpucnn.cli import cli, main
 from gpucnn.data.pictures import write_picture
 from gpucnn.data.shapes import shape_levels
@@ -145,6 +145,19 @@ def test_a_finished_run_says_so(capsys: pytest.CaptureFixture[str], trained: Pat
     assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("*.json*")}
 
 
+def test_weights_and_images_depend_on_the_seed_alone(tmp_path: Path) -> None:
+    states = {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        trainer = training.start(
+            "shapes", images=16, batch_size=16, seed=seed, device="cpu", out=tmp_path / name
+        )
+        tensors = trainer.state().group("model")
+        states[name] = tensors["0.weight"].tobytes(), trainer.train.images.tobytes()
+    assert states["a"] == states["b"]
+    assert states["a"][0] != states["c"][0]
+    assert states["a"][1] != states["c"][1]
+
+
 def test_predict_json(capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path) -> None:
     levels, _ = shape_levels(3, 0, "test")
     files = [str(tmp_path / f"{i}.png") for i in range(3)]
@@ -160,10 +173,10 @@ def test_predict_json(capsys: pytest.CaptureFixture[str], trained: Path, tmp_pat
         assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
         assert result["label"] == max(probabilities, key=probabilities.get)
     # The same as the model says of the dataset's own pixels.
-    model, config, _ = gpucnn.training.load_model(trained)
-    images = gpucnn.data.normalize(levels, config.mean, config.std)
+    model, config, _ = training.load_model(trained)
+    images = data.normalize(levels, config.mean, config.std)
     with gpucnn.no_grad():
-        expected = gpucnn.functional.softmax(model(gpucnn.Tensor(images))).numpy()
+        expected = functional.softmax(model(gpucnn.Tensor(images))).numpy()
     got = [list(result["probabilities"].values()) for result in results]
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 

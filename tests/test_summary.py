@@ -38,6 +38,7 @@ def test_counts_by_hand() -> None:
         [nn.Conv2d(1, 1, 3, padding="same"), nn.Conv2d(1, 1, (1, 4), stride=3, padding="same")],
         [nn.Conv2d(1, 1, 2, padding=((1, 0), (0, 1))), nn.Conv2d(1, 1, 3, stride=2)],
         [nn.Conv2d(1, 1, 3, padding=1), nn.BatchNorm2d(1), nn.Conv2d(1, 1, 13, padding=6)],
+        [nn.Conv2d(1, 1, 12, stride=14, padding=6)],
         [nn.Conv2d(1, 1, 3, stride=2), nn.Flatten(), nn.Linear(48, 3)],
     ],
 )

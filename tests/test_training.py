@@ -152,6 +152,7 @@ def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(
 def test_a_checkpoint_is_all_that_resuming_needs(run: RunFolder) -> None:
     """The default generator, which dropout would draw from, continues too."""
     trainer = make_trainer(run)
+    random.default_generator().uniform(10)
     with pytest.raises(Interrupted):
         fit_with_signals(trainer, 3, signal.SIGTERM)
     position = random.default_generator().position
@@ -296,6 +297,7 @@ def test_resuming_after_a_kill_rewrites_the_rows_after_the_checkpoint(run: RunFo
     resumed.restore(run.latest_checkpoint())
     resumed.fit(quiet(resumed))
     assert rows_without_times(run) == complete
+    assert len(run.metrics.read_text().splitlines()) == len(complete)
     assert not list(run.checkpoints.glob(".*"))
 
 

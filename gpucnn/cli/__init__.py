@@ -7,7 +7,6 @@ line, never a traceback.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 import click
@@ -39,7 +38,6 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line (``sys.argv[1:]`` if None) and return its exit code."""
     try:
         code = cli.main(args=args, prog_name="gpucnn", standalone_mode=False)
-        sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         return 2
@@ -48,10 +46,6 @@ def main(args: Sequence[str] | None = None) -> int:
     except click.Abort:
         click.echo("Interrupted.", err=True)
         return 130
-    except BrokenPipeError:
-        # What is still buffered would raise again when the interpreter closes stdout.
-        sys.stdout = None
-        return 1
     except (ValueError, DeviceError) as error:
         return _fail(str(error))
     except MemoryError as error:
