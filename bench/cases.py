@@ -64,3 +64,66 @@ LINEAR = [
     LinearCase(130, 17, 35),
     LinearCase(33, 200, 3),
 ]
+
+
+@dataclass(frozen=True)
+class Pool2dCase:
+    """x (N, H, W, C), the window and the options of max_pool2d."""
+
+    x: tuple[int, int, int, int]
+    kernel_size: int | tuple[int, int]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        options = "".join(f",{k}={v}" for k, v in self.options.items()).replace(" ", "")
+        return f"{'x'.join(map(str, self.x))},kernel={self.kernel_size}{options}".replace(" ", "")
+
+
+POOL2D = [
+    Pool2dCase((2, 6, 8, 4), 2),
+    Pool2dCase((1, 1, 1, 1), 1),
+    Pool2dCase((1, 1, 1, 3), 3, {"padding": 1}),
+    Pool2dCase((2, 5, 7, 3), 2),
+    Pool2dCase((3, 5, 7, 5), 2, {"edge": "ceil"}),
+    Pool2dCase((2, 5, 7, 8), 2, {"edge": "zero"}),
+    Pool2dCase((2, 9, 8, 4), 3, {"stride": 2}),
+    Pool2dCase((1, 9, 8, 33), 3, {"stride": 2, "padding": 1}),
+    Pool2dCase((2, 7, 9, 3), 3, {"stride": 2, "padding": 2, "edge": "zero"}),
+    Pool2dCase((2, 7, 6, 1), (3, 2), {"stride": (1, 2), "padding": (2, 1), "edge": "ceil"}),
+    Pool2dCase((1, 8, 9, 4), (2, 3), {"stride": 3, "padding": ((0, 1), (2, 0)), "edge": "ceil"}),
+    Pool2dCase((2, 9, 7, 2), 2, {"stride": 1, "dilation": (2, 3), "padding": ((1, 2), (3, 0))}),
+    Pool2dCase((1, 1, 2, 4), 2, {"stride": 1, "dilation": 3, "padding": 2}),
+    Pool2dCase((1, 5, 6, 4), 2, {"stride": 4}),
+    Pool2dCase((2, 5, 5, 3), 3, {"stride": 1, "padding": "same"}),
+]
+
+# x (..., C)
+ACTIVATION = [(1,), (7,), (3, 5, 7, 3), (2, 3, 4, 8), (1024,), (1030,)]
+
+# x (..., C): more than one value per channel
+BATCH_NORM = [
+    (2, 1),
+    (7, 3),
+    (2, 5),
+    (3, 5, 7, 1),
+    (2, 3, 4, 5),
+    (1, 9, 8, 33),
+    (2, 9, 7, 16),
+    (3, 1, 1, 68),
+    (300, 4),
+    (4, 37, 29, 2),
+]
+
+# x (..., C)
+SOFTMAX = [(1, 1), (5, 3), (9, 10), (2, 3, 4, 5), (3, 32), (2, 33), (4, 1000)]
+
+# (input (..., C), label_smoothing)
+CROSS_ENTROPY = [
+    ((1, 1), 0.0),
+    ((5, 3), 0.0),
+    ((9, 10), 0.1),
+    ((2, 3, 4, 5), 0.0),
+    ((3, 32), 1.0),
+    ((2, 33), 0.25),
+    ((3, 500), 0.1),
+]

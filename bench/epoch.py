@@ -1,8 +1,8 @@
 """Seconds per training epoch on the CPU, beside PyTorch's on the same cores.
 
-``python -m bench.epoch [shapes|fashion-mnist …] [--out FILE]`` trains the dataset's own network with
-gpucnn and the same layers with PyTorch (channels_last, fused Adam), in one process, in turns of a
-few steps, and prints the medians. Needs PyTorch: ``make test`` installs it.
+``python -m bench.epoch [shapes|fashion-mnist …] [--out FILE]`` trains the dataset's own network
+with gpucnn and the same layers with PyTorch (channels_last, fused Adam), in one process, in turns
+of a few steps, and prints the medians. Needs PyTorch: ``make test`` installs it.
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ def seconds_per_step(steps: list[Callable[[], None]]) -> list[float]:
 
 @click.command()
 @click.argument("datasets", nargs=-1, type=click.Choice(sorted(RECIPES)))
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows as CSV.")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows as CSV."
+)
 def main(datasets: tuple[str, ...], out: Path | None) -> None:
     """Time a training epoch of gpucnn and of PyTorch on this machine's CPU."""
     torch.set_num_threads(thread_count())
@@ -127,7 +129,9 @@ def main(datasets: tuple[str, ...], out: Path | None) -> None:
         labels = rng.integers(0, 3, batch).astype(np.int32)
         gc.disable()
         with single_threaded_blas():
-            ours, theirs = seconds_per_step([our_step(name, x, labels), torch_step(name, x, labels)])
+            ours, theirs = seconds_per_step(
+                [our_step(name, x, labels), torch_step(name, x, labels)]
+            )
         gc.enable()
         steps = IMAGES[dataset] // batch
         rows.append(

@@ -89,7 +89,7 @@ def default_device() -> str:
 
 
 class use_device:
-    """Choose the default device: ``use_device("emulated")``, or for a block, ``with use_device(…)``.
+    """Choose the default device: ``use_device("emulated")``, also ``with use_device("emulated"):``.
 
     Raises ValueError for an unknown name and :class:`DeviceError` for a device that cannot be used.
     """

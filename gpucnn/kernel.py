@@ -127,7 +127,7 @@ class Kernel:
         shared_mem: bytes of dynamic shared memory. Raises TypeError or ValueError before the launch
         if an argument does not fit its parameter.
         """
-        arrays = [a for a in args if hasattr(a, "dtype") and getattr(a, "ndim", 0)]
+        arrays = [a for a in args if getattr(a, "ndim", 0)]
         for a in arrays:
             if a.size > MAX_ELEMENTS:
                 raise ValueError(
@@ -151,7 +151,9 @@ class Kernel:
         for a in arrays:
             if isinstance(a, np.ndarray) or a.device.id != current:
                 where = "a NumPy array" if isinstance(a, np.ndarray) else f"on GPU {a.device.id}"
-                raise ValueError(f"{self.name}: every array must be on GPU {current}, one is {where}")
+                raise ValueError(
+                    f"{self.name}: every array must be on GPU {current}, one is {where}"
+                )
         compiled = _cuda_kernel(self.spec, self.name, current)
         if shared_mem > 48 * 1024:
             compiled.max_dynamic_shared_size_bytes = shared_mem

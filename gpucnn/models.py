@@ -32,7 +32,7 @@ def shapenet(num_classes: int = 3) -> Sequential:
 
 
 def fashionnet(num_classes: int = 10) -> Sequential:
-    """For 28×28×1: three blocks of convolution, batch norm and ReLU, two pools, two linear layers."""
+    """For 28×28×1: three blocks of convolution, batch norm, ReLU and pooling, two linear layers."""
     return Sequential(
         Conv2d(1, 16, 3, padding=1, bias=False),
         BatchNorm2d(16),

@@ -90,7 +90,9 @@ class use_variant:
                     f"use_variant: {family!r} has no variants, only {', '.join(families)} has"
                 )
             if name is not None and name not in known:
-                raise ValueError(f"use_variant: {family} is one of {', '.join(known)}, got {name!r}")
+                raise ValueError(
+                    f"use_variant: {family} is one of {', '.join(known)}, got {name!r}"
+                )
         self._previous = dict(_variant_of)
         for family, name in choice.items():
             if name is None:

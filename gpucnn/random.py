@@ -8,7 +8,7 @@ Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,11 +54,12 @@ def bits(seed: int, stream: int, n: int, start: int = 0) -> NDArray[np.uint32]:
 
 def uniform(seed: int, stream: int, n: int, start: int = 0) -> NDArray[np.float32]:
     """Uniform float32 (n,) in [0, 1): the upper 24 bits of each element, exact in float32."""
-    return (bits(seed, stream, n, start) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
+    upper = bits(seed, stream, n, start) >> np.uint32(8)
+    return cast("NDArray[np.float32]", upper.astype(np.float32) * np.float32(2**-24))
 
 
 def normal(seed: int, stream: int, n: int, start: int = 0) -> NDArray[np.float32]:
-    """Standard normal float32 (n,) by Box-Muller: elements 2j and 2j + 1 share one pair of words."""
+    """Standard normal float32 (n,) by Box-Muller: elements 2j and 2j + 1 share two words."""
     first = start // 2 * 2
     count = -(-(start + n - first) // 2) * 2
     words = bits(seed, stream, count, first).astype(np.float64)

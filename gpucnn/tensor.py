@@ -43,9 +43,8 @@ def _as_array(data: Any, device: str) -> Array:
     """``data`` as a C-contiguous array of ``device`` with a dtype that gpucnn computes in."""
     array = data if hasattr(data, "dtype") else np.asarray(data)
     if array.dtype.kind == "f":
-        if array.dtype not in _FLOATS or (array.dtype == np.float64 and device != "cpu"):
-            array = array.astype(np.float32)
-        elif not hasattr(data, "dtype"):
+        fits = array.dtype in _FLOATS and (array.dtype == np.float32 or device == "cpu")
+        if not fits or not hasattr(data, "dtype"):
             array = array.astype(np.float32)
     elif array.dtype.kind in "iub":
         if array.dtype not in _INTEGERS:
@@ -66,7 +65,13 @@ class Tensor:
     Raises TypeError for data that is not numeric, :class:`DeviceError` for a device not at hand.
     """
 
-    __array_priority__ = 1000  # numpy scalars and arrays leave mixed arithmetic to Tensor
+    device: str
+    data: Array
+    requires_grad: bool
+    grad: Tensor | None
+    _creator: Function | None
+    _output_index: int
+    _gradient_home: Array | None  # where an optimizer wants the gradient: a view of its buffer
 
     def __init__(
         self, data: Any, *, requires_grad: bool = False, device: str | None = None
@@ -79,10 +84,10 @@ class Tensor:
         if requires_grad and self.data.dtype.kind != "f":
             raise TypeError(f"requires_grad needs float data, got {self.data.dtype}")
         self.requires_grad = requires_grad
-        self.grad: Tensor | None = None
-        self._creator: Function | None = None
+        self.grad = None
+        self._creator = None
         self._output_index = 0
-        self._gradient_home: Array | None = None
+        self._gradient_home = None
 
     @classmethod
     def _wrap(cls, array: Array, device: str) -> Tensor:
@@ -156,12 +161,10 @@ class Tensor:
         forward pass.
         """
         if self._creator is None and not self.requires_grad:
-            raise RuntimeError("backward() needs a tensor computed from one with requires_grad=True")
+            raise RuntimeError("backward() needs a tensor made from one with requires_grad=True")
         if grad is None:
             if self.size != 1:
-                raise ValueError(
-                    f"backward() of a tensor of shape {self.shape} needs grad, an array of that shape"
-                )
+                raise ValueError(f"backward() of shape {self.shape} needs grad, an array like it")
             grad = np.ones(self.shape, self.dtype)
         array = _as_array(grad.data if isinstance(grad, Tensor) else grad, self.device)
         if array.shape != self.shape:
@@ -180,16 +183,18 @@ class Tensor:
 
 
 class Function:
-    """One operation of the tape: ``forward`` on bare arrays, ``backward`` from gradients to gradients.
+    """One operation of the tape: ``forward`` on bare arrays, ``backward`` on their gradients.
 
-    ``forward`` keeps what ``backward`` needs on ``self``; ``self.needs[i]`` says whether input ``i``
-    needs a gradient, ``self.device`` where to compute. ``backward`` gets one gradient per output
-    (None for an output nobody used) and returns one per input (None where none is needed).
+    ``forward`` keeps what ``backward`` needs on ``self``; ``self.needs[i]`` says whether input
+    ``i`` needs a gradient, ``self.device`` where to compute. ``backward`` gets one gradient per
+    output (None for an output nobody used) and returns one per input (None where none is needed).
     """
 
     device: str
     needs: tuple[bool, ...]
     recording: bool
+    _inputs: tuple[Tensor | None, ...]
+    _output_count: int
 
     def forward(self, *arrays: Any, **options: Any) -> Any:
         raise NotImplementedError
@@ -212,7 +217,7 @@ class Function:
         single = not isinstance(outputs, tuple)
         tensors = [Tensor._wrap(a, function.device) for a in ((outputs,) if single else outputs)]
         if function.recording:
-            function._inputs: tuple[Tensor | None, ...] = inputs
+            function._inputs = inputs
             function._output_count = len(tensors)
             for index, tensor in enumerate(tensors):
                 if tensor.dtype.kind == "f":
@@ -258,9 +263,11 @@ def _order(root: Function) -> list[Function]:
         elif id(function) not in seen:
             seen.add(id(function))
             stack.append((function, True))
-            for t in _inputs_of(function):
-                if t is not None and t._creator is not None:
-                    stack.append((t._creator, False))
+            stack.extend(
+                (t._creator, False)
+                for t in _inputs_of(function)
+                if t is not None and t._creator is not None
+            )
     return order[::-1]
 
 
@@ -279,9 +286,7 @@ def _walk_back(tensor: Tensor, grad: Array) -> None:
     if tensor._creator is None:
         tensor._accumulate(grad)
         return
-    pending: dict[tuple[int, int], Array] = {
-        (id(tensor._creator), tensor._output_index): grad
-    }
+    pending: dict[tuple[int, int], Array] = {(id(tensor._creator), tensor._output_index): grad}
     for function in _order(tensor._creator):
         inputs = _inputs_of(function)
         grads = [pending.pop((id(function), i), None) for i in range(function._output_count)]

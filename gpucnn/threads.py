@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ _local = threading.local()
 
 
 def thread_count() -> int:
-    """Threads used by the ``cpu`` device: ``GPUCNN_THREADS``, else the cores this process may use."""
+    """Threads of the ``cpu`` device: ``GPUCNN_THREADS``, else the cores this process may use."""
     text = os.environ.get("GPUCNN_THREADS", "")
     if not text:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
@@ -103,4 +103,4 @@ def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     key = (name, np.dtype(dtype))
     if key not in buffers or buffers[key].size < count:
         buffers[key] = np.empty(count, dtype)
-    return buffers[key][:count].reshape(shape)
+    return cast("NDArray[Any]", buffers[key][:count].reshape(shape))

@@ -45,7 +45,7 @@ def test_a_warning_is_an_error() -> None:
     """The compiler's log is where warnings would be: plant one."""
     spec = SPECIALISATIONS[0]
     planted = kernel.Specialisation(spec.family, (*spec.macros, ("PLANTED", 1)))
-    source = planted.source + "\nextern \"C\" __global__ void planted() { int unused; }\n"
+    source = planted.source + '\nextern "C" __global__ void planted() { int unused; }\n'
 
     class Planted(kernel.Specialisation):
         source = property(lambda self: globals()["_planted_source"])

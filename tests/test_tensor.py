@@ -47,13 +47,11 @@ def test_gradients_add_up_over_fan_out() -> None:
 
 def test_diamond_visits_each_function_once() -> None:
     x = leaf(3.0)
+    y = x
     for _ in range(40):
-        x_next = F.add(x, x)
-        if not hasattr(x, "root"):
-            root = x if x.grad is None and x._creator is None else root
-        x = x_next
-    x.backward()
-    assert root.grad.item() == 2.0**40
+        y = F.add(y, y)
+    y.backward()
+    assert x.grad.item() == 2.0**40
 
 
 def test_leaf_gradients_accumulate_over_calls_without_aliasing() -> None:
@@ -155,7 +153,7 @@ def test_bad_data() -> None:
 def test_cuda_without_a_gpu_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     if gpucnn.cuda_available():
         pytest.skip("a GPU works here")
-    with pytest.raises(DeviceError, match="'cuda' cannot be used: no NVIDIA driver|CuPy"):
+    with pytest.raises(DeviceError, match=r"'cuda' cannot be used: (no NVIDIA driver|CuPy)"):
         Tensor([1.0], device="cuda")
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import numpy as np
 
 from gpucnn import functional as F
 from gpucnn.nn import init
 from gpucnn.nn.module import Module, Parameter
-from gpucnn.ops.geometry import Padding, Pair, integer, pair, padding_pairs
+from gpucnn.ops.geometry import Padding, Pair, integer, padding_pairs, pair
 from gpucnn.optim.optimizer import check_number
 from gpucnn.tensor import Tensor
 
@@ -55,7 +54,9 @@ class Conv2d(Module):
         self.weight = Parameter(np.empty(shape, np.float32))
         bound = 1.0 / math.sqrt(init.fans(self.weight)[0])
         init.uniform_(self.weight, bound)
-        self.bias = init.uniform_(Parameter(np.empty(out_channels, np.float32)), bound) if bias else None
+        self.bias = (
+            init.uniform_(Parameter(np.empty(out_channels, np.float32)), bound) if bias else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(
@@ -90,7 +91,9 @@ class Linear(Module):
         bound = 1.0 / math.sqrt(self.in_features)
         shape = (self.out_features, self.in_features)
         self.weight = init.uniform_(Parameter(np.empty(shape, np.float32)), bound)
-        self.bias = init.uniform_(Parameter(np.empty(shape[0], np.float32)), bound) if bias else None
+        self.bias = (
+            init.uniform_(Parameter(np.empty(shape[0], np.float32)), bound) if bias else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -202,4 +205,4 @@ class Flatten(Module):
     """(N, …) to (N, features), in memory order: for images H, W, C with C fastest."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast("Tensor", x.reshape(x.shape[0], -1))
+        return x.reshape(x.shape[0], -1)

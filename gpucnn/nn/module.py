@@ -89,13 +89,14 @@ class Module:
         missing, unknown = sorted(set(own) - set(state)), sorted(set(state) - set(own))
         if strict and (missing or unknown):
             raise ValueError(
-                f"state does not fit {type(self).__name__}: missing {', '.join(missing) or 'nothing'}"
-                f"; unknown {', '.join(unknown) or 'nothing'}"
+                f"state does not fit {type(self).__name__}: "
+                f"missing {', '.join(missing) or 'nothing'}; unknown {', '.join(unknown) or 'nothing'}"
             )
         for name in own.keys() & state.keys():
             if np.shape(state[name]) != own[name].shape:
                 raise ValueError(
-                    f"state[{name!r}] must have shape {own[name].shape}, got {np.shape(state[name])}"
+                    f"state[{name!r}] must have shape {own[name].shape}, "
+                    f"got {np.shape(state[name])}"
                 )
         for name in own.keys() & state.keys():
             tensor = own[name]

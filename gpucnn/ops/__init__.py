@@ -1,1 +1,1 @@
-"""One file per operator family: geometry, primitives, Function and public function, in that order."""
+"""One file per operator family: geometry, primitives, tape, public function, in that order."""

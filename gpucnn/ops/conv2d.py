@@ -81,7 +81,8 @@ def conv2d_geometry(
         raise ValueError(f"groups must divide the {C} input and {OC} output channels, got {G}")
     if CG * G != C:
         raise ValueError(
-            f"weight must have {C // G} channels (x has {C}, groups is {G}), got shape {weight.shape}"
+            f"weight must have {C // G} channels (x has {C}, groups is {G}), "
+            f"got shape {weight.shape}"
         )
     if bias is not None and bias.shape != (OC,):
         raise ValueError(f"bias must have shape ({OC},), got {bias.shape}")
@@ -141,7 +142,7 @@ def _unfold(x: NDArray[Any], s: Conv2dGeometry) -> NDArray[Any]:
         columns = scratch("conv2d columns", (s.G, s.K, pixels), x.dtype)
         into = columns.reshape(s.G, s.KH, s.KW, s.CG, len(x), s.OH, s.OW)
         np.copyto(into, view.transpose(0, 4, 5, 6, 1, 2, 3))
-        return columns.transpose(0, 2, 1)
+        return cast("NDArray[Any]", columns.transpose(0, 2, 1))
     columns = scratch("conv2d columns", (s.G, pixels, s.K), x.dtype)
     np.copyto(columns.reshape(view.shape), view)
     return columns
@@ -149,14 +150,12 @@ def _unfold(x: NDArray[Any], s: Conv2dGeometry) -> NDArray[Any]:
 
 def _by_group(y: NDArray[Any], s: Conv2dGeometry, channels: int) -> NDArray[Any]:
     """Images (…, G * channels) as matrices (G, pixels, channels), a view."""
-    return y.reshape(-1, s.G, channels).transpose(1, 0, 2)
+    return cast("NDArray[Any]", y.reshape(-1, s.G, channels).transpose(1, 0, 2))
 
 
 @primitive
-def conv2d_forward(
-    x: Array, w: Array, b: Array | None, geometry: Conv2dGeometry
-) -> Array:
-    """y[n,oh,ow,oc] = b[oc] + Σ_{kh,kw,c} x[n, oh·SH−PT+kh·DH, ow·SW−PL+kw·DW, g·CG+c] · w[oc,kh,kw,c]
+def conv2d_forward(x: Array, w: Array, b: Array | None, geometry: Conv2dGeometry) -> Array:
+    """y[n,oh,ow,oc] = b[oc] + Σ x[n, oh·SH−PT+kh·DH, ow·SW−PL+kw·DW, g·CG+c] · w[oc,kh,kw,c]
 
     x (N,H,W,C), w (OC,KH,KW,C/G), b (OC) or None -> y (N,OH,OW,OC); x is zero outside the image.
     Cross-correlation as in torch.nn.Conv2d; unfolds windows chunk by chunk and multiplies matrices.
@@ -352,9 +351,9 @@ def conv2d(
     ((PT, PB), (PL, PR)), "valid" (none) or "same" (OH = ceil(H / SH); an odd cell goes to the
     bottom right). groups: divides C and OC. Returns (N, OH, OW, OC).
 
-    Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit, also
-    for an empty batch and for a dilated window larger than the padded image; DeviceError if the
-    tensors live on two devices. Variants: ``use_variant(conv2d="tiled" | "naive")``.
+    Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit,
+    also for an empty batch and for a dilated window larger than the padded image; DeviceError if
+    the tensors live on two devices. Variants: ``use_variant(conv2d="tiled" | "naive")``.
 
     Source: torch.nn.functional.conv2d; arithmetic: Dumoulin and Visin, arXiv:1603.07285.
     """

@@ -53,7 +53,7 @@ def padding_pairs(value: Any) -> Padding:
 def resolve_padding(value: Any, size: Pair, kernel: Pair, stride: Pair, dilation: Pair) -> Padding:
     """:func:`padding_pairs`, and "valid" (none) and "same" (ceil(n / stride) outputs).
 
-    "same" puts the odd cell of a total on the right and at the bottom, as TensorFlow and PyTorch do.
+    "same" puts the odd cell of a total at the bottom and on the right, like TensorFlow and PyTorch.
     """
     if isinstance(value, str):
         if value == "valid":
@@ -110,6 +110,4 @@ def same_float_dtype(**arrays: Any) -> None:
             raise TypeError(f"{name} must be float32 (float64 on cpu), got {array.dtype}")
         first = first or name
         if array.dtype != arrays[first].dtype:
-            raise TypeError(
-                f"{name} must be {arrays[first].dtype} like {first}, got {array.dtype}"
-            )
+            raise TypeError(f"{name} must be {arrays[first].dtype} like {first}, got {array.dtype}")

@@ -94,17 +94,13 @@ def _launch_forward(x: Array, w: Array, b: Array | None, geometry: LinearGeometr
 @linear_data_gradient.kernel()
 def _launch_data_gradient(dy: Array, w: Array, geometry: LinearGeometry) -> Array:
     s = geometry
-    return launch_sum_slices(
-        _product("linear_data_gradient", s.M, s.I, s.O, (dy, w), s)[0], None
-    )
+    return launch_sum_slices(_product("linear_data_gradient", s.M, s.I, s.O, (dy, w), s)[0], None)
 
 
 @linear_weight_gradient.kernel()
 def _launch_weight_gradient(dy: Array, x: Array, geometry: LinearGeometry) -> Array:
     s = geometry
-    return launch_sum_slices(
-        _product("linear_weight_gradient", s.O, s.I, s.M, (dy, x), s)[0], None
-    )
+    return launch_sum_slices(_product("linear_weight_gradient", s.O, s.I, s.M, (dy, x), s)[0], None)
 
 
 # tape

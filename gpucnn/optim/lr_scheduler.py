@@ -45,8 +45,8 @@ def _cosine(start: float, end: float, share: float) -> float:
 class OneCycleLR(LRScheduler):
     """One cycle: from max_lr/div_factor up to max_lr, then down to far below where it began.
 
-    The rise takes ``pct_start`` of ``total_steps``; both ways follow half a cosine. The last rate is
-    ``max_lr / div_factor / final_div_factor``; later steps keep it. Momentum is not cycled.
+    The rise takes ``pct_start`` of ``total_steps``; both ways follow half a cosine. The last rate
+    is ``max_lr / div_factor / final_div_factor``; later steps keep it. Momentum is not cycled.
     Raises ValueError naming the argument.
     Source: torch.optim.lr_scheduler.OneCycleLR (anneal_strategy="cos", cycle_momentum=False);
     Smith and Topin, arXiv:1708.07120.

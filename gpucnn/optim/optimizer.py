@@ -29,7 +29,7 @@ class Optimizer:
 
     params: the tensors to update, all on one device. Each one's ``data`` becomes a view of the flat
     parameter buffer, and its gradients are collected in a flat gradient buffer; make the optimizer
-    after moving the model to its device. A parameter whose ``grad`` is None is left alone by a step.
+    after moving the model to its device. A step leaves alone a parameter whose ``grad`` is None.
     """
 
     _state_names: tuple[str, ...] = ()
@@ -93,8 +93,8 @@ class Optimizer:
         for i, t in enumerate(self.params):
             if t.data is not self._views[i]:
                 raise RuntimeError(
-                    f"params[{i}] has been moved or given to another optimizer since this one was "
-                    "made; make the optimizer after model.to(device)"
+                    f"params[{i}] has been moved or given to another optimizer since this one "
+                    "was made; make the optimizer after model.to(device)"
                 )
             if t.grad is not None and start is None:
                 start = self._offsets[i]
@@ -143,7 +143,7 @@ class Optimizer:
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum, Nesterov momentum and weight decay.
 
-    ``g += weight_decay·p;  v = momentum·v + g;  p −= lr·v`` (Nesterov: ``p −= lr·(g + momentum·v)``).
+    ``g += weight_decay·p;  v = momentum·v + g;  p −= lr·v``; Nesterov: ``p −= lr·(g + momentum·v)``.
 
     lr, weight_decay: >= 0. momentum: in [0, 1). nesterov needs momentum > 0.
     Source: torch.optim.SGD with dampening 0; Sutskever et al., ICML 2013.
@@ -193,7 +193,10 @@ class Adam(Optimizer):
     ) -> None:
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise ValueError(f"betas must be a pair of numbers, got {betas!r}")
-        self.betas = (check_number("betas[0]", betas[0], 0, 1), check_number("betas[1]", betas[1], 0, 1))
+        self.betas = (
+            check_number("betas[0]", betas[0], 0, 1),
+            check_number("betas[1]", betas[1], 0, 1),
+        )
         self.eps = check_number("eps", eps, 0.0)
         self.weight_decay = check_number("weight_decay", weight_decay, 0.0)
         super().__init__(params, lr)
