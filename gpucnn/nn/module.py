@@ -90,7 +90,8 @@ class Module:
         if strict and (missing or unknown):
             raise ValueError(
                 f"state does not fit {type(self).__name__}: "
-                f"missing {', '.join(missing) or 'nothing'}; unknown {', '.join(unknown) or 'nothing'}"
+                f"missing {', '.join(missing) or 'nothing'}; "
+                f"unknown {', '.join(unknown) or 'nothing'}"
             )
         for name in own.keys() & state.keys():
             if np.shape(state[name]) != own[name].shape:

@@ -93,8 +93,8 @@ class Optimizer:
         for i, t in enumerate(self.params):
             if t.data is not self._views[i]:
                 raise RuntimeError(
-                    f"params[{i}] has been moved or given to another optimizer since this one "
-                    "was made; make the optimizer after model.to(device)"
+                    f"params[{i}] has been moved or given to another optimizer since this "
+                    "one was made; make the optimizer after model.to(device)"
                 )
             if t.grad is not None and start is None:
                 start = self._offsets[i]
@@ -143,7 +143,8 @@ class Optimizer:
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum, Nesterov momentum and weight decay.
 
-    ``g += weight_decay·p;  v = momentum·v + g;  p −= lr·v``; Nesterov: ``p −= lr·(g + momentum·v)``.
+    ``g += weight_decay·p;  v = momentum·v + g;  p −= lr·v``, or with Nesterov momentum
+    ``p −= lr·(g + momentum·v)``.
 
     lr, weight_decay: >= 0. momentum: in [0, 1). nesterov needs momentum > 0.
     Source: torch.optim.SGD with dampening 0; Sutskever et al., ICML 2013.
