@@ -16,6 +16,7 @@ from gpucnn import data, functional, models, training
 from gpucnn.cli import cli, main
 from gpucnn.data.pictures import write_picture
 from gpucnn.data.shapes import shape_levels
+from gpucnn.training.recipes import recipe
 
 CHECKOUT = str(Path(gpucnn.__file__).parents[1])
 ENVIRONMENT = {**os.environ, "GPUCNN_DEVICE": "cpu", "PYTHONPATH": CHECKOUT}
@@ -56,6 +57,15 @@ def test_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
         if parameter.opts[0].startswith("-"):
             assert parameter.opts[0] in out
             assert parameter.help, parameter.name
+
+
+def test_help_states_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    shapes, fashion = recipe("shapes"), recipe("fashion-mnist")
+    assert f"Default: {shapes.epochs} for shapes, {fashion.epochs} for fashion-mnist" in out
+    assert f"Default: {shapes.batch_size} for shapes, {fashion.batch_size} for fashion-m" in out
+    assert f"Default: {data.SHAPES_TRAIN_IMAGES:,} shapes" in out
 
 
 def test_no_command_shows_help(capsys: pytest.CaptureFixture[str]) -> None:

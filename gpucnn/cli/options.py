@@ -53,6 +53,6 @@ def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> f
 device_option = click.option(
     "--device",
     type=click.Choice(DEVICES),
-    help="Where to compute. Default: cuda where a GPU works, else cpu (GPUCNN_DEVICE overrides).",
+    help="Where to compute. Default: GPUCNN_DEVICE, or cuda where a GPU works, else cpu.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")

@@ -28,7 +28,7 @@ _RESUMABLE: Final = {"dataset", "resume", "data_dir", "device", "as_json"}
 @click.option(
     "--images",
     type=click.IntRange(min=1),
-    help="Number of training images. Default: 12,000 shapes, or all of Fashion-MNIST.",
+    help="Number of training images. Default: 24,000 shapes, or all of Fashion-MNIST.",
 )
 @click.option(
     "--model", type=Name("model", model_names), help="Network. Default: the dataset's own."
@@ -41,13 +41,21 @@ _RESUMABLE: Final = {"dataset", "resume", "data_dir", "device", "as_json"}
     show_default=True,
     help="Of the drawn images, initial weights, shuffles and augmentation.",
 )
-@click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training images.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images per training step.")
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    help="Passes over the training images. Default: 3 for shapes, 5 for fashion-mnist.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Images per training step. Default: 64 for shapes, 128 for fashion-mnist.",
+)
 @click.option(
     "--lr",
     type=click.FloatRange(min=0, min_open=True),
     callback=finite,
-    help="Highest learning rate of the one-cycle schedule.",
+    help="Highest learning rate of the one-cycle schedule. Default: suits dataset and optimizer.",
 )
 @click.option("--optimizer", type=click.Choice(["sgd", "adam", "adamw"]), help="Default: adam.")
 @click.option(

@@ -14,7 +14,7 @@ __all__ = ["Augmentation", "Dataset", "load", "names", "normalize"]
 
 _Loader = Callable[[str | os.PathLike[str] | None, int, int | None], tuple[Dataset, Dataset]]
 
-SHAPES_TRAIN_IMAGES: Final = 12_000
+SHAPES_TRAIN_IMAGES: Final = 24_000
 SHAPES_TEST_IMAGES: Final = 2_000
 
 
@@ -76,7 +76,7 @@ def load(
         name: "shapes" (drawn from the seed; 2,000 test images) or "fashion-mnist".
         data_dir: folder of the dataset's files, for "fashion-mnist".
         seed: of the drawn images, an integer >= 0.
-        images: number of training images, >= 1: by default 12,000 shapes, or all of a file.
+        images: number of training images, >= 1: by default 24,000 shapes, or all of a file.
 
     Returns:
         The training and the test dataset.

@@ -27,10 +27,10 @@ class Recipe:
 RECIPES: Final = {
     "shapes": Recipe(
         model="shapenet",
-        epochs=8,
+        epochs=3,
         batch_size=64,
         optimizer="adam",
-        lr={"sgd": 0.1, "adam": 4e-3, "adamw": 4e-3},
+        lr={"sgd": 0.1, "adam": 1e-2, "adamw": 1e-2},
     ),
     "fashion-mnist": Recipe(
         model="fashionnet",
