@@ -46,6 +46,28 @@ class KernelFault(Exception):
         super().__init__(f"{where}{kind} in kernel {kernel}: {message}")
 
 
+def indexed_name(source: str, file: str, line: int, column: int) -> str:
+    """The array whose index ends with the bracket at ``column`` of a line; "" if it is not there,
+    as behind a macro."""
+    current, name = 1, "kernel.cu"
+    for text in source.split("\n"):
+        if directive := re.match(r'[ \t]*#[ \t]*line[ \t]+(\d+)(?:[ \t]+"([^"]*)")?', text):
+            current, name = int(directive[1]), directive[2] or name
+            continue
+        if (current, name) == (line, file):
+            head = text[:column].rstrip()
+            while head.endswith("]"):
+                depth, at = 1, len(head) - 1
+                while depth and at:
+                    at -= 1
+                    depth += {"]": 1, "[": -1}.get(head[at], 0)
+                head = head[:at].rstrip()
+            found = re.search(r"\w+$", head)
+            return found[0] if found and len(head) < column - 1 else ""
+        current += 1
+    return ""
+
+
 def source_line(library: Path, offset: int, shim: Path) -> tuple[str, int]:
     """File and line of the code at ``offset`` in a library: that of the innermost inlined function
     outside the shim. ("", 0) if addr2line is missing or does not know."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from gpucnn.emulator.build import Module, runtime
 from gpucnn.emulator.elf import Symbol
-from gpucnn.emulator.fault import KernelFault, source_line
+from gpucnn.emulator.fault import KernelFault, indexed_name, source_line
 from gpucnn.emulator.memory import Span, spans_of
 from gpucnn.signature import Parameter, Signature, numpy_dtype
 
@@ -71,9 +71,10 @@ class _Launch(ctypes.Structure):
 class Library:
     """A loaded kernel library."""
 
-    def __init__(self, module: Module) -> None:
+    def __init__(self, module: Module, source: str) -> None:
         runtime()
         self.module = module
+        self.source = source
         self._library = ctypes.CDLL(str(module.path))
         self.image_begin = self._address_from("gpucnn_image_begin")
         self.image_end = self._address_from("gpucnn_image_end")
@@ -194,6 +195,9 @@ def _describe(
     who = f"thread {thread} of block {block}"
     what = _name_of(fault, library, signature.kernel, spans)
     verb = "writes" if fault.is_write else "reads"
+    if text.startswith("index"):
+        array = indexed_name(library.source, file, line, fault.size)
+        text = text.replace(" of ", f" of {array}, a " if array else " of a ")
     if kind == "out-of-bounds":
         message = f"{who} {_out_of_bounds(fault, text, verb, what)}"
     elif kind == "misaligned":

@@ -31,7 +31,7 @@ def _library(source: str, options: tuple[str, ...], check: bool) -> Library:
     key = (source, options, check)
     with _compiling[key]:
         if key not in _libraries:
-            _libraries[key] = Library(build.compile_source(source, options, check))
+            _libraries[key] = Library(build.compile_source(source, options, check), source)
         return _libraries[key]
 
 

@@ -174,12 +174,10 @@ u32 poison_word(u64 chunk, u32 salt) {
 
 }  // namespace
 
-void memory_begin_launch(Launch& launch) {
-    if (!launch.check) {
-        place_in_host_memory(launch);
-    } else if (!place_regions(launch) || !place_shared(launch)) {
-        std::snprintf(state.fault.text, sizeof state.fault.text, "memory");
-    }
+bool memory_begin_launch(Launch& launch) {
+    if (launch.check) return place_regions(launch) && place_shared(launch);
+    place_in_host_memory(launch);
+    return true;
 }
 
 void memory_end_launch(Launch& launch, bool keep_results) {

@@ -94,6 +94,7 @@ void index_out_of_bounds(const OutOfBounds* data, u64 index, Address pc) {
     std::snprintf(state.fault.text, sizeof state.fault.text, "index %lld of %s", static_cast<long long>(value),
                   data->array->name);
     state.fault.index = -1;
+    state.fault.size = data->location.column;
     raise_fault(kOutOfBounds, pc);
 }
 

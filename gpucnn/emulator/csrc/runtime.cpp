@@ -363,7 +363,7 @@ EXPORT int gpucnn_begin(Launch* launch) {
     }
     block_starts.clear();
     forget_fibers();
-    memory_begin_launch(*launch);
+    if (!memory_begin_launch(*launch)) return -1;
     if (launch->check) publish_begin_launch();
 
     argument_slots.resize(launch->argument_count);

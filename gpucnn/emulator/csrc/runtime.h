@@ -64,7 +64,7 @@ struct Fault {
     std::int32_t kind;
     std::int32_t space;
     std::int32_t index;  // region or variable number within the space, or -1
-    u32 size;            // of the access in bytes
+    u32 size;            // of the access in bytes; for a bad index, the column of its bracket
     u32 is_write;
     u32 has_other;
     std::int64_t offset;  // of the access within its region or variable
@@ -171,7 +171,7 @@ struct Stacks {
 };
 extern Stacks stacks;
 
-void memory_begin_launch(Launch& launch);
+bool memory_begin_launch(Launch& launch);  // false: out of address space
 void memory_end_launch(Launch& launch, bool keep_results);
 void publish_begin_launch();
 void publish_begin_block();
