@@ -135,7 +135,7 @@ def to_device(array: Array, device: str) -> Array:
     if device == "cuda":
         import cupy
 
-        return cupy.ascontiguousarray(cupy.asarray(array))
+        return cupy.asarray(array, order="C")
     return np.asarray(to_host(array), order="C")
 
 

@@ -157,7 +157,9 @@ class Kernel:
         compiled = _cuda_kernel(self.spec, self.name, current)
         if shared_mem > 48 * 1024:
             compiled.max_dynamic_shared_size_bytes = shared_mem
-        compiled(grid, block, tuple(args), shared_mem=shared_mem)
+        # CuPy hands None to the driver as a missing argument; a null pointer is a zero of its size.
+        passed = tuple(np.uint64(0) if a is None else a for a in args)
+        compiled(grid, block, passed, shared_mem=shared_mem)
         if os.environ.get("GPUCNN_SYNC") == "1":
             cupy.cuda.get_current_stream().synchronize()
 

@@ -23,8 +23,8 @@ class Bar:
     reason: str
 
 
-# The one table of tolerances. ``terms`` is the length of the sum behind one output element: rounding
-# errors of n additions grow like √n.
+# The one table of tolerances. ``terms`` is the length of the sum behind one output element:
+# rounding errors of n additions grow like √n.
 BARS = {
     "exact": Bar(0, 0, "selections and integers: nothing is rounded"),
     "float64": Bar(1e-12, 1e-12, "two float64 computations that add in different orders"),

@@ -1,0 +1,128 @@
+"""A stand-in for CuPy that offers only what the ``cuda`` device may use of it.
+
+Arrays can be made, copied, cut, reshaped, converted and moved: no arithmetic, so that a
+computation by anything but our own kernels fails. Kernels run under the emulator, and get their
+arguments as strictly as CuPy hands them to the driver: arrays of this GPU and NumPy scalars, never
+None and never a Python number.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import numpy as np
+
+from gpucnn import emulator
+from gpucnn.signature import parse_kernels
+
+
+class Device:
+    def __init__(self, number: int = 0) -> None:
+        self.id = number
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class ndarray:  # CuPy's own name
+    def __init__(self, values: np.ndarray, device: int = 0) -> None:
+        self._values = values
+        self.device = Device(device)
+
+    shape = property(lambda self: self._values.shape)
+    dtype = property(lambda self: self._values.dtype)
+    ndim = property(lambda self: self._values.ndim)
+    size = property(lambda self: self._values.size)
+    itemsize = property(lambda self: self._values.itemsize)
+    flags = property(lambda self: self._values.flags)
+
+    def get(self) -> np.ndarray:
+        return self._values.copy()
+
+    def copy(self) -> ndarray:
+        return ndarray(self._values.copy())
+
+    def reshape(self, *shape: Any) -> ndarray:
+        return ndarray(self._values.reshape(*shape))
+
+    def astype(self, dtype: Any, copy: bool = True) -> ndarray:
+        return ndarray(self._values.astype(dtype, copy=copy))
+
+    def __getitem__(self, key: Any) -> ndarray:
+        return ndarray(np.asarray(self._values[key]))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if isinstance(value, np.ndarray):
+            raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+        self._values[key] = value._values if isinstance(value, ndarray) else value
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
+
+
+class RawKernel:
+    launches = 0
+
+    def __init__(self, code: str, name: str, options: tuple[str, ...] = ()) -> None:
+        self._parameters = parse_kernels(code)[name].parameters
+        self._kernel = emulator.RawKernel(code, name, options)
+        self.max_dynamic_shared_size_bytes = 48 * 1024
+
+    def compile(self) -> None:
+        self._kernel.compile()
+
+    def __call__(
+        self,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: tuple[Any, ...],
+        *,
+        shared_mem: int,
+    ) -> None:
+        assert isinstance(grid, tuple)
+        assert isinstance(block, tuple)
+        assert shared_mem <= self.max_dynamic_shared_size_bytes
+        passed: list[Any] = []
+        for parameter, argument in zip(self._parameters, args, strict=True):
+            if parameter.pointer and isinstance(argument, np.uint64):
+                assert argument == 0
+                passed.append(None)
+            elif parameter.pointer:
+                assert isinstance(argument, ndarray), parameter
+                passed.append(argument._values)
+            else:
+                assert isinstance(argument, np.generic), parameter
+                passed.append(argument)
+        RawKernel.launches += 1
+        self._kernel(grid, block, tuple(passed), shared_mem=shared_mem)
+
+
+def asarray(values: Any, order: str | None = None) -> ndarray:
+    if isinstance(values, ndarray):
+        return ndarray(np.asarray(values._values, order="C" if order == "C" else None))
+    return ndarray(np.array(values, order="C"))
+
+
+def empty(shape: Any, dtype: Any) -> ndarray:
+    return ndarray(emulator.empty(shape, dtype))
+
+
+def zeros(shape: Any, dtype: Any) -> ndarray:
+    return ndarray(np.zeros(shape, dtype))
+
+
+def module() -> types.ModuleType:
+    """The module to put in ``sys.modules["cupy"]``: one GPU, device 0."""
+    made = types.ModuleType("cupy")
+    runtime = types.SimpleNamespace(getDevice=lambda: 0, getDeviceCount=lambda: 1)
+    stream = types.SimpleNamespace(synchronize=lambda: None)
+    made.cuda = types.SimpleNamespace(  # type: ignore[attr-defined]
+        runtime=runtime, Device=Device, get_current_stream=lambda: stream
+    )
+    for item in (ndarray, RawKernel, asarray, empty, zeros):
+        setattr(made, item.__name__, item)
+    return made

@@ -1,0 +1,76 @@
+"""The Python side of the ``cuda`` device, without a GPU: a stand-in for CuPy, emulated kernels.
+
+What this shows: arguments reach CuPy in the form it needs, every array stays on its device, and no
+arithmetic but that of our kernels happens. What it cannot show: that the kernels run on a GPU.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import kernel, models
+from gpucnn.device import DeviceError
+from gpucnn.kernel import FILES
+from gpucnn.optim import SGD, AdamW, Optimizer
+from tests import fake_cupy
+from tests.support import randn
+from tests.test_emulated_training import losses
+
+pytestmark = pytest.mark.emulated
+
+
+@pytest.fixture(autouse=True)
+def _fake_cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy.module())
+    monkeypatch.setattr(gpucnn.device, "_cuda_trouble", lambda: "")
+    kernel._cuda_kernel.cache_clear()
+    yield
+    kernel._cuda_kernel.cache_clear()
+
+
+@pytest.mark.parametrize("optimizer", [SGD, AdamW])
+def test_training_gives_the_bits_of_the_emulated_device(optimizer: type[Optimizer]) -> None:
+    before = fake_cupy.RawKernel.launches
+    assert losses("cuda", optimizer) == losses("emulated", optimizer)
+    assert fake_cupy.RawKernel.launches > before
+
+
+def test_checkpoints_and_inference() -> None:
+    model = models.create("fashionnet").to("cuda").eval()
+    state = model.state_dict()
+    assert all(isinstance(value, np.ndarray) for value in state.values())
+    model.load_state_dict(state)
+    optimizer = AdamW(model.parameters())
+    optimizer.load_state_dict(optimizer.state_dict())
+    with gpucnn.no_grad():
+        y = model(gpucnn.Tensor(randn(1, 28, 28, 1), device="cuda"))
+    assert y.device == "cuda"
+    assert y.numpy().shape == (1, 10)
+
+
+def test_use_device_and_why() -> None:
+    with gpucnn.use_device("cuda"):
+        assert gpucnn.Tensor([1.0, 2.0]).device == "cuda"
+        assert repr(gpucnn.Tensor([1.5])) == "Tensor([1.5], device='cuda')"
+        assert gpucnn.Tensor(3.0).shape == ()
+    with pytest.raises(DeviceError, match="got cpu and cuda"):
+        gpucnn.Tensor([1.0], device="cpu") + gpucnn.Tensor([1.0], device="cuda")
+
+
+def test_every_default_kernel_compiles_in_threads() -> None:
+    kernel.compile_all()
+
+
+def test_arrays_of_other_devices_are_refused() -> None:
+    add = FILES["elementwise"]["add"]
+    a, b = (fake_cupy.asarray(randn(4, seed=i)) for i in (0, 1))
+    with pytest.raises(ValueError, match="must be on GPU 0, one is a NumPy array"):
+        add((1,), (256,), a, b, randn(4), 4)
+    elsewhere = fake_cupy.ndarray(randn(4), device=1)
+    with pytest.raises(ValueError, match="must be on GPU 0, one is on GPU 1"):
+        add((1,), (256,), a, b, elsewhere, 4)
