@@ -169,7 +169,7 @@ void nearest(Place& place) {
 u32 poison_word(u64 chunk, u32 salt) {
     u32 h = static_cast<u32>(chunk) * 0x9E3779B1u ^ salt;
     h = (h ^ (h >> 15)) * 0x85EBCA6Bu;
-    return 0x7FF40000u | (h >> 16);
+    return kPoisonUpper << 16 | h >> 16;
 }
 
 }  // namespace

@@ -55,6 +55,18 @@ bool still_poison(const Region& region, u64 region_offset, u32 size);
 // For a read of a word that this launch has not written.
 void check_initialised(const Place& place, u64 offset, u32 size, Address pc);
 
+// Quick rejection: every word of the poison pattern has these upper bits.
+constexpr u32 kPoisonUpper = 0x7FF4;
+
+inline bool may_be_poison(Address address, u32 size) {
+    u32 value = 0;
+    for (Address word = address & ~Address{3}; word < address + size; word += 4) {
+        std::memcpy(&value, reinterpret_cast<const void*>(word), 4);
+        if (value >> 16 == kPoisonUpper) return true;
+    }
+    return false;
+}
+
 inline bool earlier_block(u64 clock) { return clock < state.block_clock; }
 
 inline bool write_conflicts(const Cell& cell, Access access, u64 floor, Address address) {
@@ -146,7 +158,8 @@ inline void check_access(Address address, u32 size, Access access, Address pc) {
             out_of_bounds(address, size, access, pc, place, "");
         if (!region.writable) {
             if (access != kRead) out_of_bounds(address, size, access, pc, place, "const");
-            if (region.poisoned) check_initialised(place, place.offset, size, pc);
+            if (region.poisoned && may_be_poison(address, size))
+                check_initialised(place, place.offset, size, pc);
             return;
         }
         floor = state.launch_clock;

@@ -2,7 +2,10 @@
 // nothing else. Floating-point control words never change between fibers.
 #pragma once
 
-#if !defined(__x86_64__) && !defined(__aarch64__)
+#if !defined(__x86_64__) && !defined(__aarch64__) && !defined(EMULATOR_UCONTEXT)
+#define EMULATOR_UCONTEXT  // may also be defined by hand, to try the portable way
+#endif
+#ifdef EMULATOR_UCONTEXT
 #include <ucontext.h>
 
 #include <new>
@@ -10,7 +13,26 @@
 
 namespace emulator {
 
-#if defined(__x86_64__)
+#if defined(EMULATOR_UCONTEXT)
+
+// swapcontext enters the kernel for the signal mask: correct everywhere, but some 50 times slower.
+inline void* make_fiber(char* top, void (*entry)()) {
+    constexpr std::size_t kReserved = (sizeof(ucontext_t) + 63) / 64 * 64;
+    auto* context = new (top - kReserved) ucontext_t;
+    getcontext(context);
+    context->uc_stack.ss_sp = top - 128 * 1024;
+    context->uc_stack.ss_size = 128 * 1024 - kReserved;
+    context->uc_link = nullptr;
+    makecontext(context, entry, 0);
+    return context;
+}
+inline void switch_stack(void** save, void* load) {
+    ucontext_t here;
+    *save = &here;
+    swapcontext(&here, static_cast<ucontext_t*>(load));
+}
+
+#elif defined(__x86_64__)
 
 extern "C" void gpucnn_switch_stack(void** save, void* load);
 asm(R"(
@@ -89,25 +111,6 @@ inline void* make_fiber(char* top, void (*entry)()) {
     return sp;
 }
 inline void switch_stack(void** save, void* load) { gpucnn_switch_stack(save, load); }
-
-#else
-
-// swapcontext enters the kernel for the signal mask: correct everywhere, but some 50 times slower.
-inline void* make_fiber(char* top, void (*entry)()) {
-    constexpr std::size_t kReserved = (sizeof(ucontext_t) + 63) / 64 * 64;
-    auto* context = new (top - kReserved) ucontext_t;
-    getcontext(context);
-    context->uc_stack.ss_sp = top - 128 * 1024;
-    context->uc_stack.ss_size = 128 * 1024 - kReserved;
-    context->uc_link = nullptr;
-    makecontext(context, entry, 0);
-    return context;
-}
-inline void switch_stack(void** save, void* load) {
-    ucontext_t here;
-    *save = &here;
-    swapcontext(&here, static_cast<ucontext_t*>(load));
-}
 
 #endif
 

@@ -1,7 +1,6 @@
 // Runs a launch: blocks one after another, each block's threads as fibers.
 #include "runtime.h"
 
-#include <sys/mman.h>
 #include <time.h>
 
 #include <cstdio>
@@ -10,11 +9,11 @@
 #include <vector>
 
 #include "fiber.h"
+#include "stacks.h"
 
 namespace emulator {
 
 State state;
-Stacks stacks;
 
 }  // namespace emulator
 
@@ -27,13 +26,8 @@ alignas(1024) __attribute__((visibility("default"))) char
 namespace emulator {
 namespace {
 
-constexpr std::size_t kStackBytes = 256 * 1024;
-constexpr std::size_t kGuardBytes = 4096;
 constexpr u64 kSliceNanoseconds = 100'000'000;
 
-char* stack_pool;
-u32 stacks_made;
-std::vector<u32> free_stacks;
 
 // Threads that may run, oldest first: a ring that holds each thread at most once.
 u16 ready[kMaxThreads];
@@ -77,25 +71,7 @@ void set_current(u32 thread) {
     threadIdx = state.threads[thread].index;
 }
 
-u32 acquire_stack() {
-    if (!free_stacks.empty()) {
-        const u32 stack = free_stacks.back();
-        free_stacks.pop_back();
-        return stack;
-    }
-    const u32 stack = stacks_made++;
-    mprotect(stack_pool + stack * kStackBytes, kGuardBytes, PROT_NONE);
-    return stack;
-}
-
 void fiber_main();
-
-void* new_fiber(u32& stack) {
-    stack = acquire_stack();
-    // Tops at one stride would share the same few cache sets.
-    char* top = stack_pool + (stack + 1) * kStackBytes - (stack % 61) * 192 - 64;
-    return make_fiber(reinterpret_cast<char*>(reinterpret_cast<Address>(top) & ~Address{63}), fiber_main);
-}
 
 void push_ready(u32 thread) {
     state.threads[thread].state = kReady;
@@ -153,7 +129,7 @@ void wait() {
         set_current(thread);
         next = state.threads[thread].stack_pointer;
     } else if (next_thread < state.thread_count) {
-        next = new_fiber(running_stack);
+        next = new_fiber(running_stack, fiber_main);
         start_next_thread();
     } else {
         report_stuck();
@@ -210,7 +186,7 @@ void fiber_main() {
         check_waiting_lanes(state.current);
         if (ready_count) {
             const u32 thread = pop_ready();
-            free_stacks.push_back(running_stack);
+            release_stack(running_stack);
             running_stack = state.threads[thread].stack;
             set_current(thread);
             switch_stack(&self.stack_pointer, state.threads[thread].stack_pointer);
@@ -220,28 +196,13 @@ void fiber_main() {
             raise_unwritten();
             if (next_block == block_count || now() > slice_end) {
                 slice_over = true;
-                free_stacks.push_back(running_stack);
+                release_stack(running_stack);
                 switch_stack(&self.stack_pointer, host_stack_pointer);
             }
             begin_block();
         }
         start_next_thread();
     }
-}
-
-void make_stacks() {
-    const std::size_t bytes = kMaxThreads * kStackBytes;
-    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) return;
-    stack_pool = static_cast<char*>(memory);
-    stacks = {reinterpret_cast<Address>(stack_pool), reinterpret_cast<Address>(stack_pool) + bytes};
-    free_stacks.reserve(kMaxThreads);
-}
-
-void forget_fibers() {
-    free_stacks.clear();
-    for (u32 i = stacks_made; i-- > 0;) free_stacks.push_back(i);
 }
 
 void open_barrier() {
@@ -338,8 +299,7 @@ EXPORT void gpucnn_assert_failed(const char* expression, const char*, int) {
 
 // Prepares a launch. 0: ready to run; -1: out of memory.
 EXPORT int gpucnn_begin(Launch* launch) {
-    if (!stack_pool) make_stacks();
-    if (!stack_pool) return -1;
+    if (!make_stacks()) return -1;
     state.launch = launch;
     state.fault = state.unwritten = Fault{};
     state.thread_count = launch->block[0] * launch->block[1] * launch->block[2];
@@ -362,7 +322,7 @@ EXPORT int gpucnn_begin(Launch* launch) {
         if (launch->order == 2) shuffle(block_order, launch->seed);
     }
     block_starts.clear();
-    forget_fibers();
+    release_all_stacks();
     if (!memory_begin_launch(*launch)) return -1;
     if (launch->check) publish_begin_launch();
 
@@ -383,9 +343,9 @@ EXPORT int gpucnn_begin(Launch* launch) {
 EXPORT int gpucnn_run(Fault* fault) {
     slice_end = now() + kSliceNanoseconds;
     slice_over = false;
-    forget_fibers();
+    release_all_stacks();
     begin_block();
-    void* fiber = new_fiber(running_stack);
+    void* fiber = new_fiber(running_stack, fiber_main);
     start_next_thread();
     switch_stack(&host_stack_pointer, fiber);
     if (!slice_over) {
