@@ -7,11 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 
 import gpucnn
 from gpucnn import Tensor
 from gpucnn.device import to_device, to_host
 from gpucnn.primitive import Primitive
+
+try:
+    import torch
+except ImportError:  # a second opinion, not needed to run the kernels on a GPU
+    torch = None  # type: ignore[assignment]
+
+needs_torch = pytest.mark.skipif(torch is None, reason="needs PyTorch")
 
 
 @dataclass(frozen=True)

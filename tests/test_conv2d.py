@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +22,7 @@ from gpucnn.ops.conv2d import (
     conv2d_geometry,
     conv2d_weight_gradient,
 )
-from tests.support import assert_close, check_kernel, gradients, on, randn
+from tests.support import assert_close, check_kernel, gradients, needs_torch, on, randn, torch
 
 VARIANTS = ["tiled", "naive"]
 cases = pytest.mark.parametrize("case", CONV2D, ids=str)
@@ -127,6 +126,7 @@ def test_kernels_give_the_same_bits_every_time(variant: str, kernel_device: str)
     assert runs[0] == runs[1]
 
 
+@needs_torch
 @cases
 def test_gradcheck(case: Conv2dCase) -> None:
     inputs = [
@@ -135,6 +135,7 @@ def test_gradcheck(case: Conv2dCase) -> None:
     assert gpucnn.gradcheck(lambda *t: F.conv2d(*t, **case.options), inputs)
 
 
+@needs_torch
 @given(data=st.data())
 def test_agrees_with_pytorch(data: st.DataObject) -> None:
     draw = data.draw
@@ -159,6 +160,7 @@ def test_agrees_with_pytorch(data: st.DataObject) -> None:
         assert_close(a, e, "torch", s.N * s.OH * s.OW, name)
 
 
+@needs_torch
 @pytest.mark.parametrize(("k", "s", "d"), [*itertools.product([1, 2, 3, 4], [1, 2, 3], [1, 2])])
 def test_same_padding(k: int, s: int, d: int) -> None:
     """ceil(n / stride) outputs; at stride 1 the values are those of PyTorch."""

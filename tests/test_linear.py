@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import gpucnn
 from bench.cases import LINEAR, LinearCase
@@ -17,7 +16,7 @@ from gpucnn.ops.linear import (
     linear_geometry,
     linear_weight_gradient,
 )
-from tests.support import assert_close, check_kernel, gradients, randn
+from tests.support import assert_close, check_kernel, gradients, needs_torch, randn, torch
 
 cases = pytest.mark.parametrize("case", LINEAR, ids=str)
 
@@ -64,6 +63,7 @@ def test_gradcheck(case: LinearCase) -> None:
     assert gpucnn.gradcheck(F.linear, inputs)
 
 
+@needs_torch
 @cases
 def test_agrees_with_pytorch(case: LinearCase, device: str) -> None:
     given = [a for a in arrays(case) if a is not None]
