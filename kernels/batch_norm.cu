@@ -8,9 +8,10 @@
 //   dx = gamma * invstd * dy
 //
 // In training a mean is kept as its distance delta from a value of its column, the first one: where
-// the mean is 1e4 and the deviation 1, a float holds the mean to 5e-4 only. Squares are summed about
-// a value of the thread's own rows and joined by the formula of Chan, Golub and LeVeque, so that
-// nothing cancels.
+// the mean is 1e4 and the deviation 1, a float holds the mean to 5e-4 only. Values are measured from
+// center, the float next to the mean, and what is missing, the rest, is added to a constant of the
+// channel. Squares are summed about a value of the thread's own rows and joined by the formula of
+// Chan, Golub and LeVeque. So nothing cancels, wherever the mean lies.
 //
 //   training   statistics (blocks) -> finish_statistics (a warp per channel) -> normalise
 //   backward   sums (blocks) -> finish_sums (a warp per channel) -> data_gradient
@@ -121,6 +122,13 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_finish_statistics(
     }
 }
 
+// first + delta as the nearest float and what that misses.
+struct Center {
+    float value, rest;
+    __device__ __forceinline__ Center(float first, float delta)
+        : value(first + delta), rest(delta - (value - first)) {}
+};
+
 // The channels and rows of a thread of an element-wise pass, and what it knows of its channels.
 template <int V>
 struct Span {
@@ -157,14 +165,16 @@ __device__ __forceinline__ void normalise_training(
     float* y, const float* x, const float* gamma, const float* beta, const float* delta,
     const float* invstd, int rows, int C, int chunk_rows) {
     const Span<V> span(rows, C, chunk_rows);
-    const auto first = span.read(x, 0.0f), d = span.read(delta, 0.0f), s = span.read(invstd, 0.0f);
-    auto scale = span.read(gamma, 1.0f), shift = span.read(beta, 0.0f);
+    const auto d = span.read(delta, 0.0f), s = span.read(invstd, 0.0f);
+    auto center = span.read(x, 0.0f), scale = span.read(gamma, 1.0f), shift = span.read(beta, 0.0f);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
+        const Center mean(center.at[i], d.at[i]);
+        center.at[i] = mean.value;
         scale.at[i] *= s.at[i];
-        shift.at[i] = fmaf(-d.at[i], scale.at[i], shift.at[i]);
+        shift.at[i] = fmaf(-mean.rest, scale.at[i], shift.at[i]);
     }
-    normalise(span, y, x, first, scale, shift, C);
+    normalise(span, y, x, center, scale, shift, C);
 }
 
 extern "C" __global__ void __launch_bounds__(256) batch_norm_normalise(
@@ -212,13 +222,15 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_inference(
         normalise_inference<1>(y, invstd, x, gamma, beta, mean, var, rows, C, chunk_rows, eps);
 }
 
-// Per chunk and channel: sum of dy * (x - center) and sum of dy; a null center is the first row.
+// Per chunk and channel: sum of dy * (x - center) and sum of dy. center is the given mean, or that of
+// the batch's own, x[0] + delta.
 extern "C" __global__ void __launch_bounds__(256) batch_norm_sums(
     float* __restrict__ products,      // (C, chunks)
     float* __restrict__ sums,          // (C, chunks)
     const float* __restrict__ dy,      // (rows, C)
     const float* __restrict__ x,       // (rows, C)
-    const float* __restrict__ center,  // (C) or null
+    const float* __restrict__ mean,    // (C) or null
+    const float* __restrict__ delta,   // (C), null where the mean is given
     int rows, int C, int chunk_rows) {
     __shared__ float shared_products[256], shared_sums[256];
     const int TX = blockDim.x, TY = blockDim.y, at = threadIdx.y * TX + threadIdx.x;
@@ -228,11 +240,11 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_sums(
 
     float product = 0.0f, sum = 0.0f;
     if (c < C) {
-        const float middle = center ? center[c] : x[c];
+        const float center = mean ? mean[c] : Center(x[c], delta[c]).value;
 #pragma unroll 4
         for (long long r = begin + threadIdx.y; r < end; r += TY) {
             const float g = dy[r * C + c];
-            product = fmaf(g, x[r * C + c] - middle, product);
+            product = fmaf(g, x[r * C + c] - center, product);
             sum += g;
         }
     }
@@ -256,7 +268,8 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_finish_sums(
     float* __restrict__ dbeta,           // (C)
     const float* __restrict__ products,  // (C, chunks)
     const float* __restrict__ sums,      // (C, chunks)
-    const float* __restrict__ delta,     // (C) or null
+    const float* __restrict__ x,         // (rows, C)
+    const float* __restrict__ delta,     // (C), null where the mean is given
     const float* __restrict__ invstd,    // (C)
     int C, int chunks) {
     const int lane = threadIdx.x % 32;
@@ -270,24 +283,27 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_finish_sums(
     product = warp_sum(product);
     sum = warp_sum(sum);
     if (lane != 0) return;
-    dgamma[c] = (delta ? fmaf(-delta[c], sum, product) : product) * invstd[c];
+    if (delta) product = fmaf(-Center(x[c], delta[c]).rest, sum, product);
+    dgamma[c] = product * invstd[c];
     dbeta[c] = sum;
 }
 
-// dx = scale * dy + slope * (x - first) + level
+// dx = scale * dy + slope * (x - center) + level
 template <int V>
 __device__ __forceinline__ void data_gradient(
     float* dx, const float* dy, const float* x, const float* gamma, const float* delta,
     const float* invstd, const float* dgamma, const float* dbeta, int rows, int C, int chunk_rows) {
     const Span<V> span(rows, C, chunk_rows);
-    const auto first = span.read(x, 0.0f), d = span.read(delta, 0.0f), s = span.read(invstd, 0.0f);
+    const auto d = span.read(delta, 0.0f), s = span.read(invstd, 0.0f);
     auto scale = span.read(gamma, 1.0f), slope = span.read(dgamma, 0.0f);
-    auto level = span.read(dbeta, 0.0f);
+    auto level = span.read(dbeta, 0.0f), center = span.read(x, 0.0f);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
+        const Center mean(center.at[i], d.at[i]);
+        center.at[i] = mean.value;
         scale.at[i] *= s.at[i];
         slope.at[i] *= -scale.at[i] * s.at[i] / rows;
-        level.at[i] = fmaf(-slope.at[i], d.at[i], -scale.at[i] * level.at[i] / rows);
+        level.at[i] = fmaf(-slope.at[i], mean.rest, -scale.at[i] * level.at[i] / rows);
     }
 #pragma unroll 4
     for (long long r = span.begin; r < span.end; r += span.TY) {
@@ -296,7 +312,7 @@ __device__ __forceinline__ void data_gradient(
 #pragma unroll
         for (int i = 0; i < V; ++i)
             v.at[i] = fmaf(scale.at[i], g.at[i],
-                           fmaf(slope.at[i], v.at[i] - first.at[i], level.at[i]));
+                           fmaf(slope.at[i], v.at[i] - center.at[i], level.at[i]));
         store_channels(dx + r * C + span.c, v);
     }
 }

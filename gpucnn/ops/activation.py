@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import cast
+import functools
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
@@ -16,19 +18,23 @@ from gpucnn.threads import map_chunks, scratch
 
 # primitives
 
-_CHUNK = 1 << 16  # elements: a few arrays of this many stay in a 2 MiB L2 cache
+_CHUNK = 1 << 17  # elements: two arrays of this many stay in a 2 MiB L2 cache
+
+
+@functools.cache
+def _zeros(dtype: np.dtype[Any]) -> NDArray[Any]:
+    """An array, because NumPy's maximum with a scalar is not vectorised."""
+    return np.zeros(_CHUNK, dtype)
 
 
 @primitive
 def relu_forward(x: Array) -> Array:
     """y = 0 where x <= 0, else x; NaN passes."""
     y = np.empty_like(x)
-    inputs, outputs = x.reshape(-1), y.reshape(-1)
+    inputs, outputs, zeros = x.reshape(-1), y.reshape(-1), _zeros(x.dtype)
 
     def part(start: int, stop: int) -> None:
-        zeros = scratch("relu zeros", (stop - start,), x.dtype)
-        zeros[...] = 0  # an array: NumPy's maximum with a scalar is not vectorised
-        np.maximum(inputs[start:stop], zeros, out=outputs[start:stop])
+        np.maximum(inputs[start:stop], zeros[: stop - start], out=outputs[start:stop])
 
     map_chunks(part, x.size, _CHUNK)
     return y

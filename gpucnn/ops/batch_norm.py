@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, cast
 
@@ -56,26 +57,40 @@ def batch_norm_check(
 
 # primitives
 
-_ROW = 1024  # elements: the shortest row over which a NumPy loop is not mostly overhead
-_CHUNK = 1 << 16  # elements: a few arrays of this many stay in a 2 MiB L2 cache
+_LONG_ROW = 1 << 13  # elements: over rows this long a NumPy loop is hardly overhead
+_SHORT_ROW = 1 << 8  # elements: enough for the matrix product that adds rows up
+_CHUNK = 1 << 17  # elements: two arrays of this many stay in a 2 MiB L2 cache
 
 
-def _fold(x: NDArray[Any]) -> tuple[NDArray[Any], int]:
+@functools.cache
+def _divisor(n: int, most: int) -> int:
+    """The largest divisor of n that is at most ``most``, and at least 1."""
+    return next((k for k in range(min(n, most), 1, -1) if n % k == 0), 1)
+
+
+def _fold(x: NDArray[Any], length: int = _LONG_ROW) -> tuple[NDArray[Any], int]:
     """x (…, C) as (rows / k, k·C) and k, so that rows are long also when C is small."""
     C = x.shape[-1]
-    rows = x.size // C
-    k = next(k for k in range(max(1, min(rows, _ROW // C)), 0, -1) if rows % k == 0)
+    k = _divisor(x.size // C, length // C)
     return x.reshape(-1, k * C), k
+
+
+def _column_sums(x: NDArray[Any], C: int) -> NDArray[Any]:
+    """Per channel, the sum over a piece of x, in float64."""
+    rows, k = _fold(x.reshape(-1, C), _SHORT_ROW)
+    sums = np.ones(len(rows), rows.dtype) @ rows
+    return cast("NDArray[Any]", sums.reshape(k, C).sum(axis=0, dtype=np.float64))
+
+
+def _tile(v: NDArray[Any], k: int, dtype: Any) -> NDArray[Any]:
+    """v (C) k times in a row."""
+    out = np.empty((k, len(v)), dtype)
+    out[...] = v
+    return out.reshape(-1)
 
 
 def _chunk_rows(folded: NDArray[Any]) -> int:
     return max(1, _CHUNK // int(folded.shape[1]))
-
-
-def _column_sums(rows: NDArray[Any], k: int) -> NDArray[Any]:
-    """Per channel, the sum over folded rows, in float64."""
-    sums = np.ones(len(rows), rows.dtype) @ rows
-    return cast("NDArray[Any]", sums.reshape(k, -1).sum(axis=0, dtype=np.float64))
 
 
 def _statistics(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -85,16 +100,17 @@ def _statistics(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     by the formula of Chan, Golub and LeVeque (1983): no cancellation, whatever the mean.
     """
     folded, k = _fold(x)
+    C = x.shape[-1]
 
     def part(start: int, stop: int) -> tuple[int, NDArray[Any], NDArray[Any]]:
         rows = folded[start:stop]
         n = len(rows) * k
-        center = (_column_sums(rows, k) / n).astype(x.dtype)
+        center = (_column_sums(rows, C) / n).astype(x.dtype)
         moved = scratch("batch_norm centred", rows.shape, x.dtype)
-        np.subtract(rows, np.tile(center, k), out=moved)
-        excess = _column_sums(moved, k)
+        np.subtract(rows, _tile(center, k, x.dtype), out=moved)
+        excess = _column_sums(moved, C)
         np.multiply(moved, moved, out=moved)
-        squares = _column_sums(moved, k) - excess * excess / n
+        squares = _column_sums(moved, C) - excess * excess / n
         return n, center + excess / n, squares
 
     parts = map_chunks(part, len(folded), _chunk_rows(folded))
@@ -113,7 +129,7 @@ def _normalise(
     folded, k = _fold(x)
     y = np.empty(x.shape, x.dtype)
     out = y.reshape(folded.shape)
-    c, a, b = (np.tile(v.astype(x.dtype), k) for v in (center, scale, shift))
+    c, a, b = (_tile(v, k, x.dtype) for v in (center, scale, shift))
 
     def part(start: int, stop: int) -> None:
         rows = out[start:stop]
@@ -171,24 +187,25 @@ def batch_norm_inference(
 
 @primitive
 def batch_norm_sums(
-    dy: Array, x: Array, center: Array | None, delta: Array | None, invstd: Array
+    dy: Array, x: Array, mean: Array | None, delta: Array | None, invstd: Array
 ) -> tuple[Array, Array]:
-    """dgamma = Σ dy·(x − center − delta)·invstd and dbeta = Σ dy, over all axes but the last
+    """dgamma = Σ dy·(x − mean)·invstd and dbeta = Σ dy, over all axes but the last
 
-    dy, x (…, C); center (C), None for the first row of x; delta (C), None for 0; invstd (C).
+    dy, x (…, C); mean (C), or None for that of the batch, x[0] + delta; delta (C), None where mean
+    is given; invstd (C) -> dgamma (C), dbeta (C).
     """
     folded, k = _fold(x)
+    C = x.shape[-1]
     gradients = dy.reshape(folded.shape)
-    if center is None:
-        center = x.reshape(-1, x.shape[-1])[0]
-    c = np.tile(center, k)
+    first = mean if delta is None else x.reshape(-1, C)[0]
+    c = _tile(cast("NDArray[Any]", first), k, x.dtype)
 
     def part(start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any]]:
         rows = gradients[start:stop]
         product = scratch("batch_norm centred", rows.shape, x.dtype)
         np.subtract(folded[start:stop], c, out=product)
         np.multiply(product, rows, out=product)
-        return _column_sums(product, k), _column_sums(rows, k)
+        return _column_sums(product, C), _column_sums(rows, C)
 
     parts = map_chunks(part, len(folded), _chunk_rows(folded))
     products = np.stack([p for p, _ in parts]).sum(axis=0)
@@ -220,7 +237,7 @@ def batch_norm_data_gradient(
     scale = _or(gamma, 1, invstd) * invstd
     slope = -scale * invstd * dgamma / m
     level = -scale * dbeta / m - slope * delta
-    c, a, b, d = (np.tile(v.astype(x.dtype), k) for v in (first, scale, slope, level))
+    c, a, b, d = (_tile(v, k, x.dtype) for v in (first, scale, slope, level))
 
     def part(start: int, stop: int) -> None:
         rows = out[start:stop]
@@ -241,7 +258,7 @@ def batch_norm_fixed_gradient(dy: Array, gamma: Array | None, invstd: Array) -> 
     folded, k = _fold(dy)
     dx = np.empty(dy.shape, dy.dtype)
     out = dx.reshape(folded.shape)
-    a = np.tile((_or(gamma, 1, invstd) * invstd).astype(dy.dtype), k)
+    a = _tile(_or(gamma, 1, invstd) * invstd, k, dy.dtype)
 
     def part(start: int, stop: int) -> None:
         np.multiply(folded[start:stop], a, out=out[start:stop])
@@ -312,15 +329,15 @@ def _launch_inference(
 
 @batch_norm_sums.kernel()
 def _launch_sums(
-    dy: Array, x: Array, center: Array | None, delta: Array | None, invstd: Array
+    dy: Array, x: Array, mean: Array | None, delta: Array | None, invstd: Array
 ) -> tuple[Array, Array]:
     rows, C = _rows_of(x)
     grid, block, each = column_blocks(rows, C)
     products, sums = empty(x, (C, grid[0])), empty(x, (C, grid[0]))
-    _kernels["batch_norm_sums"](grid, block, products, sums, dy, x, center, rows, C, each)
+    _kernels["batch_norm_sums"](grid, block, products, sums, dy, x, mean, delta, rows, C, each)
     dgamma, dbeta = empty(x, (C,)), empty(x, (C,))
     launch = _kernels["batch_norm_finish_sums"]
-    launch(*row_blocks(C), dgamma, dbeta, products, sums, delta, invstd, C, grid[0])
+    launch(*row_blocks(C), dgamma, dbeta, products, sums, x, delta, invstd, C, grid[0])
     return dgamma, dbeta
 
 
@@ -373,7 +390,7 @@ class BatchNorm(Function):
         if any(self.needs[3:]):
             raise ValueError("running_mean and running_var must not require a gradient")
         self.training = training
-        self.center: Array | None = None
+        self.mean: Array | None = None
         self.delta: Array | None = None
         if training:
             y, self.delta, self.invstd = self.run(
@@ -386,7 +403,7 @@ class BatchNorm(Function):
         if self.recording:
             self.x, self.gamma = x, gamma
             if not training and running_mean is not None:
-                self.center = running_mean.copy()  # it may be updated before the backward pass
+                self.mean = running_mean.copy()  # it may be updated before the backward pass
         return y
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
@@ -394,7 +411,7 @@ class BatchNorm(Function):
         dx = dgamma = dbeta = None
         if needs_gamma or needs_beta or self.training:
             dgamma, dbeta = self.run(
-                batch_norm_sums, dy, self.x, self.center, self.delta, self.invstd
+                batch_norm_sums, dy, self.x, self.mean, self.delta, self.invstd
             )
         if needs_x and self.training:
             dx = self.run(
@@ -420,7 +437,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Batch normalisation: each channel is centred and scaled to variance 1, then to gamma and beta.
+    """Batch normalisation: each channel gets the mean beta and the standard deviation gamma.
 
     ``y = gamma · (x − mean) / √(var + eps) + beta`` per channel of the last axis. With
     ``training=True`` mean and var are those of x over all other axes (var the biased one), and the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass
-from typing import Any
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,11 +107,12 @@ def max_pool2d_geometry(
 
 # primitives
 
-_CHUNK = 1 << 16  # outputs of one chunk: its buffers stay in a 2 MiB L2 cache
+_CHUNK = 1 << 17  # outputs of one chunk, at most: its buffers stay near a 2 MiB L2 cache
 
 
 def _images_per_chunk(s: Pool2dGeometry) -> int:
-    return max(1, _CHUNK // (s.OH * s.OW * s.C))
+    pairs = -(-s.N * s.OH * s.OW * s.C // (2 * _CHUNK))  # an even number of chunks: two threads
+    return -(-s.N // (2 * pairs))
 
 
 def _padded_shape(s: Pool2dGeometry, n: int) -> tuple[int, int, int, int]:
@@ -328,6 +329,32 @@ class MaxPool2d(Function):
 # public
 
 
+@overload
+def max_pool2d(
+    x: Tensor,
+    kernel_size: int | Pair,
+    stride: int | Pair | None = None,
+    padding: int | Pair | Padding | str = 0,
+    *,
+    dilation: int | Pair = 1,
+    edge: str = "drop",
+    return_indices: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def max_pool2d(
+    x: Tensor,
+    kernel_size: int | Pair,
+    stride: int | Pair | None = None,
+    padding: int | Pair | Padding | str = 0,
+    *,
+    dilation: int | Pair = 1,
+    edge: str = "drop",
+    return_indices: bool,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+
+
 def max_pool2d(
     x: Tensor,
     kernel_size: int | Pair,
@@ -337,7 +364,7 @@ def max_pool2d(
     dilation: int | Pair = 1,
     edge: str = "drop",
     return_indices: bool = False,
-) -> Any:
+) -> Tensor | tuple[Tensor, Tensor]:
     """The maximum of each window of an image.
 
     ``y[n,oh,ow,c] = max x[n, oh·SH − PT + kh·DH, ow·SW − PL + kw·DW, c]`` over kh < KH, kw < KW and
@@ -364,7 +391,7 @@ def max_pool2d(
 
     Source: torch.nn.functional.max_pool2d.
     """
-    return MaxPool2d.apply(
+    result = MaxPool2d.apply(
         x,
         kernel_size=kernel_size,
         stride=stride,
@@ -373,3 +400,4 @@ def max_pool2d(
         edge=edge,
         return_indices=return_indices,
     )
+    return cast("Tensor | tuple[Tensor, Tensor]", result)

@@ -27,7 +27,7 @@ def softmax_forward(x: Array) -> Array:
 
     def part(start: int, stop: int) -> None:
         values = out[start:stop]
-        with np.errstate(invalid="ignore"):  # inf - inf is NaN, as it should be
+        with np.errstate(invalid="ignore", over="ignore"):  # inf - inf is NaN, as it should be
             np.subtract(rows[start:stop], rows[start:stop].max(axis=1, keepdims=True), out=values)
         np.exp(values, out=values)
         np.divide(values, values.sum(axis=1, keepdims=True), out=values)

@@ -1,0 +1,112 @@
+"""softmax: loops -> definition -> kernels; PyTorch beside them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gpucnn
+from bench.cases import SOFTMAX
+from gpucnn import functional as F
+from gpucnn.device import to_host
+from gpucnn.ops.softmax import softmax_backward, softmax_forward
+from tests.support import assert_close, check_kernel, gradients, on, randn
+
+shapes = pytest.mark.parametrize("shape", SOFTMAX, ids=str)
+
+
+@shapes
+def test_definition_is_the_formula(shape: tuple[int, ...]) -> None:
+    x, dy = (randn(*shape, seed=i, dtype=np.float64) for i in range(2))
+    y, dx = np.empty(shape), np.zeros(shape)
+    C = shape[-1]
+    for row in np.ndindex(shape[:-1]):
+        total = sum(math.exp(v) for v in x[row])
+        for c in range(C):
+            y[(*row, c)] = math.exp(x[(*row, c)]) / total
+        for c, j in np.ndindex(C, C):  # the Jacobian: y_j·([c = j] − y_c)
+            dx[(*row, c)] += dy[(*row, j)] * y[(*row, j)] * ((c == j) - y[(*row, c)])
+    assert_close(softmax_forward(x), y, "float64")
+    assert_close(softmax_backward(dy, y), dx, "float64", C)
+
+
+@shapes
+def test_kernels(shape: tuple[int, ...], kernel_device: str) -> None:
+    x, dy = 3 * randn(*shape), randn(*shape, seed=1)
+    check_kernel(softmax_forward, kernel_device, [x])
+    check_kernel(softmax_backward, kernel_device, [dy, softmax_forward(x)], terms=shape[-1])
+
+
+def test_more_than_one_chunk() -> None:
+    """The definition cuts its rows; every part must be written."""
+    x, dy = randn(30_001, 5, dtype=np.float64), randn(30_001, 5, seed=1, dtype=np.float64)
+    y = softmax_forward(x)
+    assert_close(y, np.exp(x) / np.exp(x).sum(axis=1, keepdims=True), "float64")
+    expected = y * (dy - (dy * y).sum(axis=1, keepdims=True))
+    assert_close(softmax_backward(dy, y), expected, "float64")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [1e4, -1e4, 0],
+        [1e30, -1e30, 1e30],
+        [-np.inf, 1, 2],
+        [-np.inf, -np.inf, -np.inf],
+        [np.inf, 1, 2],
+        [np.nan, 1, 2],
+        [1e-40, 0, 0],
+    ],
+)
+def test_special_numbers(row: list[float], device: str) -> None:
+    x = np.array([row, [0, 1, 2]], np.float32)
+    y, (dx,) = gradients(F.softmax, [x], np.ones_like(x), device)
+    expected = torch.softmax(torch.tensor(x), 1).numpy()
+    assert_close(y, expected, "float32")
+    assert np.isnan(dx[0]).all() == np.isnan(expected[0]).all()
+    assert_close(dx[1], np.zeros(3), "float32")
+
+
+def test_same_bits_every_time(device: str) -> None:
+    (x,) = on(device, randn(7, 333))
+    assert len({to_host(softmax_forward.on(device)(x)).tobytes() for _ in range(3)}) == 1
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 5), (2, 2, 3, 2)], ids=str)
+def test_gradcheck(shape: tuple[int, ...]) -> None:
+    x = gpucnn.Tensor(randn(*shape, dtype=np.float64), requires_grad=True)
+    assert gpucnn.gradcheck(F.softmax, [x])
+
+
+@given(
+    shape=st.lists(st.integers(1, 5), min_size=0, max_size=3),
+    C=st.integers(1, 70),
+    scale=st.sampled_from([0.1, 1, 30]),
+)
+def test_agrees_with_pytorch(shape: list[int], C: int, scale: float) -> None:
+    x, dy = np.float32(scale) * randn(*shape, C), randn(*shape, C, seed=1)
+    tx = torch.tensor(x, requires_grad=True)
+    ty = torch.softmax(tx, -1)
+    ty.backward(torch.tensor(dy))
+    y, (dx,) = gradients(F.softmax, [x], dy)
+    assert_close(y, ty.detach().numpy(), "torch")
+    assert_close(dx, tx.grad.numpy(), "torch", C)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "match"),
+    [
+        (np.zeros((3, 0), np.float32), ValueError, "x must have shape"),
+        (np.float32(1), ValueError, "x must have shape"),
+        (np.zeros((2, 3), np.int32), TypeError, "x must be float32"),
+    ],
+)
+def test_bad_arguments(x: Any, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        F.softmax(gpucnn.Tensor(x))
