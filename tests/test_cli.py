@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -150,7 +151,7 @@ def test_a_finished_run_says_so(capsys: pytest.CaptureFixture[str], trained: Pat
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*.json*")}
     assert main(["train", "--resume", str(trained), "--json"]) == 0
     out, err = capsys.readouterr()
-    assert "is finished: all 1 epochs are done" in err
+    assert "is finished: epoch 1 of 1 is done" in err
     assert json.loads(out).keys() == {"run", "test_accuracy", "seconds"}
     assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("*.json*")}
 
@@ -301,6 +302,18 @@ def test_a_closed_pipe_is_quiet() -> None:
             process.stdout.close()
             assert process.stderr.read() == b""
         assert process.returncode != 0
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_temporary(tmp_path: Path) -> None:
+    def small_files_only() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    out = tmp_path / "run"
+    result = run_command("train", "shapes", *TINY, "--out", str(out), preexec_fn=small_files_only)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == "Error: [Errno 27] File too large"
+    assert "Traceback" not in result.stderr
+    assert not list((out / "checkpoints").iterdir())
 
 
 def test_a_wrong_environment_variable_is_one_sentence(tmp_path: Path) -> None:

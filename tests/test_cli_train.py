@@ -98,6 +98,13 @@ def test_the_run_folder(whole: Path) -> None:
     }
 
 
+def assert_same_bits(run: Path, other: Path) -> None:
+    got, expected = (load_checkpoint(RunFolder(p).checkpoint_path(150)) for p in (run, other))
+    assert got.tensors.keys() == expected.tensors.keys()
+    for name, value in expected.tensors.items():
+        assert got.tensors[name].tobytes() == value.tobytes(), name
+
+
 def test_ctrl_c_then_the_printed_command_gives_the_same_bits(whole: Path, tmp_path: Path) -> None:
     code, stdout, stderr = interrupt_after_first_epoch(tmp_path, "my run", signal.SIGINT)
     assert code == 130, stderr
@@ -110,11 +117,7 @@ def test_ctrl_c_then_the_printed_command_gives_the_same_bits(whole: Path, tmp_pa
     assert "resumes at step" in resumed.stderr
     assert "epoch 1/5" not in resumed.stderr
 
-    expected = load_checkpoint(RunFolder(whole / "my run").checkpoint_path(150))
-    got = load_checkpoint(RunFolder(tmp_path / "my run").checkpoint_path(150))
-    assert got.tensors.keys() == expected.tensors.keys()
-    for name, value in expected.tensors.items():
-        assert got.tensors[name].tobytes() == value.tobytes(), name
+    assert_same_bits(tmp_path / "my run", whole / "my run")
     accuracies = [
         json.loads(text)["test_accuracy"]
         for text in (resumed.stdout, (whole / "stdout").read_text())
@@ -122,6 +125,16 @@ def test_ctrl_c_then_the_printed_command_gives_the_same_bits(whole: Path, tmp_pa
     assert accuracies[0] == accuracies[1]
     environment = json.loads((tmp_path / "my run" / "environment.json").read_text())
     assert len(environment["resumed"]) == 1
+
+
+def test_a_killed_run_resumes_from_its_last_checkpoint_to_the_same_bits(
+    whole: Path, tmp_path: Path
+) -> None:
+    code, _, _ = interrupt_after_first_epoch(tmp_path, "run", signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    resumed = run_command("train", "shapes", "--resume", "run", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_bits(tmp_path / "run", whole / "my run")
 
 
 def test_sigterm_saves_and_exits_143(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from gpucnn.training.session import make_optimizer
 CONFIG = Config(
     dataset="toy",
     data_dir=None,
-    images=None,
+    images=90,
     model="toy",
     device="cpu",
     seed=5,
@@ -384,6 +384,13 @@ def test_a_run_folder_must_be_new_or_empty(tmp_path: Path) -> None:
         RunFolder.create(tmp_path / "file", CONFIG)
     with pytest.raises(ValueError, match="is not a run folder"):
         RunFolder.open(tmp_path)
+
+
+def test_two_processes_cannot_train_in_one_folder(run: RunFolder) -> None:
+    trainer = make_trainer(run)
+    with run.locked(), pytest.raises(ValueError, match="another process is training in"):
+        trainer.fit(quiet(trainer))
+    trainer.fit(quiet(trainer))
 
 
 def test_a_resume_is_recorded_with_its_environment(run: RunFolder) -> None:

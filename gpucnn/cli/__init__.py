@@ -51,5 +51,5 @@ def main(args: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         return _fail(f"out of memory ({error or 'try a smaller --batch-size'})")
     except OSError as error:
-        return _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     return code if isinstance(code, int) else 0

@@ -117,11 +117,13 @@ def train(
 
     folder = shlex.quote(str(run.path))
     if trainer.finished:
-        click.echo(f"{run.path} is finished: all {trainer.epochs} epochs are done.", err=True)
+        click.echo(
+            f"{run.path} is finished: epoch {trainer.epochs} of {trainer.epochs} is done.", err=True
+        )
     else:
         begun = f"resumes at step {trainer.progress.step}" if resume else "starts"
         click.echo(
-            f"{run.path} {begun}: {len(trainer.train):,} images, {trainer.epochs} epochs of "
+            f"{run.path} {begun}: {len(trainer.train):,} images, epochs: {trainer.epochs} of "
             f"{trainer.steps_per_epoch} steps, device {trainer.device}",
             err=True,
         )
@@ -149,7 +151,7 @@ def train(
         return
     click.echo(
         f"test accuracy  {accuracy:.2%} on {len(trainer.test):,} images, "
-        f"{trainer.epochs} epochs in {seconds:.1f} s\n"
+        f"epochs: {trainer.epochs}, {seconds:.1f} s\n"
         f"run folder     {run.path}"
     )
     if examples:

@@ -37,6 +37,7 @@ class Reporter:
                     "{task.fields[speed]:,.0f} images/s"
                 ),
                 TimeRemainingColumn(),
+                TextColumn("left"),
                 console=self.console,
                 transient=True,
             )

@@ -10,12 +10,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import platform
 import re
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -34,7 +37,8 @@ class Config:
     """The arguments of a run, as ``config.json`` holds them.
 
     Attributes:
-        dataset, data_dir, images: as in ``gpucnn.data.load``.
+        dataset, data_dir: as in ``gpucnn.data.load``.
+        images: number of training images.
         model: a name that ``gpucnn.models.create`` knows.
         device: "cpu", "cuda" or "emulated".
         seed: of data, initial weights, shuffles and augmentation.
@@ -46,7 +50,7 @@ class Config:
 
     dataset: str
     data_dir: str | None
-    images: int | None
+    images: int
     model: str
     device: str
     seed: int
@@ -131,7 +135,7 @@ class RunFolder:
             values["classes"] = tuple(map(str, values["classes"]))
             height, width, channels = map(int, values["image_shape"])
             values["image_shape"] = (height, width, channels)
-            for name in ("seed", "epochs", "batch_size"):
+            for name in ("images", "seed", "epochs", "batch_size"):
                 values[name] = int(values[name])
             for name in ("lr", "mean", "std"):
                 values[name] = float(values[name])
@@ -174,6 +178,22 @@ class RunFolder:
             path.unlink(missing_ok=True)
         for path in self.checkpoints.glob(".*.tmp"):
             path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this folder; the lock goes with the process.
+
+        Raises:
+            ValueError: another process holds it.
+        """
+        with (self.path / "config.json").open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"another process is training in {self.path}") from None
+            except OSError:
+                pass  # a file system without locks
+            yield
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one object to ``metrics.jsonl``."""

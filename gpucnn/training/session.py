@@ -68,6 +68,7 @@ def _make_trainer(
         run=run,
         device=config.device,
     )
+    # A cycle of a single step would be its own end, where the rate is next to nothing.
     trainer.scheduler = optim.OneCycleLR(optimizer, config.lr, max(trainer.total_steps, 2))
     return trainer
 
@@ -108,7 +109,7 @@ def start(
     config = Config(
         dataset=dataset,
         data_dir=None if data_dir is None else os.path.abspath(data_dir),
-        images=images,
+        images=len(train),
         model=model,
         device=gpucnn.default_device(),
         seed=seed,
@@ -158,8 +159,6 @@ def resume(
     )
     trainer = _make_trainer(config, run, train, test)
     trainer.restore(checkpoint)
-    if not trainer.finished:
-        run.record_resume(trainer.progress.step)
     return trainer
 
 

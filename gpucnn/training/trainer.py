@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -239,17 +240,21 @@ class Trainer:
         """Train to the last epoch and return the accuracy on the test set, 0 to 1.
 
         Raises:
+            ValueError: another process is training in the run folder.
             Interrupted: SIGINT or SIGTERM came; the step was finished and saved first.
             KeyboardInterrupt: a second signal came; nothing was saved since the first.
             Diverged: the loss is NaN or infinite; the last checkpoint is from before that.
         """
         reporter = reporter or Reporter(self.total_steps)
-        if self.run is not None:
-            self.run.rewind_metrics(self.progress.step, self.progress.epoch)
         self.model.train()
+        lock = nullcontext() if self.run is None else self.run.locked()
         # Switched once here: to switch BLAS at each operation costs more than many operations do.
-        with StopRequest() as stop, reporter, single_threaded_blas():
-            if self.progress.step == 0:
+        with lock, StopRequest() as stop, reporter, single_threaded_blas():
+            if self.run is not None:
+                self.run.rewind_metrics(self.progress.step, self.progress.epoch)
+            if self.run is not None and self.progress.step > 0:
+                self.run.record_resume(self.progress.step)
+            else:
                 self.save()
             while not self.finished:
                 started = time.perf_counter()
