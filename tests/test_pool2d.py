@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +19,16 @@ from gpucnn.ops.pool2d import (
     max_pool2d_forward,
     max_pool2d_geometry,
 )
-from tests.support import assert_close, check_kernel, distinct, gradients, on, randn
+from tests.support import (
+    assert_close,
+    check_kernel,
+    distinct,
+    gradients,
+    needs_torch,
+    on,
+    randn,
+    torch,
+)
 
 cases = pytest.mark.parametrize("case", POOL2D, ids=str)
 VALUES = {
@@ -142,6 +150,7 @@ def test_gradcheck(case: Pool2dCase) -> None:
         assert gpucnn.gradcheck(lambda t: F.max_pool2d(t, case.kernel_size, **case.options), [x])
 
 
+@needs_torch
 @given(data=st.data())
 def test_agrees_with_pytorch(data: st.DataObject) -> None:
     draw = data.draw
