@@ -19,10 +19,14 @@ from gpucnn.cli.train import train
 from gpucnn.device import DeviceError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(__version__, prog_name="gpucnn")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Train small convolutional networks with hand-written CUDA kernels, or on the CPU."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(2)
 
 
 for _command in (train, predict, summary, doctor):
@@ -38,9 +42,6 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line (``sys.argv[1:]`` if None) and return its exit code."""
     try:
         code = cli.main(args=args, prog_name="gpucnn", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
-        return 2
     except click.ClickException as error:
         return _fail(" ".join(error.format_message().split()))
     except click.Abort:

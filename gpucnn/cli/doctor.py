@@ -87,7 +87,7 @@ def _versions() -> dict[str, str]:
     }
 
 
-@click.command()
+@click.command(short_help="Check device, versions, compilers and kernels.")
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, /, as_json: bool) -> None:

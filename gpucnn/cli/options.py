@@ -5,14 +5,19 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gpucnn.device import DEVICES
 
+if TYPE_CHECKING:
+    _StringType = click.ParamType[str]
+else:
+    _StringType = click.ParamType  # not generic in every version of click
 
-class Name(click.ParamType[str]):
+
+class Name(_StringType):
     """One of a list of names, which is made when it is needed; a near miss gets a suggestion."""
 
     def __init__(self, name: str, allowed: Callable[[], Sequence[str]]) -> None:

@@ -11,7 +11,7 @@ import click
 from gpucnn.cli.options import device_option, json_option
 
 
-@click.command()
+@click.command(short_help="Label pictures with a trained network.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path())
 @device_option

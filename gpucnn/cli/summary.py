@@ -11,7 +11,7 @@ import click
 from gpucnn.cli.options import Name, json_option, model_names
 
 
-@click.command()
+@click.command(short_help="Show a model's layers and what they cost.")
 @click.argument("model", type=Name("model", model_names))
 @json_option
 def summary(model: str, as_json: bool) -> None:

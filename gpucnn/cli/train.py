@@ -16,7 +16,7 @@ from gpucnn.cli.options import Name, dataset_names, device_option, finite, json_
 _RESUMABLE: Final = {"dataset", "resume", "data_dir", "device", "as_json"}
 
 
-@click.command()
+@click.command(short_help="Train a network on a dataset.")
 @click.argument("dataset", type=Name("dataset", dataset_names), required=False)
 @click.option(
     "--data",
