@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from gpucnn import emulator
+from gpucnn.emulator import memory
 
 pytestmark = pytest.mark.skipif(
     not emulator.available(), reason=emulator.why_unavailable() or "g++ is here"
@@ -261,11 +262,13 @@ def test_bytes_written_by_the_host_are_never_reported(value: int) -> None:
 
 
 def test_a_new_array_at_an_old_address_is_not_poisoned() -> None:
+    known = len(memory._poisoned)
     x = np.ones(32, np.float32)
     for _ in range(50):
         emulator.empty(32)
         fresh = np.zeros(32, np.float32)
         kernel("add")((1,), (32,), (fresh, x))
+    assert len(memory._poisoned) == known
 
 
 # ---- order

@@ -54,6 +54,18 @@ GLOBAL shared_pointer(float* y) {
     const float* p = tile + threadIdx.x;
     y[threadIdx.x] = p[2] + before[threadIdx.x] + after[threadIdx.x];  // BUG shared_pointer
 }
+GLOBAL shared_byte(unsigned char* y) {
+    __shared__ unsigned char s[5];
+    unsigned char* p = s;
+    for (int i = 0; i <= 5; ++i) p[i] = i;                     // BUG shared_byte
+    y[0] = s[4];
+}
+GLOBAL nested_index(float* y, const int* x) {
+    __shared__ float tile[4][8];
+    tile[x[threadIdx.x] % 2][threadIdx.x] = 1.0f;              // BUG nested_index
+    __syncthreads();
+    y[threadIdx.x] = tile[0][threadIdx.x];
+}
 GLOBAL dynamic_shared(float* y) {
     extern __shared__ float s[];
     s[threadIdx.x] = 1.0f;                                     // BUG dynamic_shared
@@ -76,6 +88,9 @@ GLOBAL read_through_ldg(float* y, const float* x) {
 GLOBAL misaligned_global(float* y) {
     float4* p = reinterpret_cast<float4*>(y + 1);
     p[threadIdx.x] = make_float4(0, 1, 2, 3);                  // BUG misaligned_global
+}
+GLOBAL misaligned_view(float4* y, const float4* x) {
+    y[threadIdx.x] = x[threadIdx.x];                           // BUG misaligned_view
 }
 GLOBAL misaligned_shared(float* y) {
     __shared__ __align__(16) float s[64];
@@ -153,6 +168,7 @@ GLOBAL warp_without_sync(float* y) {
 }
 GLOBAL half_warp_sync(float* y) {
     __shared__ float s[32];
+    __syncwarp();
     s[threadIdx.x] = threadIdx.x;
     __syncwarp(threadIdx.x < 16 ? 0x0000ffffu : 0xffff0000u);
     y[threadIdx.x] = s[threadIdx.x ^ 16];                      // BUG half_warp_sync
@@ -162,6 +178,14 @@ GLOBAL across_warps(float* y) {
     s[threadIdx.x] = threadIdx.x;
     __syncwarp();
     y[threadIdx.x] = s[threadIdx.x ^ 32];                      // BUG across_warps
+}
+GLOBAL read_by_two_warps(float* y) {
+    __shared__ float s;
+    if (threadIdx.x == 0) s = 1.0f;
+    __syncthreads();
+    y[threadIdx.x] = s;
+    __syncwarp();
+    if (threadIdx.x == 63) s = 2.0f;                           // BUG read_by_two_warps
 }
 GLOBAL global_in_block(float* y) {
     y[threadIdx.x] = 1.0f;
@@ -175,6 +199,15 @@ GLOBAL read_across_blocks(float* y) {
     if (threadIdx.x == 0) y[blockIdx.x] = y[n + (blockIdx.x + 1) % n];
     __syncthreads();
     if (threadIdx.x == 0) y[n + blockIdx.x] = 1.0f;            // BUG read_across_blocks
+}
+GLOBAL earlier_reader(float* y) {
+    y[1 + blockIdx.x * blockDim.x + threadIdx.x] = y[0];
+    __syncthreads();
+    if (blockIdx.x == 1 && threadIdx.x == 0) y[0] = 1.0f;      // BUG earlier_reader
+}
+GLOBAL read_beside_atomic(int* count, int* y) {
+    if (threadIdx.x == 0) y[0] = *count;
+    atomicAdd(count, 1);                                       // BUG read_beside_atomic
 }
 GLOBAL plain_beside_atomic(int* count) {
     atomicAdd(count, 1);
@@ -192,6 +225,17 @@ GLOBAL last_block_no_fence(float* y, float* partial, unsigned* arrived) {
         for (int i = 0; i < gridDim.x; ++i) s += partial[i];   // BUG last_block_no_fence
         *y = s;
     }
+}
+
+GLOBAL fence_too_early(float* y, float* partial, unsigned* arrived) {
+    __shared__ bool last;
+    if (threadIdx.x == 0) {
+        __threadfence();
+        partial[blockIdx.x] = blockIdx.x;
+        last = atomicInc(arrived, gridDim.x - 1) == gridDim.x - 1;
+    }
+    __syncthreads();
+    if (last && threadIdx.x == 0) *y = partial[0] + partial[1];  // BUG fence_too_early
 }
 
 // ---- divergent-barrier
@@ -217,6 +261,11 @@ GLOBAL own_lane_missing(int* y) {
 GLOBAL exited_lane(int* y) {
     if (threadIdx.x == 9) return;
     y[threadIdx.x] = __ballot_sync(0xffffffffu, 1);            // BUG exited_lane
+}
+GLOBAL exited_before(int* y) {
+    if (threadIdx.x == 0) return;
+    __syncwarp();                                              // BUG exited_before
+    y[threadIdx.x] = 1;
 }
 GLOBAL exits_later(int* y) {
     if (threadIdx.x < 31) __syncwarp();                        // BUG exits_later
@@ -273,6 +322,10 @@ PLANTS = [
     Plant("shared_index", "out-of-bounds", lambda: (zeros(32),), r"index 32 of tile, a 'float \[32\]'",
           at=(0, 31)),
     Plant("shared_pointer", "out-of-bounds", lambda: (zeros(32),), r"tile\[32\]", at=(0, 30)),
+    Plant("shared_byte", "out-of-bounds", lambda: (zeros(1, np.uint8),),
+          r"s\[5\], an array of 5", block=1),
+    Plant("nested_index", "out-of-bounds", lambda: (zeros(9), zeros(9, np.int32)),
+          r"index 8 of tile, a 'float \[8\]'", block=9, at=(0, 8)),
     Plant("dynamic_shared", "out-of-bounds", lambda: (zeros(32),), "byte 64 of the 64 bytes",
           shared=64, at=(0, 16)),
     Plant("local_array", "out-of-bounds", lambda: (zeros(32), 5), "index 4 of window"),
@@ -280,6 +333,8 @@ PLANTS = [
     Plant("read_through_ldg", "out-of-bounds", lambda: (zeros(32), zeros(32)), r"x\[32\]",
           at=(0, 16)),
     Plant("misaligned_global", "misaligned", lambda: (zeros(400),), "multiple of 16"),
+    Plant("misaligned_view", "misaligned", lambda: (zeros(32), zeros(33)[1:]), "multiple of 16",
+          block=8),
     Plant("misaligned_shared", "misaligned", lambda: (zeros(32),), r"s\[1\].*multiple of 8",
           block=31),
     Plant("uninitialised_shared", "uninitialised-read", lambda: (zeros(32),), r"s\[32\]",
@@ -302,21 +357,29 @@ PLANTS = [
     Plant("neighbouring_bytes", "race", lambda: (zeros(64, np.uint8),), r"s\[41\]", block=64,
           at=(0, 41)),
     Plant("warp_without_sync", "race", lambda: (zeros(32),), r"s\[\d+\].*read", at=(0, 1)),
-    Plant("half_warp_sync", "race", lambda: (zeros(32),), r"s\[\d+\].*read"),
+    Plant("half_warp_sync", "race", lambda: (zeros(32),), r"reads s\[16\].*wrote"),
     Plant("across_warps", "race", lambda: (zeros(64),), r"s\[\d+\].*read", block=64),
+    Plant("read_by_two_warps", "race", lambda: (zeros(64),), r"s\[0\]", block=64, at=(0, 63)),
     Plant("global_in_block", "race", lambda: (zeros(32),), r"y\[\d+\]"),
     Plant("global_across_blocks", "race", lambda: (zeros(32),), r"blocks are unordered", grid=2,
           at=(1, 0)),
     Plant("read_across_blocks", "race", lambda: (zeros(8),), r"y\[\d+\].*read", grid=4),
+    Plant("earlier_reader", "race", lambda: (zeros(65),), r"y\[0\].*an earlier block read",
+          grid=2, at=(1, 0)),
+    Plant("read_beside_atomic", "race", lambda: (zeros(1, np.int32), zeros(1, np.int32)),
+          r"count\[0\]", at=(0, 1)),
     Plant("plain_beside_atomic", "race", lambda: (zeros(1, np.int32),), "atomic"),
     Plant("last_block_no_fence", "race", lambda: (zeros(1), zeros(4), zeros(1, np.uint32)),
           r"partial\[\d\]", grid=4, at=(3, 0)),
+    Plant("fence_too_early", "race", lambda: (zeros(1), zeros(2), zeros(1, np.uint32)),
+          r"partial\[0\].*__threadfence", grid=2, at=(1, 0)),
     Plant("barrier_in_branch", "divergent-barrier", lambda: (zeros(32),), "returned"),
     Plant("early_return", "divergent-barrier", lambda: (zeros(32), 31), r"\(31, 0, 0\)"),
     Plant("barrier_against_warp", "divergent-barrier", lambda: (zeros(32),), "warp"),
     Plant("own_lane_missing", "bad-mask", lambda: (zeros(32, np.int32),), "own lane 16",
           at=(0, 16)),
     Plant("exited_lane", "bad-mask", lambda: (zeros(32, np.int32),), "lane 9"),
+    Plant("exited_before", "bad-mask", lambda: (zeros(32, np.int32),), "lane 0", at=(0, 1)),
     Plant("exits_later", "bad-mask", lambda: (zeros(32, np.int32),), "lane 31"),
     Plant("different_masks", "bad-mask", lambda: (zeros(32, np.int32),), "0x0001ffff"),
     Plant("asserts", "assert", lambda: (zeros(32, np.int32),), "threadIdx.x < 7", at=(0, 7)),

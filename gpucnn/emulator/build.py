@@ -34,8 +34,8 @@ _HERE = Path(__file__).resolve().parent
 _LANGUAGE = ("-fPIC", "-g1", "-gdwarf-4", "-fno-optimize-sibling-calls", "-ffp-contract=off",
              "-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-fno-trapping-math",
              "-fno-strict-aliasing", "-fno-stack-protector", "-fcf-protection=none",
-             "-fvisibility=hidden", "-fno-gnu-unique", "-fno-asynchronous-unwind-tables",
-             "-Wno-attributes", "-Wno-unknown-pragmas")  # fmt: skip
+             "-fvisibility=hidden", "-fno-asynchronous-unwind-tables", "-Wno-attributes",
+             "-Wno-unknown-pragmas")  # fmt: skip
 _CHECKED = ("-O1", "-fno-tree-sra", "-fno-tree-fre", "-fno-tree-pre", "-fno-tree-phiprop",
             "-fno-tree-sink", "-fno-hoist-adjacent-loads", "-finline-small-functions",
             "-fsanitize=thread,alignment,bounds", "--param=tsan-instrument-func-entry-exit=0",

@@ -267,10 +267,9 @@ void check_split_word(const Place& place, u64 word, u32 size, Access access, Add
     const bool whole_written = place.tracked->cells[word].write >> 16 >= floor;
     for (u64 i = word * 4; i < word * 4 + 4; ++i) {
         Cell& cell = place.tracked->byte_cells[i];
-        const Address address = place.tracked->base + i;
-        if (write_conflicts(cell, access, floor, address))
+        if (write_conflicts(cell, access, floor))
             report_race(place, size, access, pc, cell, true);
-        if (access != kRead && read_conflicts(cell, floor, address))
+        if (access != kRead && read_conflicts(cell, floor))
             report_race(place, size, access, pc, cell, false);
         all_written = all_written && cell.write >> 16 >= floor;
     }
@@ -287,10 +286,9 @@ void check_bytes(const Place& place, u32 size, Access access, Address pc, u64 fl
     for (u64 offset = place.offset; offset < place.offset + size; ++offset) {
         Cell& word = tracked.cells[offset >> 2];
         Cell& cell = tracked.byte_cells[offset];
-        const Address address = tracked.base + offset;
         for (const Cell* c : {&word, &cell}) {
-            if (write_conflicts(*c, access, floor, address)) report_race(place, size, access, pc, *c, true);
-            if (access != kRead && read_conflicts(*c, floor, address))
+            if (write_conflicts(*c, access, floor)) report_race(place, size, access, pc, *c, true);
+            if (access != kRead && read_conflicts(*c, floor))
                 report_race(place, size, access, pc, *c, false);
         }
         word.split = 1;

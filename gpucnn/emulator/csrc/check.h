@@ -69,21 +69,21 @@ inline bool may_be_poison(Address address, u32 size) {
 
 inline bool earlier_block(u64 clock) { return clock < state.block_clock; }
 
-inline bool write_conflicts(const Cell& cell, Access access, u64 floor, Address address) {
+inline bool write_conflicts(const Cell& cell, Access access, u64 floor) {
     const u64 clock = cell.write >> 16;
     if (clock < floor) return false;
     if (access == kAtomic && (cell.write & kAtomicBit)) return false;
     const u32 thread = cell.write & (kMaxThreads - 1);
-    if (earlier_block(clock)) return !published(clock, thread, address);
+    if (earlier_block(clock)) return !published(clock, thread);
     return !happens_before(clock, thread);
 }
 
-inline bool read_conflicts(const Cell& cell, u64 floor, Address address) {
+inline bool read_conflicts(const Cell& cell, u64 floor) {
     const u64 clock = cell.read >> 16;
     if (clock < floor) return false;
     const u32 warp = cell.read & (kMaxWarps - 1);
     if (earlier_block(clock))
-        return !published(clock, warp * 32 + static_cast<u32>(__builtin_ctz(cell.lanes)), address);
+        return !published(clock, warp * 32 + static_cast<u32>(__builtin_ctz(cell.lanes)));
     if (cell.read & kEarlierBit) return !has_acquired();
     if (clock < state.barrier_clock) return false;
     if (cell.read & kSeveralBit) return true;
@@ -123,12 +123,11 @@ inline void record_read(Cell& cell, u64 floor, Address pc) {
 inline void check_words(const Place& place, u32 size, Access access, Address pc, u64 floor) {
     for (u64 offset = place.offset; offset < place.offset + size; offset += 4) {
         Cell& cell = place.tracked->cells[offset >> 2];
-        const Address address = place.tracked->base + offset;
-        if (write_conflicts(cell, access, floor, address))
+        if (write_conflicts(cell, access, floor))
             report_race(place, size, access, pc, cell, true);
         if (access == kRead) {
             if (cell.write >> 16 < floor && !cell.split) check_initialised(place, offset, 4, pc);
-        } else if (read_conflicts(cell, floor, address)) {
+        } else if (read_conflicts(cell, floor)) {
             report_race(place, size, access, pc, cell, false);
         }
         if (cell.split) check_split_word(place, offset >> 2, size, access, pc, floor);

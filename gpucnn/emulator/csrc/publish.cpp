@@ -89,10 +89,9 @@ void publish_atomic(Address address) {
 
 bool has_acquired() { return !acquires.empty(); }
 
-bool published(u64 clock, u32 thread, Address address) {
+bool published(u64 clock, u32 thread) {
     for (const Acquire& acquire : acquires) {
         if (!happens_before(acquire.clock, acquire.thread)) continue;
-        if (acquire.address == address) return true;
         const auto& list = releases[acquire.address];
         auto after = std::upper_bound(list.begin(), list.end(), clock, [](u64 c, const Release& r) {
             return c < r.block_clock;

@@ -180,7 +180,7 @@ void publish_fence();
 void publish_atomic(Address address);
 // True if an access made at `clock` by `thread` of an earlier block is visible to this thread
 // through a fence, an atomic on one side and an atomic on the same word on the other.
-bool published(u64 clock, u32 thread, Address address);
+bool published(u64 clock, u32 thread);
 bool has_acquired();
 
 
