@@ -126,7 +126,6 @@ def test_kernels_give_the_same_bits_every_time(variant: str, kernel_device: str)
     assert runs[0] == runs[1]
 
 
-@needs_torch
 @cases
 def test_gradcheck(case: Conv2dCase) -> None:
     inputs = [
