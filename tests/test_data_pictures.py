@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from gpucnn import random
 from gpucnn.data.pictures import read_picture, write_picture
+
+Image = pytest.importorskip("PIL.Image", reason="needs Pillow")
 
 GRAY = random.bits(0, 0, 48).view(np.uint8).reshape(12, 16)[:, :10].copy()  # 12 rows, 10 columns
 

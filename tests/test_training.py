@@ -149,6 +149,35 @@ def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(
     assert rows_without_times(broken_run) == rows_without_times(whole_run)
 
 
+def test_a_signal_during_the_evaluation_stops_it_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpucnn.training.trainer.EVALUATION_BATCH", 10)
+    whole = RunFolder.create(tmp_path / "whole", CONFIG)
+    trainer = make_trainer(whole)
+    trainer.fit(quiet(trainer))
+
+    honest, sent = data.Dataset.batch, []
+
+    def batch(self, rows):
+        if not sent and trainer.progress.epoch == 1:
+            sent.append(rows)
+            os.kill(os.getpid(), signal.SIGINT)
+        return honest(self, rows)
+
+    monkeypatch.setattr(data.Dataset, "batch", batch)
+    run = RunFolder.create(tmp_path / "broken", CONFIG)
+    trainer = make_trainer(run)
+    with pytest.raises(Interrupted, match=r"after step 22$"):
+        trainer.fit(quiet(trainer))
+    assert trainer.model.training
+    assert [row["epoch"] for row in run.read_metrics() if "test_loss" in row] == [1]
+    trainer = make_trainer(run)
+    trainer.restore(run.checkpoint_path(22))
+    trainer.fit(quiet(trainer))
+    assert rows_without_times(run) == rows_without_times(whole)
+
+
 def test_a_checkpoint_is_all_that_resuming_needs(run: RunFolder) -> None:
     """The default generator, which dropout would draw from, continues too."""
     trainer = make_trainer(run)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,10 +85,16 @@ class Progress:
     seconds: float = 0.0
 
 
-def evaluate(model: Module, dataset: Dataset, *, device: str | None = None) -> tuple[float, float]:
+def evaluate(
+    model: Module,
+    dataset: Dataset,
+    *,
+    device: str | None = None,
+    before_batch: Callable[[], None] | None = None,
+) -> tuple[float, float]:
     """Mean cross-entropy and accuracy (0 to 1) of a model over a dataset, in evaluation mode.
 
-    The model's mode is restored afterwards.
+    The model's mode is restored afterwards, also if ``before_batch`` raises to stop early.
     """
     loss_sum, correct = 0.0, 0
     training = model.training
@@ -95,6 +102,8 @@ def evaluate(model: Module, dataset: Dataset, *, device: str | None = None) -> t
     try:
         with no_grad(), single_threaded_blas():
             for at in range(0, len(dataset), EVALUATION_BATCH):
+                if before_batch is not None:
+                    before_batch()
                 images, labels = dataset.batch(slice(at, at + EVALUATION_BATCH))
                 logits = model(Tensor(images, device=device))
                 loss_sum += F.cross_entropy(logits, labels).item() * len(labels)
@@ -259,7 +268,7 @@ class Trainer:
             while not self.finished:
                 started = time.perf_counter()
                 if self.progress.step == (self.progress.epoch + 1) * self.steps_per_epoch:
-                    self._end_epoch(reporter, started)
+                    self._end_epoch(reporter, stop, started)
                 else:
                     self._step()
                     reporter.add_images(self.batch_size)
@@ -269,9 +278,12 @@ class Trainer:
                     self.progress.seconds += time.perf_counter() - started
                     if time.monotonic() - self._saved_at > SAVE_SECONDS:
                         self.save()
-                if stop.signal is not None and not self.finished:
-                    raise Interrupted(stop.signal, self.progress.step, self.save())
+                    self._stop_if_asked(stop)
         return self.test_accuracy
+
+    def _stop_if_asked(self, stop: StopRequest) -> None:
+        if stop.signal is not None:
+            raise Interrupted(stop.signal, self.progress.step, self.save())
 
     def _rows(self) -> NDArray[np.int64]:
         epoch, batch = divmod(self.progress.step, self.steps_per_epoch)
@@ -338,12 +350,17 @@ class Trainer:
             or time.monotonic() - self._settled_at > SETTLE_SECONDS
         )
 
-    def _end_epoch(self, reporter: Reporter, started: float) -> None:
+    def _end_epoch(self, reporter: Reporter, stop: StopRequest, started: float) -> None:
         progress = self.progress
         self._settle()
         self._report(reporter)
         reporter.pause_clock()
-        test_loss, self.test_accuracy = evaluate(self.model, self.test, device=self.device)
+        test_loss, self.test_accuracy = evaluate(
+            self.model,
+            self.test,
+            device=self.device,
+            before_batch=lambda: self._stop_if_asked(stop),
+        )
         if not math.isfinite(test_loss):
             raise Diverged(f"the test loss became {test_loss} after step {progress.step}")
         row = {
