@@ -268,6 +268,9 @@ def test_a_new_array_at_an_old_address_is_not_poisoned() -> None:
         emulator.empty(32)
         fresh = np.zeros(32, np.float32)
         kernel("add")((1,), (32,), (fresh, x))
+    held = [emulator.empty(32) for _ in range(5)]
+    assert len(memory._poisoned) == known + 5
+    del held
     assert len(memory._poisoned) == known
 
 

@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,8 +39,8 @@ _LANGUAGE = ("-fPIC", "-g1", "-gdwarf-4", "-fno-optimize-sibling-calls", "-ffp-c
              "-Wno-unknown-pragmas")  # fmt: skip
 _CHECKED = ("-O1", "-fno-tree-sra", "-fno-tree-fre", "-fno-tree-pre", "-fno-tree-phiprop",
             "-fno-tree-sink", "-fno-hoist-adjacent-loads", "-finline-small-functions",
-            "-fsanitize=thread,alignment,bounds", "--param=tsan-instrument-func-entry-exit=0",
-            "--param=tsan-distinguish-volatile=0")  # fmt: skip
+            "-fsanitize=thread,alignment,bounds",
+            "--param=tsan-instrument-func-entry-exit=0")  # fmt: skip
 _UNCHECKED = ("-O2",)
 _RUNTIME = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-exceptions",
             "-fno-rtti", "-fno-stack-protector", "-fcf-protection=none", "-g1")  # fmt: skip
@@ -66,13 +67,15 @@ def compiler() -> str | None:
 
 def available() -> bool:
     """True if kernels can be compiled here."""
-    return compiler() is not None
+    return sys.platform == "linux" and compiler() is not None
 
 
 def why_unavailable() -> str:
     """One sentence on what is missing; empty if nothing is."""
     if available():
         return ""
+    if sys.platform != "linux":
+        return "the emulator runs on Linux only, on x86-64 or another 64-bit CPU"
     return (
         "the emulator compiles kernels with g++, which is not on PATH: install it "
         "(Debian and Ubuntu: apt install g++; Fedora: dnf install gcc-c++)"

@@ -46,13 +46,15 @@ struct Mapping {
     }
 };
 
-Mapping arena_memory, arena_cells, arena_bytes, static_cells, static_bytes, dynamic_cells, dynamic_bytes;
+Mapping arena_memory, arena_cells, arena_bytes, static_cells, static_bytes, dynamic_cells,
+    dynamic_bytes;
 std::vector<u16> granules, words;
 std::vector<u64> begins;
 
 Mapping& byte_mapping(const Tracked& tracked) {
-    return tracked.space == kGlobal ? arena_bytes
-           : tracked.space == kStaticShared ? static_bytes : dynamic_bytes;
+    return tracked.space == kGlobal         ? arena_bytes
+           : tracked.space == kStaticShared ? static_bytes
+                                            : dynamic_bytes;
 }
 
 u64 round_up(u64 value, u64 unit) { return (value + unit - 1) / unit * unit; }
@@ -70,8 +72,9 @@ bool place_regions(Launch& launch) {
     u64 at = kLargestGap;
     for (u64 i = 0; i < launch.region_count; ++i) {
         const Region& region = launch.regions[i];
-        if (i) at += gap_for(region.bytes > launch.regions[i - 1].bytes ? region.bytes
-                                                                       : launch.regions[i - 1].bytes);
+        if (i)
+            at += gap_for(region.bytes > launch.regions[i - 1].bytes ? region.bytes
+                                                                     : launch.regions[i - 1].bytes);
         at = round_up(at, kGranule) + region.misalignment % kGranule;
         begins[i] = at;
         at += region.bytes;
@@ -83,14 +86,16 @@ bool place_regions(Launch& launch) {
     arena.bytes = bytes;
     arena.cells = static_cast<Cell*>(arena_cells.reserve(bytes / 4 * sizeof(Cell)));
     if (!arena.cells) return false;
-    if (arena.byte_cells) arena.byte_cells = static_cast<Cell*>(arena_bytes.reserve(bytes * sizeof(Cell)));
+    if (arena.byte_cells)
+        arena.byte_cells = static_cast<Cell*>(arena_bytes.reserve(bytes * sizeof(Cell)));
     granules.assign(bytes >> kGranuleShift, 0);
     for (u64 i = 0; i < launch.region_count; ++i) {
         Region& region = launch.regions[i];
         region.device = memory + begins[i];
         if (region.bytes == 0) continue;
         std::memcpy(region.device, region.host, region.bytes);
-        for (u64 g = begins[i] >> kGranuleShift; g <= (begins[i] + region.bytes - 1) >> kGranuleShift; ++g)
+        for (u64 g = begins[i] >> kGranuleShift;
+             g <= (begins[i] + region.bytes - 1) >> kGranuleShift; ++g)
             granules[g] = static_cast<u16>(i + 1);
     }
     region_of_granule = granules.data();
@@ -103,27 +108,30 @@ bool place_shared(const Launch& launch) {
     const u64 anchor = reinterpret_cast<Address>(launch.static_shared());
     static_shared.base = anchor - launch.anchor_offset;
     static_shared.bytes = launch.static_shared_bytes;
-    static_shared.cells =
-        static_cast<Cell*>(static_cells.reserve((launch.static_shared_bytes / 4 + 1) * sizeof(Cell)));
+    static_shared.cells = static_cast<Cell*>(
+        static_cells.reserve((launch.static_shared_bytes / 4 + 1) * sizeof(Cell)));
     if (static_shared.byte_cells)
-        static_shared.byte_cells = static_cast<Cell*>(static_bytes.reserve((launch.static_shared_bytes + 4) * sizeof(Cell)));
+        static_shared.byte_cells = static_cast<Cell*>(
+            static_bytes.reserve((launch.static_shared_bytes + 4) * sizeof(Cell)));
     words.assign(launch.static_shared_bytes / 4 + 1, 0);
     for (u64 i = 0; i < launch.variable_count; ++i) {
         const Variable& v = launch.variables[i];
-        for (u64 w = v.offset / 4; w < (v.offset + v.bytes + 3) / 4; ++w) words[w] = static_cast<u16>(i + 1);
+        for (u64 w = v.offset / 4; w < (v.offset + v.bytes + 3) / 4; ++w)
+            words[w] = static_cast<u16>(i + 1);
     }
     variable_of_word = words.data();
     variables = launch.variables;
     dynamic_shared.base = reinterpret_cast<Address>(gpucnn_dynamic_shared);
     dynamic_shared.bytes = launch.shared_bytes;
-    dynamic_shared.cells = static_cast<Cell*>(dynamic_cells.reserve(kDynamicSharedBytes / 4 * sizeof(Cell)));
+    dynamic_shared.cells =
+        static_cast<Cell*>(dynamic_cells.reserve(kDynamicSharedBytes / 4 * sizeof(Cell)));
     return static_shared.cells && dynamic_shared.cells;
 }
 
 std::vector<std::vector<u8>> unaligned_copies;
 
-// Without checks kernels work on the host's arrays in place, unless a vector load that is aligned on
-// a GPU would not be aligned there.
+// Without checks kernels work on the host's arrays in place, unless a vector load that is aligned
+// on a GPU would not be aligned there.
 void place_in_host_memory(Launch& launch) {
     unaligned_copies.clear();
     for (u64 i = 0; i < launch.region_count; ++i) {
@@ -132,7 +140,8 @@ void place_in_host_memory(Launch& launch) {
         if ((reinterpret_cast<Address>(region.host) - region.misalignment) % 16 == 0) continue;
         unaligned_copies.emplace_back(region.bytes + 2 * kGranule);
         const auto start = reinterpret_cast<Address>(unaligned_copies.back().data());
-        region.device = reinterpret_cast<u8*>(round_up(start, kGranule) + region.misalignment % kGranule);
+        region.device =
+            reinterpret_cast<u8*>(round_up(start, kGranule) + region.misalignment % kGranule);
         std::memcpy(region.device, region.host, region.bytes);
     }
 }
@@ -156,7 +165,8 @@ void nearest(Place& place) {
     for (u64 i = 0; i < count; ++i) {
         const u64 begin = global ? region_begin[i] : variables[i].offset;
         const u64 bytes = global ? regions[i].bytes : variables[i].bytes;
-        const u64 distance = place.offset < begin ? begin - place.offset : place.offset - (begin + bytes);
+        const u64 distance =
+            place.offset < begin ? begin - place.offset : place.offset - (begin + bytes);
         if (distance < best && (global || begin != state.launch->anchor_offset)) {
             best = distance;
             place.index = static_cast<std::int32_t>(i);
@@ -262,25 +272,28 @@ void check_initialised(const Place& place, u64 offset, u32 size, Address pc) {
         report_uninitialised(place, size, pc);
 }
 
-void check_split_word(const Place& place, u64 word, u32 size, Access access, Address pc, u64 floor) {
+void check_split_word(const Place& place, u64 word, u32 size, Access access, Address pc,
+                      u64 floor) {
     bool all_written = true;
     const bool whole_written = place.tracked->cells[word].write >> 16 >= floor;
     for (u64 i = word * 4; i < word * 4 + 4; ++i) {
         Cell& cell = place.tracked->byte_cells[i];
-        if (write_conflicts(cell, access, floor))
-            report_race(place, size, access, pc, cell, true);
+        if (write_conflicts(cell, access, floor)) report_race(place, size, access, pc, cell, true);
         if (access != kRead && read_conflicts(cell, floor))
             report_race(place, size, access, pc, cell, false);
         all_written = all_written && cell.write >> 16 >= floor;
     }
-    if (access == kRead && !all_written && !whole_written) check_initialised(place, word * 4, 4, pc);
+    if (access == kRead && !all_written && !whole_written)
+        check_initialised(place, word * 4, 4, pc);
 }
 
 void check_bytes(const Place& place, u32 size, Access access, Address pc, u64 floor) {
     Tracked& tracked = *place.tracked;
     if (!tracked.byte_cells) {
-        const u64 bytes = (tracked.space == kDynamicShared ? kDynamicSharedBytes : tracked.bytes) + 4;
-        tracked.byte_cells = static_cast<Cell*>(byte_mapping(tracked).reserve(bytes * sizeof(Cell)));
+        const u64 bytes =
+            (tracked.space == kDynamicShared ? kDynamicSharedBytes : tracked.bytes) + 4;
+        tracked.byte_cells =
+            static_cast<Cell*>(byte_mapping(tracked).reserve(bytes * sizeof(Cell)));
         if (!tracked.byte_cells) return;
     }
     for (u64 offset = place.offset; offset < place.offset + size; ++offset) {

@@ -29,10 +29,10 @@ struct Tracked {  // a memory space with its cells
 };
 
 extern Tracked arena, static_shared, dynamic_shared;
-extern u16* region_of_granule;   // of the arena, by kGranule bytes: region + 1
-extern u16* variable_of_word;    // of static shared memory: variable + 1
+extern u16* region_of_granule;  // of the arena, by kGranule bytes: region + 1
+extern u16* variable_of_word;   // of static shared memory: variable + 1
 extern Region* regions;
-extern u64* region_begin;        // offset of each region in the arena
+extern u64* region_begin;  // offset of each region in the arena
 extern const Variable* variables;
 constexpr u32 kGranuleShift = 8;
 
@@ -44,10 +44,10 @@ struct Place {
     u64 begin, extent;  // of the region or variable
 };
 
-[[noreturn]] void out_of_bounds(Address address, u32 size, Access access, Address pc, const Place& place,
-                                const char* text);
-[[noreturn]] void report_race(const Place& place, u32 size, Access access, Address pc, const Cell& cell,
-                              bool with_write);
+[[noreturn]] void out_of_bounds(Address address, u32 size, Access access, Address pc,
+                                const Place& place, const char* text);
+[[noreturn]] void report_race(const Place& place, u32 size, Access access, Address pc,
+                              const Cell& cell, bool with_write);
 void report_uninitialised(const Place& place, u32 size, Address pc);
 void check_bytes(const Place& place, u32 size, Access access, Address pc, u64 floor);
 void check_split_word(const Place& place, u64 word, u32 size, Access access, Address pc, u64 floor);
@@ -123,8 +123,7 @@ inline void record_read(Cell& cell, u64 floor, Address pc) {
 inline void check_words(const Place& place, u32 size, Access access, Address pc, u64 floor) {
     for (u64 offset = place.offset; offset < place.offset + size; offset += 4) {
         Cell& cell = place.tracked->cells[offset >> 2];
-        if (write_conflicts(cell, access, floor))
-            report_race(place, size, access, pc, cell, true);
+        if (write_conflicts(cell, access, floor)) report_race(place, size, access, pc, cell, true);
         if (access == kRead) {
             if (cell.write >> 16 < floor && !cell.split) check_initialised(place, offset, 4, pc);
         } else if (read_conflicts(cell, floor)) {

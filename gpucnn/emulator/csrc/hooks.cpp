@@ -1,20 +1,25 @@
 // What compiled kernels call: the entry points that -fsanitize=thread gives every memory access,
-// those of -fsanitize=alignment,bounds, and the atomics of the shim. No sanitizer runtime is linked.
+// those of -fsanitize=alignment,bounds, and the atomics of the shim. No sanitizer runtime is
+// linked.
 #include <cstdio>
 
 #include "check.h"
 
 using namespace emulator;
 
-#define HOOKS(size)                                                                                     \
-    EXPORT void __tsan_read##size(Address a) { check_access(a, size, kRead, CALLER); }                  \
-    EXPORT void __tsan_write##size(Address a) { check_access(a, size, kWrite, CALLER); }                \
-    EXPORT void __tsan_volatile_read##size(Address a) { check_access(a, size, kRead, CALLER); }         \
-    EXPORT void __tsan_volatile_write##size(Address a) { check_access(a, size, kWrite, CALLER); }       \
-    EXPORT void __tsan_unaligned_read##size(Address a) { check_access(a, size, kRead, CALLER); }        \
-    EXPORT void __tsan_unaligned_write##size(Address a) { check_access(a, size, kWrite, CALLER); }      \
-    EXPORT void __tsan_unaligned_volatile_read##size(Address a) { check_access(a, size, kRead, CALLER); } \
-    EXPORT void __tsan_unaligned_volatile_write##size(Address a) { check_access(a, size, kWrite, CALLER); }
+#define HOOKS(size)                                                                                \
+    EXPORT void __tsan_read##size(Address a) { check_access(a, size, kRead, CALLER); }             \
+    EXPORT void __tsan_write##size(Address a) { check_access(a, size, kWrite, CALLER); }           \
+    EXPORT void __tsan_volatile_read##size(Address a) { check_access(a, size, kRead, CALLER); }    \
+    EXPORT void __tsan_volatile_write##size(Address a) { check_access(a, size, kWrite, CALLER); }  \
+    EXPORT void __tsan_unaligned_read##size(Address a) { check_access(a, size, kRead, CALLER); }   \
+    EXPORT void __tsan_unaligned_write##size(Address a) { check_access(a, size, kWrite, CALLER); } \
+    EXPORT void __tsan_unaligned_volatile_read##size(Address a) {                                  \
+        check_access(a, size, kRead, CALLER);                                                      \
+    }                                                                                              \
+    EXPORT void __tsan_unaligned_volatile_write##size(Address a) {                                 \
+        check_access(a, size, kWrite, CALLER);                                                     \
+    }
 
 HOOKS(1)
 HOOKS(2)
@@ -90,9 +95,10 @@ void misaligned(const TypeMismatch* data, Address address, Address pc) {
 void index_out_of_bounds(const OutOfBounds* data, u64 index, Address pc) {
     const u32 bits = 1u << (data->index->info >> 1);
     auto value = static_cast<std::int64_t>(index);
-    if ((data->index->info & 1) && bits < 64) value = static_cast<std::int64_t>(index << (64 - bits)) >> (64 - bits);
-    std::snprintf(state.fault.text, sizeof state.fault.text, "index %lld of %s", static_cast<long long>(value),
-                  data->array->name);
+    if ((data->index->info & 1) && bits < 64)
+        value = static_cast<std::int64_t>(index << (64 - bits)) >> (64 - bits);
+    std::snprintf(state.fault.text, sizeof state.fault.text, "index %lld of %s",
+                  static_cast<long long>(value), data->array->name);
     state.fault.index = -1;
     state.fault.size = data->location.column;
     raise_fault(kOutOfBounds, pc);
@@ -103,8 +109,14 @@ T atomic(T* p, Address pc, F update) {
     if (state.launch->check) {
         const auto address = reinterpret_cast<Address>(p);
         if (address % sizeof(T)) {
-            static const struct { u16 kind, info; char name[8]; } type{0, 0, "'word'"};
-            const TypeMismatch data{{}, reinterpret_cast<const TypeDescriptor*>(&type), sizeof(T) == 8 ? u8{3} : u8{2}, 1};
+            static const struct {
+                u16 kind, info;
+                char name[8];
+            } type{0, 0, "'word'"};
+            const TypeMismatch data{{},
+                                    reinterpret_cast<const TypeDescriptor*>(&type),
+                                    sizeof(T) == 8 ? u8{3} : u8{2},
+                                    1};
             misaligned(&data, address, pc);
         }
         check_access(address, sizeof(T), kAtomic, pc);
@@ -117,25 +129,50 @@ T atomic(T* p, Address pc, F update) {
 
 }  // namespace
 
-EXPORT void __ubsan_handle_type_mismatch_v1(const TypeMismatch* data, Address a) { misaligned(data, a, CALLER); }
-EXPORT void __ubsan_handle_type_mismatch_v1_abort(const TypeMismatch* data, Address a) { misaligned(data, a, CALLER); }
-EXPORT void __ubsan_handle_out_of_bounds(const OutOfBounds* data, u64 i) { index_out_of_bounds(data, i, CALLER); }
-EXPORT void __ubsan_handle_out_of_bounds_abort(const OutOfBounds* data, u64 i) { index_out_of_bounds(data, i, CALLER); }
+EXPORT void __ubsan_handle_type_mismatch_v1(const TypeMismatch* data, Address a) {
+    misaligned(data, a, CALLER);
+}
+EXPORT void __ubsan_handle_type_mismatch_v1_abort(const TypeMismatch* data, Address a) {
+    misaligned(data, a, CALLER);
+}
+EXPORT void __ubsan_handle_out_of_bounds(const OutOfBounds* data, u64 i) {
+    index_out_of_bounds(data, i, CALLER);
+}
+EXPORT void __ubsan_handle_out_of_bounds_abort(const OutOfBounds* data, u64 i) {
+    index_out_of_bounds(data, i, CALLER);
+}
 
 // Explicit memcpy and memset in a kernel; the compiler's own copies come through the hooks above.
 EXPORT void gpucnn_check_range(Address a, u64 n, u32 is_write) {
-    if (n && state.launch->check) check_access(a, static_cast<u32>(n), is_write ? kWrite : kRead, CALLER);
+    if (n && state.launch->check)
+        check_access(a, static_cast<u32>(n), is_write ? kWrite : kRead, CALLER);
 }
 
-#define ATOMICS(T, name)                                                                                       \
-    EXPORT T gpucnn_atomic_add_##name(T* p, T v) { return atomic(p, CALLER, [=](T o) { return T(o + v); }); }  \
-    EXPORT T gpucnn_atomic_and_##name(T* p, T v) { return atomic(p, CALLER, [=](T o) { return T(o & v); }); }  \
-    EXPORT T gpucnn_atomic_or_##name(T* p, T v) { return atomic(p, CALLER, [=](T o) { return T(o | v); }); }   \
-    EXPORT T gpucnn_atomic_xor_##name(T* p, T v) { return atomic(p, CALLER, [=](T o) { return T(o ^ v); }); }  \
-    EXPORT T gpucnn_atomic_exch_##name(T* p, T v) { return atomic(p, CALLER, [=](T) { return v; }); }          \
-    EXPORT T gpucnn_atomic_min_##name(T* p, T v) { return atomic(p, CALLER, [=](T o) { return v < o ? v : o; }); } \
-    EXPORT T gpucnn_atomic_max_##name(T* p, T v) { return atomic(p, CALLER, [=](T o) { return v > o ? v : o; }); } \
-    EXPORT T gpucnn_atomic_cas_##name(T* p, T c, T v) { return atomic(p, CALLER, [=](T o) { return o == c ? v : o; }); }
+#define ATOMICS(T, name)                                               \
+    EXPORT T gpucnn_atomic_add_##name(T* p, T v) {                     \
+        return atomic(p, CALLER, [=](T o) { return T(o + v); });       \
+    }                                                                  \
+    EXPORT T gpucnn_atomic_and_##name(T* p, T v) {                     \
+        return atomic(p, CALLER, [=](T o) { return T(o & v); });       \
+    }                                                                  \
+    EXPORT T gpucnn_atomic_or_##name(T* p, T v) {                      \
+        return atomic(p, CALLER, [=](T o) { return T(o | v); });       \
+    }                                                                  \
+    EXPORT T gpucnn_atomic_xor_##name(T* p, T v) {                     \
+        return atomic(p, CALLER, [=](T o) { return T(o ^ v); });       \
+    }                                                                  \
+    EXPORT T gpucnn_atomic_exch_##name(T* p, T v) {                    \
+        return atomic(p, CALLER, [=](T) { return v; });                \
+    }                                                                  \
+    EXPORT T gpucnn_atomic_min_##name(T* p, T v) {                     \
+        return atomic(p, CALLER, [=](T o) { return v < o ? v : o; });  \
+    }                                                                  \
+    EXPORT T gpucnn_atomic_max_##name(T* p, T v) {                     \
+        return atomic(p, CALLER, [=](T o) { return v > o ? v : o; });  \
+    }                                                                  \
+    EXPORT T gpucnn_atomic_cas_##name(T* p, T c, T v) {                \
+        return atomic(p, CALLER, [=](T o) { return o == c ? v : o; }); \
+    }
 
 using Long = long long;
 using UnsignedLong = unsigned long long;

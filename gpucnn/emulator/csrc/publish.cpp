@@ -16,8 +16,8 @@ namespace {
 struct Release {
     u64 block_clock;  // identifies the block
     u32 thread;
-    u64 own;     // writes of that thread before this clock are published
-    u64 others;  // and those of every thread of the block before this one
+    u64 own;                // writes of that thread before this clock are published
+    u64 others;             // and those of every thread of the block before this one
     std::vector<u64> each;  // and those of thread i before each[i], where fenced by itself
 };
 
@@ -28,8 +28,8 @@ struct Acquire {
 };
 
 std::unordered_map<Address, std::vector<Release>> releases;
-std::vector<Acquire> acquires;        // by the current block
-u64 fence[kMaxThreads];               // clock of each thread's last fence
+std::vector<Acquire> acquires;  // by the current block
+u64 fence[kMaxThreads];         // clock of each thread's last fence
 u64 barrier_before_fence[kMaxThreads];
 u64 fence_before_barrier[kMaxThreads];
 bool fenced_since_barrier;
@@ -93,9 +93,8 @@ bool published(u64 clock, u32 thread) {
     for (const Acquire& acquire : acquires) {
         if (!happens_before(acquire.clock, acquire.thread)) continue;
         const auto& list = releases[acquire.address];
-        auto after = std::upper_bound(list.begin(), list.end(), clock, [](u64 c, const Release& r) {
-            return c < r.block_clock;
-        });
+        auto after = std::upper_bound(list.begin(), list.end(), clock,
+                                      [](u64 c, const Release& r) { return c < r.block_clock; });
         if (after == list.begin()) continue;
         const u64 block = std::prev(after)->block_clock;
         while (after != list.begin() && std::prev(after)->block_clock == block) {

@@ -20,14 +20,13 @@ State state;
 // What kernels see. They declare these const, so that the compiler may keep them in registers: for
 // one thread they never change.
 __attribute__((visibility("default"))) emulator::Dim3 threadIdx, blockIdx, blockDim, gridDim;
-alignas(1024) __attribute__((visibility("default"))) char
-    gpucnn_dynamic_shared[emulator::kDynamicSharedBytes];
+alignas(1024) __attribute__((
+    visibility("default"))) char gpucnn_dynamic_shared[emulator::kDynamicSharedBytes];
 
 namespace emulator {
 namespace {
 
 constexpr u64 kSliceNanoseconds = 100'000'000;
-
 
 // Threads that may run, oldest first: a ring that holds each thread at most once.
 u16 ready[kMaxThreads];
@@ -63,7 +62,8 @@ u64 random_next(u64& s) {  // splitmix64
 
 template <class T>
 void shuffle(std::vector<T>& items, u64 seed) {
-    for (std::size_t i = items.size(); i > 1; --i) std::swap(items[i - 1], items[random_next(seed) % i]);
+    for (std::size_t i = items.size(); i > 1; --i)
+        std::swap(items[i - 1], items[random_next(seed) % i]);
 }
 
 void set_current(u32 thread) {
@@ -168,7 +168,8 @@ void check_waiting_lanes(u32 thread) {
         const Thread& t = state.threads[other];
         if (t.mask >> (thread & 31) & 1) {
             Fault& fault = state.fault;
-            std::snprintf(fault.text, sizeof fault.text, "exited lane %u in mask 0x%08x", thread & 31, t.mask);
+            std::snprintf(fault.text, sizeof fault.text, "exited lane %u in mask 0x%08x",
+                          thread & 31, t.mask);
             state.current = other;
             raise_fault(kBadMask, t.pc);
         }
@@ -227,7 +228,8 @@ void complete_fault(Fault& fault, FaultKind kind, Address pc) {
 
 void leave_with_fault() {
     // What came of a value that nothing has written is not the first cause.
-    if (state.unwritten.kind != kNoFault && state.fault.kind != kRace) state.fault = state.unwritten;
+    if (state.unwritten.kind != kNoFault && state.fault.kind != kRace)
+        state.fault = state.unwritten;
     void* abandoned;
     switch_stack(&abandoned, host_stack_pointer);
     __builtin_unreachable();
@@ -264,7 +266,8 @@ void release_lanes(u32 warp, u32 lanes) {
         for (u32 lane = 32; lane-- > 0;)
             if (lanes >> lane & 1) push_ready(warp * 32 + lane);
     } else {
-        for (; lanes; lanes &= lanes - 1) push_ready(warp * 32 + static_cast<u32>(__builtin_ctz(lanes)));
+        for (; lanes; lanes &= lanes - 1)
+            push_ready(warp * 32 + static_cast<u32>(__builtin_ctz(lanes)));
     }
 }
 
@@ -285,7 +288,9 @@ EXPORT u32 gpucnn_barrier(u32 kind, u32 predicate) {
         raise_fault(kDivergentBarrier, self.pc);
     }
     const u32 truth = predicate != 0;
-    barrier_sum = kind == 2 ? barrier_sum & truth : kind == 3 ? barrier_sum | truth : barrier_sum + truth;
+    barrier_sum = kind == 2   ? barrier_sum & truth
+                  : kind == 3 ? barrier_sum | truth
+                              : barrier_sum + truth;
     self.state = kAtBarrier;
     if (++barrier_count == state.thread_count) open_barrier();
     wait();
@@ -309,7 +314,8 @@ EXPORT int gpucnn_begin(Launch* launch) {
     gridDim = {launch->grid[0], launch->grid[1], launch->grid[2]};
     blockDim = {launch->block[0], launch->block[1], launch->block[2]};
     for (u32 i = 0; i < state.thread_count; ++i)
-        state.threads[i].index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
+        state.threads[i].index = {i % blockDim.x, i / blockDim.x % blockDim.y,
+                                  i / blockDim.x / blockDim.y};
 
     thread_order.resize(state.thread_count);
     for (u32 i = 0; i < state.thread_count; ++i)
@@ -333,7 +339,8 @@ EXPORT int gpucnn_begin(Launch* launch) {
         const Argument& a = launch->arguments[i];
         values[i] = a.region >= 0
                         ? reinterpret_cast<u64>(launch->regions[a.region].device) + a.value
-                        : a.region == -2 ? a.value : 0;
+                    : a.region == -2 ? a.value
+                                     : 0;
         argument_slots[i] = &values[i];
     }
     return 0;

@@ -42,8 +42,8 @@ enum Space : std::int32_t { kNowhere, kGlobal, kStaticShared, kDynamicShared };
 struct Region {  // one stretch of host memory that arguments point into
     u8* host;
     u64 bytes;
-    u64 misalignment;  // of the first byte, relative to the allocation it belongs to
-    u64 poison_offset; // of the first byte within an allocation that starts uninitialised
+    u64 misalignment;   // of the first byte, relative to the allocation it belongs to
+    u64 poison_offset;  // of the first byte within an allocation that starts uninitialised
     u32 writable;
     u32 poisoned;  // 0, or the salt of the poison pattern
     u8* device;    // set by the runtime: where kernels see the region
@@ -109,11 +109,11 @@ struct Thread {
     u32 stack;
     ThreadState state;
     u8 warp_operation;
-    u32 mask;       // of the warp operation waited for
-    u32 argument;   // its operand: a shuffle's source lane
-    u64 value;      // what the lane contributes
-    u64 result;     // what the lane receives
-    Address pc;     // of the wait
+    u32 mask;      // of the warp operation waited for
+    u32 argument;  // its operand: a shuffle's source lane
+    u64 value;     // what the lane contributes
+    u64 result;    // what the lane receives
+    Address pc;    // of the wait
     Dim3 index;
 };
 
@@ -182,7 +182,6 @@ void publish_atomic(Address address);
 // through a fence, an atomic on one side and an atomic on the same word on the other.
 bool published(u64 clock, u32 thread);
 bool has_acquired();
-
 
 }  // namespace emulator
 

@@ -13,9 +13,19 @@ namespace {
 
 // Mirrored in include/gpucnn_warp.h.
 enum Operation : u32 {
-    kSync, kShuffle, kBallot, kMatchAny, kMatchAll,
-    kReduceAdd, kReduceMinSigned, kReduceMaxSigned, kReduceMinUnsigned, kReduceMaxUnsigned,
-    kReduceAnd, kReduceOr, kReduceXor,
+    kSync,
+    kShuffle,
+    kBallot,
+    kMatchAny,
+    kMatchAll,
+    kReduceAdd,
+    kReduceMinSigned,
+    kReduceMaxSigned,
+    kReduceMinUnsigned,
+    kReduceMaxUnsigned,
+    kReduceAnd,
+    kReduceOr,
+    kReduceXor,
 };
 
 // What a lane outside the mask hands out, undefined on a GPU: a NaN as float and as double, so that
@@ -26,14 +36,22 @@ u64 reduce(u32 operation, u64 a, u64 b) {
     const auto sa = static_cast<std::int32_t>(a), sb = static_cast<std::int32_t>(b);
     const auto ua = static_cast<u32>(a), ub = static_cast<u32>(b);
     switch (operation) {
-        case kReduceAdd: return ua + ub;
-        case kReduceMinSigned: return static_cast<u32>(sa < sb ? sa : sb);
-        case kReduceMaxSigned: return static_cast<u32>(sa > sb ? sa : sb);
-        case kReduceMinUnsigned: return ua < ub ? ua : ub;
-        case kReduceMaxUnsigned: return ua > ub ? ua : ub;
-        case kReduceAnd: return ua & ub;
-        case kReduceOr: return ua | ub;
-        default: return ua ^ ub;
+        case kReduceAdd:
+            return ua + ub;
+        case kReduceMinSigned:
+            return static_cast<u32>(sa < sb ? sa : sb);
+        case kReduceMaxSigned:
+            return static_cast<u32>(sa > sb ? sa : sb);
+        case kReduceMinUnsigned:
+            return ua < ub ? ua : ub;
+        case kReduceMaxUnsigned:
+            return ua > ub ? ua : ub;
+        case kReduceAnd:
+            return ua & ub;
+        case kReduceOr:
+            return ua | ub;
+        default:
+            return ua ^ ub;
     }
 }
 
@@ -101,7 +119,8 @@ EXPORT u64 gpucnn_warp(u32 mask, u32 operation, u64 value, u32 argument) {
     const u32 rest = state.thread_count - warp_number * 32;
     const u32 existing = rest >= 32 ? ~0u : (1u << rest) - 1;
     const u32 exited = mask & existing & ~warp.live;
-    if (exited) fail("exited lane %u in mask 0x%08x", static_cast<u32>(__builtin_ctz(exited)), mask);
+    if (exited)
+        fail("exited lane %u in mask 0x%08x", static_cast<u32>(__builtin_ctz(exited)), mask);
     const u32 group = mask & existing;
     bool complete_now = true;
     for (u32 others = group & ~(1u << lane); others; others &= others - 1) {
@@ -114,7 +133,8 @@ EXPORT u64 gpucnn_warp(u32 mask, u32 operation, u64 value, u32 argument) {
             fault.has_other = 1;
             fault.other_pc = t.pc;
             describe_thread(warp_number * 32 + other, fault.other_thread);
-            fail(t.mask != mask ? "meets mask 0x%08x with mask 0x%08x" : "different operations", t.mask, mask);
+            fail(t.mask != mask ? "meets mask 0x%08x with mask 0x%08x" : "different operations",
+                 t.mask, mask);
         }
     }
     self.state = kAtWarp;

@@ -1,18 +1,18 @@
 // Integer atomics. Floating-point ones are refused: their result depends on the order of arrival.
 #pragma once
 
-#define GPUCNN_ATOMIC(T, op, Op, name)                       \
-    extern "C" T gpucnn_atomic_##op##_##name(T*, T);         \
+#define GPUCNN_ATOMIC(T, op, Op, name)               \
+    extern "C" T gpucnn_atomic_##op##_##name(T*, T); \
     GPUCNN_INLINE T atomic##Op(T* p, T v) { return gpucnn_atomic_##op##_##name(p, v); }
-#define GPUCNN_ATOMICS(T, name)                              \
-    GPUCNN_ATOMIC(T, add, Add, name)                         \
-    GPUCNN_ATOMIC(T, min, Min, name)                         \
-    GPUCNN_ATOMIC(T, max, Max, name)                         \
-    GPUCNN_ATOMIC(T, and, And, name)                         \
-    GPUCNN_ATOMIC(T, or, Or, name)                           \
-    GPUCNN_ATOMIC(T, xor, Xor, name)                         \
-    GPUCNN_ATOMIC(T, exch, Exch, name)                       \
-    extern "C" T gpucnn_atomic_cas_##name(T*, T, T);         \
+#define GPUCNN_ATOMICS(T, name)                      \
+    GPUCNN_ATOMIC(T, add, Add, name)                 \
+    GPUCNN_ATOMIC(T, min, Min, name)                 \
+    GPUCNN_ATOMIC(T, max, Max, name)                 \
+    GPUCNN_ATOMIC(T, and, And, name)                 \
+    GPUCNN_ATOMIC(T, or, Or, name)                   \
+    GPUCNN_ATOMIC(T, xor, Xor, name)                 \
+    GPUCNN_ATOMIC(T, exch, Exch, name)               \
+    extern "C" T gpucnn_atomic_cas_##name(T*, T, T); \
     GPUCNN_INLINE T atomicCAS(T* p, T c, T v) { return gpucnn_atomic_cas_##name(p, c, v); }
 
 GPUCNN_ATOMICS(int, i32)
@@ -35,10 +35,20 @@ GPUCNN_INLINE unsigned long long atomicAdd(unsigned long long* p, int v) {
 
 template <class T, class V>
 GPUCNN_INLINE T gpucnn_float_atomic() {
-    static_assert(sizeof(T) == 0, "floating-point atomics are refused: the order of the additions, and so "
-                                  "the result, would change from run to run; reduce in a fixed order");
+    static_assert(sizeof(T) == 0,
+                  "floating-point atomics are refused: the order of the additions, and so "
+                  "the result, would change from run to run; reduce in a fixed order");
     return T();
 }
-template <class V> GPUCNN_INLINE float atomicAdd(float*, V) { return gpucnn_float_atomic<float, V>(); }
-template <class V> GPUCNN_INLINE double atomicAdd(double*, V) { return gpucnn_float_atomic<double, V>(); }
-template <class V> GPUCNN_INLINE float atomicExch(float*, V) { return gpucnn_float_atomic<float, V>(); }
+template <class V>
+GPUCNN_INLINE float atomicAdd(float*, V) {
+    return gpucnn_float_atomic<float, V>();
+}
+template <class V>
+GPUCNN_INLINE double atomicAdd(double*, V) {
+    return gpucnn_float_atomic<double, V>();
+}
+template <class V>
+GPUCNN_INLINE float atomicExch(float*, V) {
+    return gpucnn_float_atomic<float, V>();
+}

@@ -9,7 +9,8 @@ extern "C" {
 unsigned gpucnn_barrier(unsigned kind, unsigned predicate);
 void gpucnn_fence();
 void gpucnn_check_range(const void* address, unsigned long bytes, unsigned is_write);
-__attribute__((noreturn)) void gpucnn_assert_failed(const char* expression, const char* file, int line);
+__attribute__((noreturn)) void gpucnn_assert_failed(const char* expression, const char* file,
+                                                    int line);
 int printf(const char* format, ...) noexcept(false);
 }
 
@@ -25,10 +26,16 @@ GPUCNN_INLINE long long clock64() { return 0; }
 GPUCNN_INLINE int clock() { return 0; }
 GPUCNN_INLINE void __trap() { gpucnn_assert_failed("__trap()", "", 0); }
 
-#define GPUCNN_LOAD(name) \
-    template <class T> GPUCNN_INLINE T name(const T* p) { return *p; }
-#define GPUCNN_STORE(name) \
-    template <class T> GPUCNN_INLINE void name(T* p, T value) { *p = value; }
+#define GPUCNN_LOAD(name)              \
+    template <class T>                 \
+    GPUCNN_INLINE T name(const T* p) { \
+        return *p;                     \
+    }
+#define GPUCNN_STORE(name)                   \
+    template <class T>                       \
+    GPUCNN_INLINE void name(T* p, T value) { \
+        *p = value;                          \
+    }
 GPUCNN_LOAD(__ldg)
 GPUCNN_LOAD(__ldca)
 GPUCNN_LOAD(__ldcg)
@@ -55,7 +62,10 @@ GPUCNN_INLINE void* gpucnn_memset(void* to, int value, unsigned long bytes) {
 #define memset(to, value, bytes) gpucnn_memset(to, value, bytes)
 
 GPUCNN_INLINE unsigned long __cvta_generic_to_shared(const void* p) { return (unsigned long)p; }
-template <class T> GPUCNN_INLINE T __builtin_assume_aligned_t(T p) { return p; }
+template <class T>
+GPUCNN_INLINE T __builtin_assume_aligned_t(T p) {
+    return p;
+}
 #define __builtin_assume(condition) ((void)0)
 
 #include "assert.h"

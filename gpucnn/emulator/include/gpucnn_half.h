@@ -1,5 +1,5 @@
-// __half: IEEE binary16 storage. Arithmetic rounds after each operation, as the GPU's does: the float
-// result of +, -, *, / on halves is exact enough that rounding it again gives the same half.
+// __half: IEEE binary16 storage. Arithmetic rounds after each operation, as the GPU's does: the
+// float result of +, -, *, / on halves is exact enough that rounding it again gives the same half.
 #pragma once
 
 GPUCNN_INLINE unsigned short gpucnn_float_to_half_bits(float f) {
@@ -16,7 +16,8 @@ GPUCNN_INLINE unsigned short gpucnn_float_to_half_bits(float f) {
 }
 GPUCNN_INLINE float gpucnn_half_bits_to_float(unsigned short h) {
     const unsigned sign = (unsigned)(h & 0x8000u) << 16, magnitude = h & 0x7fffu;
-    if (magnitude >= 0x7c00u) return __uint_as_float(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
+    if (magnitude >= 0x7c00u)
+        return __uint_as_float(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
     if (magnitude >= 0x400u) return __uint_as_float(sign | ((magnitude << 13) + 0x38000000u));
     const float tiny = (float)magnitude * 5.9604644775390625e-8f;
     return sign ? -tiny : tiny;
@@ -54,33 +55,33 @@ GPUCNN_INLINE float __high2float(__half2 h) { return (float)h.y; }
 GPUCNN_INLINE __half __low2half(__half2 h) { return h.x; }
 GPUCNN_INLINE __half __high2half(__half2 h) { return h.y; }
 
-#define GPUCNN_NARROW_ARITHMETIC(T, T2)                                                          \
-    GPUCNN_INLINE T operator+(T a, T b) { return T((float)a + (float)b); }                       \
-    GPUCNN_INLINE T operator-(T a, T b) { return T((float)a - (float)b); }                       \
-    GPUCNN_INLINE T operator*(T a, T b) { return T((float)a * (float)b); }                       \
-    GPUCNN_INLINE T operator/(T a, T b) { return T((float)a / (float)b); }                       \
-    GPUCNN_INLINE T operator-(T a) { return T(-(float)a); }                                      \
-    GPUCNN_INLINE T& operator+=(T& a, T b) { return a = a + b; }                                 \
-    GPUCNN_INLINE T& operator-=(T& a, T b) { return a = a - b; }                                 \
-    GPUCNN_INLINE T& operator*=(T& a, T b) { return a = a * b; }                                 \
-    GPUCNN_INLINE bool operator<(T a, T b) { return (float)a < (float)b; }                       \
-    GPUCNN_INLINE bool operator>(T a, T b) { return (float)a > (float)b; }                       \
-    GPUCNN_INLINE bool operator<=(T a, T b) { return (float)a <= (float)b; }                     \
-    GPUCNN_INLINE bool operator>=(T a, T b) { return (float)a >= (float)b; }                     \
-    GPUCNN_INLINE bool operator==(T a, T b) { return (float)a == (float)b; }                     \
-    GPUCNN_INLINE bool operator!=(T a, T b) { return (float)a != (float)b; }                     \
-    GPUCNN_INLINE T __hadd(T a, T b) { return a + b; }                                           \
-    GPUCNN_INLINE T __hsub(T a, T b) { return a - b; }                                           \
-    GPUCNN_INLINE T __hmul(T a, T b) { return a * b; }                                           \
-    GPUCNN_INLINE T __hdiv(T a, T b) { return a / b; }                                           \
-    GPUCNN_INLINE T __hneg(T a) { return -a; }                                                   \
-    GPUCNN_INLINE T __hmax(T a, T b) { return T(__builtin_fmaxf((float)a, (float)b)); }          \
-    GPUCNN_INLINE T __hmin(T a, T b) { return T(__builtin_fminf((float)a, (float)b)); }          \
-    GPUCNN_INLINE bool __hlt(T a, T b) { return a < b; }                                         \
-    GPUCNN_INLINE bool __hgt(T a, T b) { return a > b; }                                         \
-    GPUCNN_INLINE bool __hisnan(T a) { return (float)a != (float)a; }                            \
-    GPUCNN_INLINE T2 __hadd2(T2 a, T2 b) { return {a.x + b.x, a.y + b.y}; }                      \
-    GPUCNN_INLINE T2 __hsub2(T2 a, T2 b) { return {a.x - b.x, a.y - b.y}; }                      \
+#define GPUCNN_NARROW_ARITHMETIC(T, T2)                                                 \
+    GPUCNN_INLINE T operator+(T a, T b) { return T((float)a + (float)b); }              \
+    GPUCNN_INLINE T operator-(T a, T b) { return T((float)a - (float)b); }              \
+    GPUCNN_INLINE T operator*(T a, T b) { return T((float)a * (float)b); }              \
+    GPUCNN_INLINE T operator/(T a, T b) { return T((float)a / (float)b); }              \
+    GPUCNN_INLINE T operator-(T a) { return T(-(float)a); }                             \
+    GPUCNN_INLINE T& operator+=(T& a, T b) { return a = a + b; }                        \
+    GPUCNN_INLINE T& operator-=(T& a, T b) { return a = a - b; }                        \
+    GPUCNN_INLINE T& operator*=(T& a, T b) { return a = a * b; }                        \
+    GPUCNN_INLINE bool operator<(T a, T b) { return (float)a < (float)b; }              \
+    GPUCNN_INLINE bool operator>(T a, T b) { return (float)a > (float)b; }              \
+    GPUCNN_INLINE bool operator<=(T a, T b) { return (float)a <= (float)b; }            \
+    GPUCNN_INLINE bool operator>=(T a, T b) { return (float)a >= (float)b; }            \
+    GPUCNN_INLINE bool operator==(T a, T b) { return (float)a == (float)b; }            \
+    GPUCNN_INLINE bool operator!=(T a, T b) { return (float)a != (float)b; }            \
+    GPUCNN_INLINE T __hadd(T a, T b) { return a + b; }                                  \
+    GPUCNN_INLINE T __hsub(T a, T b) { return a - b; }                                  \
+    GPUCNN_INLINE T __hmul(T a, T b) { return a * b; }                                  \
+    GPUCNN_INLINE T __hdiv(T a, T b) { return a / b; }                                  \
+    GPUCNN_INLINE T __hneg(T a) { return -a; }                                          \
+    GPUCNN_INLINE T __hmax(T a, T b) { return T(__builtin_fmaxf((float)a, (float)b)); } \
+    GPUCNN_INLINE T __hmin(T a, T b) { return T(__builtin_fminf((float)a, (float)b)); } \
+    GPUCNN_INLINE bool __hlt(T a, T b) { return a < b; }                                \
+    GPUCNN_INLINE bool __hgt(T a, T b) { return a > b; }                                \
+    GPUCNN_INLINE bool __hisnan(T a) { return (float)a != (float)a; }                   \
+    GPUCNN_INLINE T2 __hadd2(T2 a, T2 b) { return {a.x + b.x, a.y + b.y}; }             \
+    GPUCNN_INLINE T2 __hsub2(T2 a, T2 b) { return {a.x - b.x, a.y - b.y}; }             \
     GPUCNN_INLINE T2 __hmul2(T2 a, T2 b) { return {a.x * b.x, a.y * b.y}; }
 
 GPUCNN_NARROW_ARITHMETIC(__half, __half2)

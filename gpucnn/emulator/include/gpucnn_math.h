@@ -1,5 +1,5 @@
-// Device math. Fast-math intrinsics compute the exactly rounded or library result: the emulator does
-// not model their error.
+// Device math. Fast-math intrinsics compute the exactly rounded or library result: the emulator
+// does not model their error.
 #pragma once
 
 #include <math.h>
@@ -34,7 +34,7 @@ GPUCNN_INLINE long long __double_as_longlong(double x) { return gpucnn_bit_cast<
 GPUCNN_INLINE double __longlong_as_double(long long x) { return gpucnn_bit_cast<double>(x); }
 
 // min and max: of two floats the one that is a number, as fminf and fmaxf.
-#define GPUCNN_MIN_MAX(R, A, B)                                                  \
+#define GPUCNN_MIN_MAX(R, A, B)                                                   \
     GPUCNN_INLINE constexpr R min(A a, B b) { return (R)a < (R)b ? (R)a : (R)b; } \
     GPUCNN_INLINE constexpr R max(A a, B b) { return (R)a > (R)b ? (R)a : (R)b; }
 GPUCNN_MIN_MAX(int, int, int)
@@ -65,8 +65,12 @@ GPUCNN_INLINE float rsqrtf(float x) { return (float)(1.0 / __builtin_sqrt((doubl
 GPUCNN_INLINE double rsqrt(double x) { return 1.0 / __builtin_sqrt(x); }
 GPUCNN_INLINE float rsqrt(float x) { return rsqrtf(x); }
 GPUCNN_INLINE float rcbrtf(float x) { return 1.0f / __builtin_cbrtf(x); }
-GPUCNN_INLINE float sinpif(float x) { return __builtin_sinf(CUDART_PI_F * __builtin_fmodf(x, 2.0f)); }
-GPUCNN_INLINE float cospif(float x) { return __builtin_cosf(CUDART_PI_F * __builtin_fmodf(x, 2.0f)); }
+GPUCNN_INLINE float sinpif(float x) {
+    return __builtin_sinf(CUDART_PI_F * __builtin_fmodf(x, 2.0f));
+}
+GPUCNN_INLINE float cospif(float x) {
+    return __builtin_cosf(CUDART_PI_F * __builtin_fmodf(x, 2.0f));
+}
 GPUCNN_INLINE float normcdff(float x) { return 0.5f * __builtin_erfcf(-x * CUDART_SQRT_HALF_F); }
 GPUCNN_INLINE void gpucnn_sincosf(float x, float* s, float* c) {
     *s = __builtin_sinf(x), *c = __builtin_cosf(x);
@@ -125,7 +129,8 @@ GPUCNN_INLINE unsigned __brev(unsigned x) {
 GPUCNN_INLINE unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
     const unsigned long long bytes = (unsigned long long)y << 32 | x;
     unsigned r = 0;
-    for (int i = 0; i < 4; ++i) r |= (unsigned)(bytes >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
+    for (int i = 0; i < 4; ++i)
+        r |= (unsigned)(bytes >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
     return r;
 }
 GPUCNN_INLINE unsigned __funnelshift_l(unsigned low, unsigned high, unsigned n) {
@@ -136,7 +141,10 @@ GPUCNN_INLINE unsigned __funnelshift_r(unsigned low, unsigned high, unsigned n) 
 }
 
 GPUCNN_INLINE int gpucnn_to_int(double x) {
-    return x != x ? 0 : x >= 2147483647.0 ? 2147483647 : x <= -2147483648.0 ? (-2147483647 - 1) : (int)x;
+    return x != x               ? 0
+           : x >= 2147483647.0  ? 2147483647
+           : x <= -2147483648.0 ? (-2147483647 - 1)
+                                : (int)x;
 }
 GPUCNN_INLINE unsigned gpucnn_to_uint(double x) {
     return !(x > 0) ? 0u : x >= 4294967295.0 ? 4294967295u : (unsigned)x;

@@ -2,7 +2,8 @@
 #pragma once
 
 extern "C" {
-unsigned long gpucnn_warp(unsigned mask, unsigned operation, unsigned long value, unsigned argument);
+unsigned long gpucnn_warp(unsigned mask, unsigned operation, unsigned long value,
+                          unsigned argument);
 unsigned gpucnn_active_mask();
 }
 
@@ -11,9 +12,19 @@ extern const gpucnn_size blockDim;
 
 // The values of `Operation` in csrc/warp.cpp.
 enum : unsigned {
-    gpucnn_sync, gpucnn_shuffle, gpucnn_ballot, gpucnn_match_any, gpucnn_match_all,
-    gpucnn_reduce_add, gpucnn_reduce_min_signed, gpucnn_reduce_max_signed, gpucnn_reduce_min_unsigned,
-    gpucnn_reduce_max_unsigned, gpucnn_reduce_and, gpucnn_reduce_or, gpucnn_reduce_xor,
+    gpucnn_sync,
+    gpucnn_shuffle,
+    gpucnn_ballot,
+    gpucnn_match_any,
+    gpucnn_match_all,
+    gpucnn_reduce_add,
+    gpucnn_reduce_min_signed,
+    gpucnn_reduce_max_signed,
+    gpucnn_reduce_min_unsigned,
+    gpucnn_reduce_max_unsigned,
+    gpucnn_reduce_and,
+    gpucnn_reduce_or,
+    gpucnn_reduce_xor,
 };
 
 GPUCNN_INLINE int gpucnn_lane() {
@@ -44,7 +55,8 @@ GPUCNN_INLINE int __all_sync(unsigned mask, int p) { return __ballot_sync(mask, 
 
 template <class T>
 GPUCNN_INLINE T gpucnn_shuffle_from(unsigned mask, T value, int lane) {
-    return gpucnn_from_bits<T>(gpucnn_warp(mask, gpucnn_shuffle, gpucnn_to_bits(value), (unsigned)lane));
+    return gpucnn_from_bits<T>(
+        gpucnn_warp(mask, gpucnn_shuffle, gpucnn_to_bits(value), (unsigned)lane));
 }
 template <class T>
 GPUCNN_INLINE T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
