@@ -138,10 +138,10 @@ def test_kernels_of_an_array_that_is_not_aligned(
 
 
 @pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(6, 5), (3, 20, 17, 5)], ids=str)
 @pytest.mark.parametrize("mean", [0.0, 1e4, -1e4])
-def test_far_from_zero(mean: float, training: bool, device: str) -> None:
+def test_far_from_zero(mean: float, shape: tuple[int, ...], training: bool, device: str) -> None:
     """A mean of 1e4 at deviation 2: the values hardly fit float32, the sums must not lose more."""
-    shape = (3, 20, 17, 5)
     arrays = [2 * randn(*shape) + np.float32(mean), *parameters(5)]
     arrays[3] += np.float32(mean)
     dy = randn(*shape, seed=9)

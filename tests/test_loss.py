@@ -249,6 +249,13 @@ def test_labels_of_a_tensor_are_checked_on_the_cpu() -> None:
             F.cross_entropy(Tensor(X, device=device), target)
 
 
+@pytest.mark.gpu
+def test_labels_of_a_tensor_on_a_gpu_are_not_checked_by_the_host() -> None:
+    x = Tensor(X, requires_grad=True, device="cuda")
+    loss = F.cross_entropy(x, Tensor([0, 3], device="cuda"), reduction="none")
+    assert np.isnan(loss.numpy()).tolist() == [False, True]
+
+
 @pytest.mark.emulated
 def test_mixed_devices() -> None:
     x, target = Tensor(X, device="emulated"), Tensor([0, 1], device="cpu")
