@@ -24,8 +24,8 @@ from gpucnn.training import (
     evaluate,
     load_checkpoint,
 )
+from gpucnn.training.build import make_optimizer
 from gpucnn.training.progress import Reporter
-from gpucnn.training.session import make_optimizer
 
 CONFIG = Config(
     dataset="toy",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from gpucnn.training.build import load_model, resume, start, write_examples
 from gpucnn.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gpucnn.training.run import Config, RunFolder
-from gpucnn.training.session import load_model, resume, start, write_examples
 from gpucnn.training.trainer import (
     EVALUATION_BATCH,
     Diverged,
