@@ -40,6 +40,11 @@ GLOBAL vector_tail(float* y, const float4* x, int n) {
     if (4 * i + 0 < n) y[4 * i + 0] = v.x;
     if (4 * i + 1 < n) y[4 * i + 1] = v.y;
 }
+GLOBAL copies_range(float* y, const float* x) {
+    float window[8];
+    memcpy(window, x, sizeof window);                          // BUG copies_range
+    y[0] = window[7];
+}
 GLOBAL shared_index(float* y) {
     __shared__ float before[32], tile[32], after[32];
     before[threadIdx.x] = tile[threadIdx.x] = after[threadIdx.x] = 1.0f;
@@ -317,8 +322,9 @@ PLANTS = [
     Plant("write_before_start", "out-of-bounds", lambda: (zeros(32),), r"writes y\[-1\]"),
     Plant("write_to_const", "out-of-bounds", lambda: (zeros(64),), r"x\[1\].*const"),
     Plant("null_pointer", "out-of-bounds", lambda: (zeros(32), None), "null pointer"),
-    Plant("vector_tail", "out-of-bounds", lambda: (zeros(8), zeros(6), 6), r"x\[4\]", at=(0, 1),
-          block=2),
+    Plant("vector_tail", "out-of-bounds", lambda: (zeros(8), zeros(6), 6),
+          r"x\[4:8\], an array of 6", block=2, at=(0, 1)),
+    Plant("copies_range", "out-of-bounds", lambda: (zeros(1), zeros(7)), r"x\[0:8\]", block=1),
     Plant("shared_index", "out-of-bounds", lambda: (zeros(32),),
           r"index 32 of tile, a 'float \[32\]'", at=(0, 31)),
     Plant("shared_pointer", "out-of-bounds", lambda: (zeros(32),), r"tile\[32\]", at=(0, 30)),
@@ -335,7 +341,7 @@ PLANTS = [
     Plant("misaligned_global", "misaligned", lambda: (zeros(400),), "multiple of 16"),
     Plant("misaligned_view", "misaligned", lambda: (zeros(32), zeros(33)[1:]), "multiple of 16",
           block=8),
-    Plant("misaligned_shared", "misaligned", lambda: (zeros(32),), r"s\[1\].*multiple of 8",
+    Plant("misaligned_shared", "misaligned", lambda: (zeros(32),), r"s\[1:3\].*multiple of 8",
           block=31),
     Plant("uninitialised_shared", "uninitialised-read", lambda: (zeros(32),), r"s\[32\]",
           at=(0, 31)),

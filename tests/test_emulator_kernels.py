@@ -183,6 +183,42 @@ GLOBAL templates(float* y, int* z) {
     z[threadIdx.x] = rotate<32>((int)threadIdx.x);
 }
 
+template <class T> __device__ T exchange(T v) {
+    extern __shared__ __align__(sizeof(T)) unsigned char memory[];
+    T* s = reinterpret_cast<T*>(memory);
+    s[threadIdx.x] = v;
+    __syncthreads();
+    const T r = s[threadIdx.x ^ 1];
+    __syncthreads();
+    return r;
+}
+GLOBAL dynamic_in_templates(float* y) {
+    extern __shared__ float rows[][4];
+    y[threadIdx.x] = exchange((float)threadIdx.x) + exchange((double)threadIdx.x);
+    rows[threadIdx.x][1] = y[threadIdx.x];
+    __syncthreads();
+    y[threadIdx.x] += rows[threadIdx.x ^ 2][1];
+}
+
+struct Pair {
+    float a;
+    int b;
+};
+__shared__ float at_file_scope[32];
+GLOBAL shared_declarations(float* y) {
+    __shared__ alignas(16) float a[32];
+    static __shared__ Pair p[32];
+    __shared__ __align__(8) int b[4][8], c;
+    volatile __shared__ float v[32];
+    const int i = threadIdx.x, j = 31 - i;
+    a[i] = v[i] = at_file_scope[i] = i;
+    p[i] = {(float)i, i};
+    b[i / 8][i % 8] = i;
+    if (i == 0) c = 5;
+    __syncthreads();
+    y[i] = a[j] + v[j] + at_file_scope[j] + p[j].a + p[j].b + b[j / 8][j % 8] + c;
+}
+
 GLOBAL vectors(float4* y, const float4* x, int4* iy, const uchar4* bytes, float2* pair) {
     __shared__ float4 s[32];
     const int i = threadIdx.x;
@@ -373,6 +409,18 @@ def test_shared_memory_in_templates() -> None:
     expected = (np.arange(32) + 1) % 32
     np.testing.assert_array_equal(y, 2 * expected)
     np.testing.assert_array_equal(z, expected)
+
+
+def test_dynamic_shared_memory_in_templates() -> None:
+    y, i = emulator.empty(32), np.arange(32)
+    run("dynamic_in_templates", (1,), (32,), y, shared=32 * 16)
+    np.testing.assert_array_equal(y, 2 * (i ^ 1) + 2 * (i ^ 3))
+
+
+def test_every_way_to_declare_shared_memory() -> None:
+    y = emulator.empty(32)
+    run("shared_declarations", (1,), (32,), y)
+    np.testing.assert_array_equal(y, 6 * (31 - np.arange(32)) + 5)
 
 
 def test_vector_types() -> None:

@@ -271,14 +271,14 @@ def _name_of(fault: _Fault, library: Library, kernel: str, spans: list[Span]) ->
             (e for e in reversed(span.parameters) if e[2] <= fault.offset), span.parameters[0]
         )
         return _element(
-            parameter.name, array.itemsize, fault.offset - start, array.nbytes, array.dtype.name
+            parameter.name, array.itemsize, fault, start, array.nbytes, array.dtype.name
         )
     if fault.space == _STATIC_SHARED and fault.index >= 0:
         symbol: Symbol = library.module.shared[fault.index]
         types = library.module.shared_types
         c_type = types.get(f"{kernel}.{symbol.name}", types.get(symbol.name, ""))
         size = _size_of(c_type, fault.size)
-        return _element(symbol.name, size, fault.offset, symbol.bytes, f"shared {c_type}".strip())
+        return _element(symbol.name, size, fault, 0, symbol.bytes, f"shared {c_type}".strip())
     if fault.space == _DYNAMIC_SHARED:
         return f"byte {fault.offset} of the {fault.extent} bytes of dynamic shared memory"
     return "memory"
@@ -293,8 +293,11 @@ def _size_of(c_type: str, otherwise: int) -> int:
         return otherwise or 1
 
 
-def _element(name: str, size: int, offset: int, extent: int, kind: str) -> str:
-    return f"{name}[{offset // max(size, 1)}], an array of {extent // max(size, 1)} ({kind})"
+def _element(name: str, size: int, fault: _Fault, start: int, extent: int, kind: str) -> str:
+    first = (fault.offset - start) // size
+    last = (fault.offset - start + max(fault.size, 1) - 1) // size
+    index = f"{first}" if last == first else f"{first}:{last + 1}"
+    return f"{name}[{index}], an array of {extent // size} ({kind})"
 
 
 def output_arrays(

@@ -24,7 +24,11 @@ _UNSUPPORTED = (
     (r"\bcuda\s*::\s*(?:barrier|pipeline|atomic|memcpy_async)\b", "libcu++ (cuda::)"),
 )
 
-_ATTRIBUTE = r"(?:(?:alignas|__attribute__)\s*\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)\s*)"
+# A parenthesis and its content, nested deeper than __attribute__((aligned(sizeof(T)))).
+_PARENTHESIS = r"\([^()]*\)"
+for _ in range(5):
+    _PARENTHESIS = rf"\((?:[^()]|{_PARENTHESIS})*\)"
+_ATTRIBUTE = rf"(?:(?:alignas|__attribute__)\s*{_PARENTHESIS}\s*)"
 _DYNAMIC = re.compile(
     rf"\bextern\s+(?:{_ATTRIBUTE})?__shared__\s+((?:{_ATTRIBUTE})*)([^;{{}}()]*?)(\w+)\s*"
     rf"((?:{_ATTRIBUTE})*)\[\s*\]((?:\s*\[[^\]]*\])*)\s*;"
@@ -94,7 +98,7 @@ def translate(preprocessed: str) -> Translation:
     types = _shared_types(bare)
     text = _rewrite_dynamic(text, bare)
     text = _STATIC.sub("static thread_local", text)
-    text = re.sub(r"(static thread_local\s+)alignas\s*(\((?:[^()]|\([^()]*\))*\))",
+    text = re.sub(rf"(static thread_local\s+)alignas\s*({_PARENTHESIS})",
                   r"\1__attribute__((aligned\2))", text)  # fmt: skip
     text = re.sub(r"\b__global__\b", "", text)
     text = re.sub(r"(?<![(\w,])(\s|^)__noinline__\b", r"\1__attribute__((noinline))", text)
