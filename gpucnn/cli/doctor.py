@@ -16,8 +16,11 @@ from gpucnn.cli.options import json_option
 def _blas() -> str:
     """The BLAS that NumPy computes with."""
     import numpy as np
-    from threadpoolctl import threadpool_info
 
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return "unknown (threadpoolctl is missing, so its threads cannot be limited)"
     np.dot(np.ones((2, 2)), np.ones((2, 2)))
     libraries = [
         f"{entry['internal_api']} {entry.get('version') or '(unknown version)'}"
