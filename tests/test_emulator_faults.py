@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(
 
 SOURCE = r"""
 #line 1 "planted.cu"
+#include <cuda_fp16.h>
 #define GLOBAL extern "C" __global__ void
 
 // ---- out-of-bounds

@@ -163,10 +163,10 @@ GLOBAL mixed_shared(float* y) {
     y[threadIdx.x] = fixed[31 - threadIdx.x] + flexible[63 - threadIdx.x];
 }
 GLOBAL other_type(unsigned char* y) {
-    extern __shared__ __align__(16) unsigned char flexible[];
-    flexible[threadIdx.x] = 3 * threadIdx.x;
+    extern __shared__ __align__(16) unsigned char other[];
+    other[threadIdx.x] = 3 * threadIdx.x;
     __syncthreads();
-    y[threadIdx.x] = flexible[threadIdx.x ^ 1];
+    y[threadIdx.x] = other[threadIdx.x ^ 1];
 }
 
 template <int N, class T>
@@ -240,7 +240,7 @@ struct Scale {
 template <class F> __device__ float apply(F f, float v) { return f(v); }
 GLOBAL functors(float* y) {
     const float offset = 0.5f;
-    auto add = [=] __device__ (float v) { return v + offset; };
+    auto add = [=](float v) { return v + offset; };
     y[threadIdx.x] = apply(Scale{table[threadIdx.x & 3]}, apply(add, threadIdx.x));
 }
 
@@ -311,7 +311,7 @@ GLOBAL math(float* y, const float* x, int* z) {
     row[0] = __expf(v), row[1] = rsqrtf(v), row[2] = fmaf(v, v, 1.0f), row[3] = __fdividef(1.0f, v);
     row[4] = erff(v), row[5] = log1pf(v), row[6] = expm1f(v), row[7] = tanhf(v);
     row[8] = max(v, CUDART_NAN_F), row[9] = min(v, CUDART_INF_F), row[10] = __saturatef(v);
-    row[11] = isnan(v) || isinf(v) ? NAN : __frcp_rn(v);
+    row[11] = isnan(v) || isinf(v) ? CUDART_NAN_F : __frcp_rn(v);
     int* bits = z + threadIdx.x * 8;
     bits[0] = __float_as_int(v), bits[1] = __clz(threadIdx.x), bits[2] = __popc(threadIdx.x);
     bits[3] = __ffs(threadIdx.x), bits[4] = __umulhi(0x80000000u, threadIdx.x * 8);
