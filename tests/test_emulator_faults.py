@@ -18,6 +18,9 @@ pytestmark = pytest.mark.skipif(
 SOURCE = r"""
 #line 1 "planted.cu"
 #include <cuda_fp16.h>
+#ifdef GPUCNN_EMULATED
+#include <cstring>
+#endif
 #define GLOBAL extern "C" __global__ void
 
 // ---- out-of-bounds

@@ -19,8 +19,8 @@ _UNSUPPORTED = (
     (r"<<<", "dynamic parallelism (<<<...>>>)"),
     (r"GPUCNN_UNSUPPORTED_HEADER_cooperative_groups|\bcooperative_groups\b", "cooperative groups"),
     (r"GPUCNN_UNSUPPORTED_HEADER_mma|\b(?:nvcuda|wmma)\s*::", "WMMA fragments (mma.h)"),
-    (r"\b(?:cudaTextureObject_t|texture\s*<|tex[123]D(?:fetch|Lod|Grad)?\s*[<(])", "textures"),
-    (r"\b(?:cudaSurfaceObject_t|surface\s*<|surf[123]D(?:read|write)\s*[<(])", "surfaces"),
+    (r"\b(?:cudaTextureObject_t|tex[123]D(?:fetch|Lod|Grad)?\s*[<(])", "textures"),
+    (r"\b(?:cudaSurfaceObject_t|surf[123]D(?:read|write)\s*[<(])", "surfaces"),
     (r"\bcuda\s*::\s*(?:barrier|pipeline|atomic|memcpy_async)\b", "libcu++ (cuda::)"),
 )
 
@@ -34,6 +34,9 @@ _DYNAMIC = re.compile(
     rf"((?:{_ATTRIBUTE})*)\[\s*\]((?:\s*\[[^\]]*\])*)\s*;"
 )
 _STATIC = re.compile(r"(?:\b(?:static|thread_local)\s+)*\b__shared__\b(?:\s*\bstatic\b)?")
+
+# The C library's own would escape the checks.
+_MEMORY_CALL = re.compile(r"(?:\bstd\s*::\s*)?\b(memcpy|memset)\s*\(")
 
 _EXPORT = 'extern "C" __attribute__((visibility("default")))'
 
@@ -94,6 +97,10 @@ def translate(preprocessed: str) -> Translation:
             raise Unsupported(
                 f"{_line_and_file(text, match.start())}: the emulator does not run {name}"
             )
+    for match in reversed([*_MEMORY_CALL.finditer(bare)]):
+        start, end = match.span()
+        call = f"gpucnn_{match[1]}("
+        text, bare = text[:start] + call + text[end:], bare[:start] + call + bare[end:]
     signatures = parse_kernels(text)
     types = _shared_types(bare)
     text = _rewrite_dynamic(text, bare)

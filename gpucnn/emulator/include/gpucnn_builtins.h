@@ -49,6 +49,7 @@ GPUCNN_STORE(__stwt)
 #undef GPUCNN_LOAD
 #undef GPUCNN_STORE
 
+// Calls of memcpy and memset in a kernel are renamed to these.
 GPUCNN_INLINE void* gpucnn_memcpy(void* to, const void* from, unsigned long bytes) {
     gpucnn_check_range(from, bytes, 0);
     gpucnn_check_range(to, bytes, 1);
@@ -58,8 +59,6 @@ GPUCNN_INLINE void* gpucnn_memset(void* to, int value, unsigned long bytes) {
     gpucnn_check_range(to, bytes, 1);
     return __builtin_memset(to, value, bytes);
 }
-#define memcpy(to, from, bytes) gpucnn_memcpy(to, from, bytes)
-#define memset(to, value, bytes) gpucnn_memset(to, value, bytes)
 
 GPUCNN_INLINE unsigned long __cvta_generic_to_shared(const void* p) { return (unsigned long)p; }
 template <class T>
