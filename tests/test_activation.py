@@ -67,6 +67,15 @@ def test_special_numbers(device: str) -> None:
         assert_close(dx, np.where([1, 1, 0, 0, 0, 1, 0, 1, 0], dy, 0), "exact")
 
 
+def test_one_number(device: str) -> None:
+    x = gpucnn.Tensor(np.float32(3), requires_grad=True, device=device)
+    y = F.relu(x)
+    y.backward()
+    assert y.shape == ()
+    assert y.item() == 3
+    assert x.grad.item() == 1
+
+
 def test_gradcheck() -> None:
     x = gpucnn.Tensor(distinct(3, 4, 5, dtype=np.float64), requires_grad=True)
     assert gpucnn.gradcheck(F.relu, [x])

@@ -226,6 +226,12 @@ def test_a_window_outside_the_image(device: str) -> None:
     assert t.grad.numpy().reshape(-1).tolist() == [4, 1]
 
 
+def test_dilation_of_a_single_cell_is_nothing(device: str) -> None:
+    x = gpucnn.Tensor(randn(1, 3, 4, 1), device=device)
+    y = F.max_pool2d(x, (1, 2), dilation=(2**30, 1))
+    assert_close(y.numpy(), F.max_pool2d(x, (1, 2)).numpy(), "exact")
+
+
 def test_the_last_nan_wins(device: str) -> None:
     x = np.array([1, np.nan, 5, np.nan, 9, 2], np.float32).reshape(1, 2, 3, 1)
     y, indices = F.max_pool2d(gpucnn.Tensor(x, device=device), (2, 3), return_indices=True)
@@ -263,8 +269,10 @@ X = (2, 6, 5, 4)
         (X, 2, {"dilation": 0}, ValueError, "dilation must be >= 1"),
         (X, 2, {"edge": "round"}, ValueError, "edge must be one of drop, ceil, zero"),
         (X, 2, {"stride": 2**31, "edge": "ceil"}, ValueError, "stride"),
+        ((1, 1, 2**20, 1), 2, {"dilation": (2**12, 1), "padding": (2**12, 0)}, ValueError,
+         "x: .* than an int32 index"),
     ],
-)
+)  # fmt: skip
 def test_bad_arguments(
     x: Any, kernel_size: Any, options: Any, error: type[Exception], match: str
 ) -> None:

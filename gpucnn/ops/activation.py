@@ -66,14 +66,15 @@ _kernels = KernelFile("activation")
 @relu_forward.kernel()
 def _launch_relu_forward(x: Array) -> Array:
     y = empty(x, x.shape)
-    _kernels["relu_forward"](four_each(x.size), (THREADS,), y, x, x.size)
+    _kernels["relu_forward"](four_each(x.size), (THREADS,), y.reshape(-1), x.reshape(-1), x.size)
     return y
 
 
 @relu_backward.kernel()
 def _launch_relu_backward(dy: Array, y: Array) -> Array:
     dx = empty(dy, dy.shape)
-    _kernels["relu_backward"](four_each(dy.size), (THREADS,), dx, dy, y, dy.size)
+    flat = (a.reshape(-1) for a in (dx, dy, y))
+    _kernels["relu_backward"](four_each(dy.size), (THREADS,), *flat, dy.size)
     return dx
 
 

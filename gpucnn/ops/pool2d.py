@@ -90,18 +90,20 @@ def max_pool2d_geometry(
     """Check the arguments of :func:`max_pool2d` and work out its sizes."""
     N, H, W, C = image_shape("x", x)
     same_float_dtype(x=x)
-    if H * W > MAX_SIZE:
-        raise ValueError(f"x: an image of {H} x {W} has more cells than an int32 index can name")
     if edge not in EDGES:
         raise ValueError(f"edge must be one of {', '.join(EDGES)}, got {edge!r}")
     kernel = pair("kernel_size", kernel_size)
     steps = kernel if stride is None else pair("stride", stride)
     spread = pair("dilation", dilation)
+    spread = spread[0] if kernel[0] > 1 else 1, spread[1] if kernel[1] > 1 else 1
     rows, columns = resolve_padding(padding, (H, W), kernel, steps, spread)
     OH, ZH = _pool_output_size(H, kernel[0], steps[0], rows, spread[0], edge)
     OW, ZW = _pool_output_size(W, kernel[1], steps[1], columns, spread[1], edge)
     if edge != "zero":
         ZH, ZW = OH, OW
+    high = max(H + sum(rows), spread[0] * (kernel[0] - 1) + 1)
+    if high * W > MAX_SIZE:
+        raise ValueError(f"x: {high} x {W} padded cells are more than an int32 index can name")
     return Pool2dGeometry(N, H, W, C, *kernel, OH, OW, *steps, rows[0], columns[0], *spread, ZH, ZW)
 
 
@@ -111,8 +113,11 @@ _CHUNK = 1 << 17  # outputs of one chunk, at most: its buffers stay near a 2 MiB
 
 
 def _images_per_chunk(s: Pool2dGeometry) -> int:
-    pairs = -(-s.N * s.OH * s.OW * s.C // (2 * _CHUNK))  # an even number of chunks: two threads
-    return -(-s.N // (2 * pairs))
+    """An even number of equal chunks, for two threads; one chunk where there is little to do."""
+    outputs = s.N * s.OH * s.OW * s.C
+    if outputs < _CHUNK // 8:
+        return s.N
+    return -(-s.N // (2 * -(-outputs // (2 * _CHUNK))))
 
 
 def _padded_shape(s: Pool2dGeometry, n: int) -> tuple[int, int, int, int]:
