@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,6 +37,17 @@ class Name(_StringType):
         hint = f" Did you mean {near[0]!r}?" if near else ""
         choices = ", ".join(allowed)
         self.fail(f"{value!r} is not a {self.name}, which must be one of {choices}.{hint}")
+
+
+def program() -> str:
+    """How the user can call this command again from here, quoted for a shell."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m gpucnn"
+    found = shutil.which("gpucnn")
+    if called.name != "gpucnn" or (found and Path(found).resolve() == called.resolve()):
+        return "gpucnn"
+    return shlex.quote(os.path.relpath(called))
 
 
 def dataset_names() -> Sequence[str]:

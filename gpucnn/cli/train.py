@@ -10,7 +10,15 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
-from gpucnn.cli.options import Name, dataset_names, device_option, finite, json_option, model_names
+from gpucnn.cli.options import (
+    Name,
+    dataset_names,
+    device_option,
+    finite,
+    json_option,
+    model_names,
+    program,
+)
 
 # What may stand beside --resume: it changes where the run happens, not what it computes.
 _RESUMABLE: Final = {"dataset", "resume", "data_dir", "device", "as_json"}
@@ -132,7 +140,7 @@ def train(
         except training.Interrupted as stop:
             click.echo(
                 f"Stopped by {stop}, saved {stop.checkpoint}.\n"
-                f"Resume with: gpucnn train --resume {folder}",
+                f"Resume with: {program()} train --resume {folder}",
                 err=True,
             )
             ctx.exit(stop.exit_code)
@@ -156,10 +164,10 @@ def train(
     )
     if examples:
         files = " ".join(shlex.quote(str(path)) for path in examples[:3])
-        click.echo(f"try next       gpucnn predict {folder} {files}")
+        click.echo(f"try next       {program()} predict {folder} {files}")
     else:
         click.echo(
-            f"try next       gpucnn predict {folder} IMAGE.png"
+            f"try next       {program()} predict {folder} IMAGE.png"
             "   (reading pictures needs: pip install 'gpucnn[plot]')"
         )
 

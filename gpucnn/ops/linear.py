@@ -14,6 +14,7 @@ from gpucnn.ops.reduce import column_sum, launch_sum_slices
 from gpucnn.ops.tile import GRID_YZ, SPECIALISATIONS, THREADS, slices, tile
 from gpucnn.primitive import primitive
 from gpucnn.tensor import Function, Tensor
+from gpucnn.threads import map_chunks
 
 # geometry
 
@@ -43,26 +44,52 @@ def linear_geometry(x: Any, weight: Any, bias: Any) -> LinearGeometry:
 
 # primitives
 
+_CHUNK_PRODUCTS = 1 << 21  # multiply-adds: worth handing to a thread
+
+
+def _rows_per_chunk(products_per_row: int) -> int:
+    return max(1, _CHUNK_PRODUCTS // products_per_row)
+
 
 @primitive
 def linear_forward(x: Array, w: Array, b: Array | None, geometry: LinearGeometry) -> Array:
     """y = x wᵀ + b: x (M, I), w (O, I), b (O) or None -> y (M, O)."""
-    y = np.matmul(x, w.T)
-    if b is not None:
-        y += b
+    s = geometry
+    y = np.empty((s.M, s.O), x.dtype)
+
+    def rows(start: int, stop: int) -> None:
+        np.matmul(x[start:stop], w.T, out=y[start:stop])
+        if b is not None:
+            y[start:stop] += b
+
+    map_chunks(rows, s.M, _rows_per_chunk(s.I * s.O))
     return y
 
 
 @primitive
 def linear_data_gradient(dy: Array, w: Array, geometry: LinearGeometry) -> Array:
     """dx = dy w: dy (M, O), w (O, I) -> dx (M, I)."""
-    return np.matmul(dy, w)
+    s = geometry
+    dx = np.empty((s.M, s.I), dy.dtype)
+
+    def rows(start: int, stop: int) -> None:
+        np.matmul(dy[start:stop], w, out=dx[start:stop])
+
+    map_chunks(rows, s.M, _rows_per_chunk(s.I * s.O))
+    return dx
 
 
 @primitive
 def linear_weight_gradient(dy: Array, x: Array, geometry: LinearGeometry) -> Array:
     """dw = dyᵀ x: dy (M, O), x (M, I) -> dw (O, I)."""
-    return np.matmul(dy.T, x)
+    s = geometry
+    dw = np.empty((s.O, s.I), dy.dtype)
+
+    def rows(start: int, stop: int) -> None:
+        np.matmul(dy[:, start:stop].T, x, out=dw[start:stop])
+
+    map_chunks(rows, s.O, _rows_per_chunk(s.I * s.M))
+    return dw
 
 
 _kernels = KernelFile("linear", *SPECIALISATIONS)
