@@ -27,3 +27,6 @@ __all__ = [
     "empty",
     "why_unavailable",
 ]
+
+for _error in (CompileError, KernelFault, Unsupported):
+    _error.__module__ = __name__  # tracebacks show the public name
