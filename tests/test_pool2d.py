@@ -129,17 +129,23 @@ def test_more_than_one_chunk() -> None:
         assert_close(dx[n : n + 1], back, "exact")
 
 
-def test_a_window_with_many_cells() -> None:
-    """More cells than a byte can number."""
-    x = distinct(1, 20, 30, 2)
-    s = max_pool2d_geometry(x, (17, 16), (3, 5), 0, 1, "drop")
-    y, indices, _ = loops(x, randn(s.N, s.OH, s.OW, s.C), s, False)
+@pytest.mark.parametrize(
+    ("shape", "kernel_size", "options"),
+    [
+        ((1, 20, 30, 2), (17, 16), {"stride": (3, 5)}),
+        ((1, 3, 9, 1), (1, 9), {"stride": 1, "padding": (0, 8)}),
+        ((1, 3, 40_000, 1), (3, 1), {"stride": (1, 10_000)}),
+        ((2, 2, 2, 1), (2, 4), {"stride": 1, "padding": (1, 3)}),
+    ],
+)
+def test_large_windows(shape: tuple[int, ...], kernel_size: Any, options: Any) -> None:
+    """Cells that one byte, and two, cannot number; a window wider than the image."""
+    s = geometry(Pool2dCase(shape, kernel_size, options))
+    x = distinct(*shape)
+    y, indices, _ = loops(x, np.zeros((s.N, s.OH, s.OW, s.C)), s, False)
     result = max_pool2d_forward(x, s)
     assert_close(result[0], y, "exact")
     assert_close(result[1], indices, "exact")
-    s = max_pool2d_geometry(x, (1, 30), 1, (0, 29), 1, "drop")
-    assert_close(max_pool2d_forward(x, s)[1], loops(x, np.zeros((1, 20, 59, 2)), s, False)[1],
-                 "exact")  # fmt: skip
 
 
 @cases

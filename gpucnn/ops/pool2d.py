@@ -174,9 +174,10 @@ def max_pool2d_forward(x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array
     origins = _window_origins(s)
     first_row, row_inside = _first_inside(s.H, s.OH, s.SH, s.PT, s.KH, s.DH)
     first_column, column_inside = _first_inside(s.W, s.OW, s.SW, s.PL, s.KW, s.DW)
-    number = np.dtype(np.uint8 if s.KH * s.KW <= 255 else np.int32)  # holds kh·KW + kw
-    first = np.repeat((first_row[:, None] * s.KW + first_column)[..., None], s.C, axis=2)
-    first = np.where((row_inside[:, None] & column_inside)[..., None], first, 0).astype(number)
+    offsets = [kh * s.DH * s.W + kw * s.DW for kh in range(s.KH) for kw in range(s.KW)]
+    number = np.dtype(np.min_scalar_type(max(offsets)))  # a byte, mostly
+    first = first_row[:, None] * (s.DH * s.W) + first_column * s.DW
+    first = np.where(row_inside[:, None] & column_inside, first, 0).astype(number)[..., None]
 
     def images(start: int, stop: int) -> None:
         best, n = y[start:stop], stop - start
@@ -191,25 +192,18 @@ def max_pool2d_forward(x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array
         winner = scratch("pool2d winner", best.shape, number)
         candidate = scratch("pool2d candidate", best.shape, number)
         winner[...] = first
-        for k in range(s.KH * s.KW):
-            values = cell if k else best
-            np.copyto(_pixels(values), _cells(_pixels(padded), s, *divmod(k, s.KW)))
-            if k == 0:
-                continue
-            # A later cell that wins has the larger number: the last winner is the largest.
+        np.copyto(_pixels(best), _cells(_pixels(padded), s, 0, 0))
+        for k in range(1, s.KH * s.KW):
+            np.copyto(_pixels(cell), _cells(_pixels(padded), s, *divmod(k, s.KW)))
+            # Cells of the image have increasing offsets: the last winner has the largest.
             np.greater(cell, best, out=wins)
             np.logical_or(wins, np.isnan(cell, out=nan), out=wins)
-            np.multiply(wins.view(np.uint8), number.type(k), out=candidate)
+            np.multiply(wins.view(np.uint8), number.type(offsets[k]), out=candidate)
             np.maximum(winner, candidate, out=winner)
             np.maximum(best, cell, out=best)
         index = indices[start:stop]
-        row = scratch("pool2d row", best.shape, np.int32)
-        np.copyto(row, np.floor_divide(winner, number.type(s.KW), out=candidate))
-        row *= s.DH * s.W - s.KW * s.DW
-        np.copyto(index, winner)
-        index *= s.DW
-        index += row
-        index += origins
+        np.copyto(index, winner, casting="same_kind")
+        np.add(index, origins, out=index)
 
     map_chunks(images, s.N, _images_per_chunk(s))
     indices[:, ~row_inside] = -1
