@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.elementwise import THREADS, four_each
@@ -30,7 +31,7 @@ def _zeros(dtype: np.dtype[Any]) -> NDArray[Any]:
 @primitive
 def relu_forward(x: Array) -> Array:
     """y = 0 where x <= 0, else x; NaN passes."""
-    y = np.empty_like(x)
+    y = buffers.empty_like(x)
     inputs, outputs, zeros = x.reshape(-1), y.reshape(-1), _zeros(x.dtype)
 
     def part(start: int, stop: int) -> None:
@@ -43,7 +44,7 @@ def relu_forward(x: Array) -> Array:
 @primitive
 def relu_backward(dy: Array, y: Array) -> Array:
     """dx = 0 where y <= 0, else dy: the gradient at 0 is 0, and a NaN in y passes dy."""
-    dx = np.empty_like(dy)
+    dx = buffers.empty_like(dy)
     bits = np.dtype(f"i{dy.itemsize}")
     gradients, outputs = dy.reshape(-1).view(bits), y.reshape(-1)
     results = dx.reshape(-1).view(bits)

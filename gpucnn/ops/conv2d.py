@@ -10,6 +10,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.geometry import (
@@ -161,7 +162,7 @@ def conv2d_forward(x: Array, w: Array, b: Array | None, geometry: Conv2dGeometry
     Cross-correlation as in torch.nn.Conv2d; unfolds windows chunk by chunk and multiplies matrices.
     """
     s = geometry
-    y = np.empty((s.N, s.OH, s.OW, s.OC), x.dtype)
+    y = buffers.empty((s.N, s.OH, s.OW, s.OC), x.dtype)
     weights = w.reshape(s.G, s.OCG, s.K).transpose(0, 2, 1)
 
     def images(start: int, stop: int) -> None:
@@ -184,7 +185,7 @@ def conv2d_data_gradient(dy: Array, w: Array, geometry: Conv2dGeometry) -> Array
     dy (N,OH,OW,OC), w (OC,KH,KW,C/G) -> dx (N,H,W,C): the adjoint of conv2d_forward in x.
     """
     s = geometry
-    dx = np.empty((s.N, s.H, s.W, s.C), dy.dtype)
+    dx = buffers.empty((s.N, s.H, s.W, s.C), dy.dtype)
     taps = w.reshape(s.G, s.OCG, s.KH, s.KW, s.CG).transpose(2, 3, 0, 1, 4)
     taps = np.ascontiguousarray(taps)
 

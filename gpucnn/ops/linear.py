@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.geometry import same_float_dtype
@@ -55,7 +56,7 @@ def _rows_per_chunk(products_per_row: int) -> int:
 def linear_forward(x: Array, w: Array, b: Array | None, geometry: LinearGeometry) -> Array:
     """y = x wᵀ + b: x (M, I), w (O, I), b (O) or None -> y (M, O)."""
     s = geometry
-    y = np.empty((s.M, s.O), x.dtype)
+    y = buffers.empty((s.M, s.O), x.dtype)
 
     def rows(start: int, stop: int) -> None:
         np.matmul(x[start:stop], w.T, out=y[start:stop])
@@ -70,7 +71,7 @@ def linear_forward(x: Array, w: Array, b: Array | None, geometry: LinearGeometry
 def linear_data_gradient(dy: Array, w: Array, geometry: LinearGeometry) -> Array:
     """dx = dy w: dy (M, O), w (O, I) -> dx (M, I)."""
     s = geometry
-    dx = np.empty((s.M, s.I), dy.dtype)
+    dx = buffers.empty((s.M, s.I), dy.dtype)
 
     def rows(start: int, stop: int) -> None:
         np.matmul(dy[start:stop], w, out=dx[start:stop])
@@ -83,7 +84,7 @@ def linear_data_gradient(dy: Array, w: Array, geometry: LinearGeometry) -> Array
 def linear_weight_gradient(dy: Array, x: Array, geometry: LinearGeometry) -> Array:
     """dw = dyᵀ x: dy (M, O), x (M, I) -> dw (O, I)."""
     s = geometry
-    dw = np.empty((s.O, s.I), dy.dtype)
+    dw = buffers.empty((s.O, s.I), dy.dtype)
 
     def rows(start: int, stop: int) -> None:
         np.matmul(dy[:, start:stop].T, x, out=dw[start:stop])

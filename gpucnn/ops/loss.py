@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from gpucnn import buffers
 from gpucnn.device import Array, DeviceError, empty, to_device
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.elementwise import scale_forward
@@ -73,7 +74,7 @@ def cross_entropy_forward(
     """
     rows, C = x.shape
     loss = np.empty(rows, x.dtype)
-    dx = np.empty(x.shape, x.dtype) if gradient else None
+    dx = buffers.empty_like(x) if gradient else None
 
     def part(start: int, stop: int) -> None:
         values, labels = x[start:stop], target[start:stop]

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.geometry import (
@@ -109,7 +110,7 @@ def max_pool2d_geometry(
 
 # primitives
 
-_CHUNK = 1 << 17  # outputs of one chunk, at most: its buffers stay near a 2 MiB L2 cache
+_CHUNK = 1 << 18  # outputs of one chunk, at most: few enough for the cache
 
 
 def _images_per_chunk(s: Pool2dGeometry) -> int:
@@ -169,8 +170,8 @@ def max_pool2d_forward(x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array
     (torch.nn.MaxPool2d). Index -1: no cell of the image won; y is then -inf, or 0 by the edge.
     """
     s = geometry
-    y = np.empty((s.N, s.OH, s.OW, s.C), x.dtype)
-    indices = np.empty(y.shape, np.int32)
+    y = buffers.empty((s.N, s.OH, s.OW, s.C), x.dtype)
+    indices = buffers.empty(y.shape, np.int32)
     origins = _window_origins(s)
     first_row, row_inside = _first_inside(s.H, s.OH, s.SH, s.PT, s.KH, s.DH)
     first_column, column_inside = _first_inside(s.W, s.OW, s.SW, s.PL, s.KW, s.DW)
@@ -224,7 +225,7 @@ def max_pool2d_backward(dy: Array, indices: Array, geometry: Pool2dGeometry) -> 
     dy, indices (N,OH,OW,C) -> dx (N,H,W,C): the adjoint of max_pool2d_forward.
     """
     s = geometry
-    dx = np.empty((s.N, s.H, s.W, s.C), dy.dtype)
+    dx = buffers.empty((s.N, s.H, s.W, s.C), dy.dtype)
     origins = _window_origins(s)
     bits = np.dtype(f"i{dy.itemsize}")
     apart = s.SH > (s.KH - 1) * s.DH and s.SW > (s.KW - 1) * s.DW

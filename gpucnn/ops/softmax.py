@@ -6,6 +6,7 @@ from typing import cast
 
 import numpy as np
 
+from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.geometry import same_float_dtype
@@ -22,7 +23,7 @@ _CHUNK = 1 << 16  # elements: a few arrays of this many stay in a 2 MiB L2 cache
 def softmax_forward(x: Array) -> Array:
     """y[…, c] = exp(x[…, c] − m) / Σ_j exp(x[…, j] − m), m the maximum of the row: x, y (…, C)."""
     rows = x.reshape(-1, x.shape[-1])
-    y = np.empty(x.shape, x.dtype)
+    y = buffers.empty_like(x)
     out = y.reshape(rows.shape)
 
     def part(start: int, stop: int) -> None:
@@ -41,7 +42,7 @@ def softmax_backward(dy: Array, y: Array) -> Array:
     """dx[…, c] = y[…, c] · (dy[…, c] − Σ_j dy[…, j]·y[…, j]): dy, y, dx (…, C)."""
     rows = y.reshape(-1, y.shape[-1])
     gradients = dy.reshape(rows.shape)
-    dx = np.empty(y.shape, y.dtype)
+    dx = buffers.empty_like(y)
     out = dx.reshape(rows.shape)
 
     def part(start: int, stop: int) -> None:
