@@ -11,7 +11,7 @@ import pytest
 import gpucnn
 from gpucnn import models, nn
 from gpucnn import random as gpucnn_random
-from gpucnn.nn import layers
+from gpucnn.nn import conv
 from tests.support import randn
 
 
@@ -167,8 +167,8 @@ def test_repr() -> None:
 
 
 def test_docstring_examples() -> None:
-    assert doctest.testmod(layers).attempted > 0
-    assert doctest.testmod(layers).failed == 0
+    assert doctest.testmod(conv).attempted > 0
+    assert doctest.testmod(conv).failed == 0
 
 
 @pytest.mark.emulated

@@ -1,17 +1,12 @@
 """Modules: layers that own their parameters, and containers of layers."""
 
 from gpucnn.nn import init
-from gpucnn.nn.layers import (
-    BatchNorm1d,
-    BatchNorm2d,
-    Conv2d,
-    Flatten,
-    Linear,
-    MaxPool2d,
-    ReLU,
-    Softmax,
-)
+from gpucnn.nn.activation import ReLU, Softmax
+from gpucnn.nn.conv import Conv2d
+from gpucnn.nn.linear import Flatten, Linear
 from gpucnn.nn.module import Module, Parameter, Sequential
+from gpucnn.nn.normalization import BatchNorm1d, BatchNorm2d
+from gpucnn.nn.pooling import MaxPool2d
 
 __all__ = [
     "BatchNorm1d",

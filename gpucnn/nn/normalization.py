@@ -1,0 +1,56 @@
+"""Normalisation layers; channels are the last axis."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpucnn import functional as F
+from gpucnn.nn.module import Module, Parameter
+from gpucnn.ops.geometry import integer
+from gpucnn.optim.optimizer import check_number
+from gpucnn.tensor import Tensor
+
+
+class _BatchNorm(Module):
+    _rank = 0
+    _layout = ""
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        self.num_features = integer("num_features", num_features, 1)
+        self.eps = check_number("eps", eps, 0.0)
+        self.momentum = check_number("momentum", momentum, 0.0, np.nextafter(1.0, 2.0))
+        self.weight = Parameter(np.ones(num_features, np.float32))
+        self.bias = Parameter(np.zeros(num_features, np.float32))
+        self.running_mean = Tensor(np.zeros(num_features, np.float32))
+        self.running_var = Tensor(np.ones(num_features, np.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != self._rank:
+            raise ValueError(f"x must have shape {self._layout}, got {x.shape}")
+        return F.batch_norm(
+            x,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            training=self.training,
+            momentum=self.momentum,
+            eps=self.eps,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps:g}, momentum={self.momentum:g}"
+
+
+class BatchNorm1d(_BatchNorm):
+    """Batch normalisation of (N, C) with γ = weight, β = bias and running statistics."""
+
+    _rank = 2
+    _layout = "(N, C)"
+
+
+class BatchNorm2d(_BatchNorm):
+    """Batch normalisation of (N, H, W, C) with γ = weight, β = bias and running statistics."""
+
+    _rank = 4
+    _layout = "(N, H, W, C)"
