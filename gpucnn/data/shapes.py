@@ -28,7 +28,9 @@ SPLITS: Final = ("train", "test")
 
 _PARAMETER_STREAM: Final = 1 << 32
 _NOISE_STREAM: Final = 2 << 32
-_DRAWS: Final = 16  # uniform numbers reserved for one image
+DRAWS: Final = 16  # uniform numbers reserved for one shape
+FILL_DRAW: Final = 2  # which of them decides: below a half the shape is filled
+DIAMETERS: Final = (12.0, 48.0)
 _NOISE_WORDS: Final = SIZE * SIZE // 2  # each 32-bit word gives the noise of two pixels
 _CHUNK: Final = 32  # images drawn at a time: the working set stays in the cache
 _FILLED: Final = 128.0  # the outline width that fills every shape: more than twice its depth
@@ -77,7 +79,8 @@ def _unit_vector(angle: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([cosine, x * sine], axis=-1)
 
 
-def _split_index(split: str) -> int:
+def split_index(split: str) -> int:
+    """0 for "train", 1 for "test"; ValueError for another name."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     return SPLITS.index(split)
@@ -97,13 +100,22 @@ def shape_parameters(n: int, seed: int, split: str = "train", start: int = 0) ->
     over all that keep the whole shape inside the image. The two grays are uniform over the pairs
     that are at least 0.25 apart.
     """
-    stream = _PARAMETER_STREAM + _split_index(split)
-    draws = random.uniform(seed, stream, n * _DRAWS, start * _DRAWS)
-    u = draws.astype(np.float64).reshape(n, _DRAWS).T
+    stream = _PARAMETER_STREAM + split_index(split)
+    draws = random.uniform(seed, stream, n * DRAWS, start * DRAWS)
+    return parameters_from(draws.reshape(n, DRAWS), *DIAMETERS)
 
+
+def parameters_from(
+    uniform: NDArray[np.float32], smallest: float, largest: float
+) -> ShapeParameters:
+    """What :func:`shape_parameters` makes of uniform numbers (n, DRAWS) in [0, 1).
+
+    smallest, largest: the circumscribed diameters, in pixels.
+    """
+    u = uniform.astype(np.float64).T
     labels = np.floor(u[0] * len(CLASSES)).astype(np.int32)
-    diameter = 12.0 + 36.0 * u[1]
-    outline = np.where(u[2] < 0.5, 0.0, 1.0 + 2.0 * u[3])
+    diameter = smallest + (largest - smallest) * u[1]
+    outline = np.where(u[FILL_DRAW] < 0.5, 0.0, 1.0 + 2.0 * u[3])
     aspect = 1.0 + 2.0 * u[4]
     turn = math.pi * (2.0 * u[5] - 1.0)
     direction = _unit_vector(turn)
@@ -197,9 +209,9 @@ def _noise_table() -> NDArray[np.float32]:
     return np.concatenate([-half[::-1], half])
 
 
-def _draw(p: ShapeParameters, noise: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    n = len(p.labels)
-    distance = np.empty((n, SIZE, SIZE), dtype=np.float32)
+def coverage(p: ShapeParameters) -> NDArray[np.float32]:
+    """How much of each pixel the shape covers, 0 to 1: float32 (n, SIZE, SIZE)."""
+    distance = np.empty((len(p.labels), SIZE, SIZE), dtype=np.float32)
     for label, function in enumerate((_triangle_distance, _circle_distance, _rectangle_distance)):
         rows = np.flatnonzero(p.labels == label)
         distance[rows] = function(p, rows)
@@ -207,15 +219,31 @@ def _draw(p: ShapeParameters, noise: NDArray[np.uint16]) -> NDArray[np.uint8]:
     half_width = (np.where(p.outline > 0, p.outline, _FILLED) / 2).astype(np.float32)[:, None, None]
     distance += half_width
     np.abs(distance, out=distance)
-    coverage = np.subtract(half_width + np.float32(0.5), distance, out=distance)
-    np.clip(coverage, 0.0, 1.0, out=coverage)
-    coverage *= (255.0 * (p.foreground - p.background)).astype(np.float32)[:, None, None]
-    # The half makes the truncation below round to the nearest gray level.
-    coverage += (255.0 * p.background + 0.5).astype(np.float32)[:, None, None]
-    coverage += np.take(_noise_table(), noise).reshape(coverage.shape)
-    np.clip(coverage, 0.0, 255.0, out=coverage)
-    levels: NDArray[np.uint8] = coverage.astype(np.uint8)
-    return levels
+    covered: NDArray[np.float32] = np.subtract(half_width + np.float32(0.5), distance, out=distance)
+    np.clip(covered, 0.0, 1.0, out=covered)
+    return covered
+
+
+def noise_words(seed: int, stream: int, count: int, start: int) -> NDArray[np.uint16]:
+    """The random words behind the noise of images ``start`` to ``start + count - 1``."""
+    words = random.bits(seed, stream, count * _NOISE_WORDS, start * _NOISE_WORDS)
+    return words.astype("<u4").view("<u2")
+
+
+def finish(levels: NDArray[np.float32], noise: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """Add noise to gray levels, 0.5 to 255.5, in place and cut them to 8 bits: (n, SIZE, SIZE)."""
+    levels += np.take(_noise_table(), noise).reshape(levels.shape)
+    np.clip(levels, 0.0, 255.0, out=levels)
+    rounded: NDArray[np.uint8] = levels.astype(np.uint8)
+    return rounded
+
+
+def _draw(p: ShapeParameters, noise: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    levels = coverage(p)
+    levels *= (255.0 * (p.foreground - p.background)).astype(np.float32)[:, None, None]
+    # The half makes the later truncation round to the nearest gray level.
+    levels += (255.0 * p.background + 0.5).astype(np.float32)[:, None, None]
+    return finish(levels, noise)
 
 
 def shape_levels(
@@ -229,14 +257,13 @@ def shape_levels(
     for name, value in (("n", n), ("seed", seed), ("start", start)):
         if value < 0:
             raise ValueError(f"{name} must be >= 0, got {value}")
-    stream = _NOISE_STREAM + _split_index(split)
+    stream = _NOISE_STREAM + split_index(split)
     images = np.empty((n, SIZE, SIZE, 1), dtype=np.uint8)
     labels = np.empty(n, dtype=np.int32)
     for at in range(0, n, _CHUNK):
         count = min(_CHUNK, n - at)
         parameters = shape_parameters(count, seed, split, start + at)
-        words = random.bits(seed, stream, count * _NOISE_WORDS, (start + at) * _NOISE_WORDS)
-        noise = words.astype("<u4").view("<u2")
+        noise = noise_words(seed, stream, count, start + at)
         images[at : at + count, ..., 0] = _draw(parameters, noise)
         labels[at : at + count] = parameters.labels
     return images, labels
@@ -264,4 +291,5 @@ def shapes(
         ValueError: for a negative n, seed or start, or an unknown split.
     """
     levels, labels = shape_levels(n, seed, split, start)
-    return levels.astype(np.float32) / np.float32(255.0), labels
+    images: NDArray[np.float32] = levels.astype(np.float32) / np.float32(255.0)
+    return images, labels
