@@ -7,8 +7,9 @@ one truth about what a kernel takes, so it is parsed and every argument is check
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -338,7 +339,38 @@ def convert_arguments(signature: Signature, args: Sequence[Any] | Iterable[Any])
             f"kernel {signature.kernel} takes {len(signature.parameters)} arguments ({names}), "
             f"got {len(values)}"
         )
-    return [
-        _check_array(signature, p, v) if p.pointer else _convert_scalar(signature, p, v)
-        for p, v in zip(signature.parameters, values, strict=True)
-    ]
+    return [convert(value) for convert, value in zip(_converters(signature), values, strict=True)]
+
+
+@functools.cache
+def _converters(signature: Signature) -> tuple[Callable[[Any], Any], ...]:
+    """One function per parameter: the common case first, everything else and errors behind it."""
+    return tuple(
+        _array_converter(signature, p) if p.pointer else _scalar_converter(signature, p)
+        for p in signature.parameters
+    )
+
+
+def _array_converter(signature: Signature, parameter: Parameter) -> Callable[[Any], Any]:
+    if parameter.type == "void":
+        return functools.partial(_check_array, signature, parameter)
+    dtype = numpy_dtype(parameter.type)
+
+    def convert(value: Any) -> Any:
+        fits = getattr(value, "dtype", None) == dtype and not isinstance(value, np.generic)
+        return value if fits and value.flags.c_contiguous else check(value)
+
+    check = functools.partial(_check_array, signature, parameter)
+    return convert
+
+
+def _scalar_converter(signature: Signature, parameter: Parameter) -> Callable[[Any], Any]:
+    if parameter.type == "int":
+
+        def convert(value: Any) -> Any:
+            if type(value) is int and -(2**31) <= value < 2**31:
+                return np.int32(value)
+            return _convert_scalar(signature, parameter, value)
+
+        return convert
+    return functools.partial(_convert_scalar, signature, parameter)
