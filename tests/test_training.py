@@ -152,7 +152,7 @@ def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(
 def test_a_signal_during_the_evaluation_stops_it_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpucnn.training.trainer.EVALUATION_BATCH", 10)
+    monkeypatch.setattr("gpucnn.training.evaluation.EVALUATION_BATCH", 10)
     whole = RunFolder.create(tmp_path / "whole", CONFIG)
     trainer = make_trainer(whole)
     trainer.fit(quiet(trainer))
@@ -268,9 +268,9 @@ def test_each_epoch_visits_every_image_at_most_once_in_its_own_order(
 
 def test_training_learns() -> None:
     trainer = make_trainer(None, epochs=8)
-    loss_before, _ = evaluate(trainer.model, trainer.test)
+    loss_before, *_ = evaluate(trainer.model, trainer.test)
     accuracy = trainer.fit(quiet(trainer))
-    loss, again = evaluate(trainer.model, trainer.test)
+    loss, again, _ = evaluate(trainer.model, trainer.test)
     assert again == accuracy == 1.0
     assert loss < 0.3 < loss_before
 
@@ -290,8 +290,8 @@ def test_evaluation_changes_nothing_and_restores_the_mode() -> None:
 def test_evaluation_is_a_mean_over_images_not_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(None)
     trainer.fit(quiet(trainer))
-    loss, accuracy = evaluate(trainer.model, trainer.test)
-    monkeypatch.setattr("gpucnn.training.trainer.EVALUATION_BATCH", 7)
+    loss, accuracy, _ = evaluate(trainer.model, trainer.test)
+    monkeypatch.setattr("gpucnn.training.evaluation.EVALUATION_BATCH", 7)
     in_pieces = evaluate(trainer.model, trainer.test)
     assert in_pieces == (pytest.approx(loss, rel=1e-5), accuracy)
 

@@ -59,7 +59,7 @@ class Dataset:
     Attributes:
         name: of the dataset.
         images: uint8 (N, H, W, C).
-        labels: int32 (N,), indices into ``classes``.
+        labels: int32 (N,), or one per pixel (N, H, W); indices into ``classes``.
         classes: the name of each label.
         mean, std: of the gray levels divided by 255, over the training images.
         augmentation: random changes for training batches, or None.
@@ -78,10 +78,10 @@ class Dataset:
             raise ValueError(
                 f"images must be uint8 (N, H, W, C), got {self.images.dtype} {self.images.shape}"
             )
-        if self.labels.shape != (len(self.images),):
+        if self.labels.shape not in (self.images.shape[:1], self.images.shape[:3]):
             raise ValueError(
-                f"labels must have one entry per image, got {len(self.images)} images and labels "
-                f"of shape {self.labels.shape}"
+                f"labels must have one entry per image or per pixel, got images of shape "
+                f"{self.images.shape} and labels of shape {self.labels.shape}"
             )
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise ValueError(
@@ -91,6 +91,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def per_pixel(self) -> bool:
+        """Whether every pixel has a label of its own."""
+        return self.labels.ndim == 3
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from gpucnn.training.build import load_model, resume, start, write_examples
 from gpucnn.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gpucnn.training.evaluation import EVALUATION_BATCH, Evaluation, evaluate
 from gpucnn.training.run import Config, RunFolder
-from gpucnn.training.trainer import (
-    EVALUATION_BATCH,
-    Diverged,
-    Interrupted,
-    Trainer,
-    evaluate,
-)
+from gpucnn.training.trainer import Diverged, Interrupted, Trainer
 
 __all__ = [
     "EVALUATION_BATCH",
     "Checkpoint",
     "Config",
     "Diverged",
+    "Evaluation",
     "Interrupted",
     "RunFolder",
     "Trainer",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,9 +24,10 @@ from gpucnn.data.dataset import Dataset
 from gpucnn.device import Array, to_host
 from gpucnn.nn import Module
 from gpucnn.optim import LRScheduler, Optimizer
-from gpucnn.tensor import Tensor, no_grad
+from gpucnn.tensor import Tensor
 from gpucnn.threads import single_threaded_blas
 from gpucnn.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gpucnn.training.evaluation import evaluate
 from gpucnn.training.interrupt import StopRequest
 from gpucnn.training.progress import Reporter
 from gpucnn.training.run import RunFolder
@@ -85,34 +85,6 @@ class Progress:
     seconds: float = 0.0
 
 
-def evaluate(
-    model: Module,
-    dataset: Dataset,
-    *,
-    device: str | None = None,
-    before_batch: Callable[[], None] | None = None,
-) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy (0 to 1) of a model over a dataset, in evaluation mode.
-
-    The model's mode is restored afterwards, also if ``before_batch`` raises to stop early.
-    """
-    loss_sum, correct = 0.0, 0
-    training = model.training
-    model.eval()
-    try:
-        with no_grad(), single_threaded_blas():
-            for at in range(0, len(dataset), EVALUATION_BATCH):
-                if before_batch is not None:
-                    before_batch()
-                images, labels = dataset.batch(slice(at, at + EVALUATION_BATCH))
-                logits = model(Tensor(images, device=device))
-                loss_sum += F.cross_entropy(logits, labels).item() * len(labels)
-                correct += int((logits.numpy().argmax(axis=1) == labels).sum())
-    finally:
-        model.train(training)
-    return loss_sum / len(dataset), correct / len(dataset)
-
-
 class Trainer:
     """Trains a classifier with cross-entropy and keeps its run folder.
 
@@ -165,7 +137,7 @@ class Trainer:
         self.run = run
         self.device = device
         self.progress = Progress()
-        self.test_accuracy = math.nan
+        self.test_accuracy = self.test_mean_iou = math.nan
         self._order: tuple[int, NDArray[np.int64]] | None = None
         self._pending: list[_StepResult] = []
         self._settled_at = self._saved_at = time.monotonic()
@@ -205,6 +177,7 @@ class Trainer:
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "generator": {"seed": generator.seed, "position": generator.position},
             "test_accuracy": None if math.isnan(self.test_accuracy) else self.test_accuracy,
+            "test_mean_iou": None if math.isnan(self.test_mean_iou) else self.test_mean_iou,
         }
         return Checkpoint(tensors, state)
 
@@ -229,8 +202,9 @@ class Trainer:
             generator.seed = int(state["generator"]["seed"])
             generator.position = int(state["generator"]["position"])
             self.progress = Progress(**state["progress"])
-            accuracy = state["test_accuracy"]
+            accuracy, iou = state["test_accuracy"], state["test_mean_iou"]
             self.test_accuracy = math.nan if accuracy is None else float(accuracy)
+            self.test_mean_iou = math.nan if iou is None else float(iou)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{name}: does not fit this run ({error})") from None
 
@@ -318,8 +292,8 @@ class Trainer:
             loss = float(to_host(result.loss))
             if not math.isfinite(loss):
                 raise Diverged(f"the loss became {loss} at step {result.step}")
-            n = len(result.labels)
-            correct = int((to_host(result.logits).argmax(axis=1) == result.labels).sum())
+            n = result.labels.size
+            correct = int((to_host(result.logits).argmax(axis=-1) == result.labels).sum())
             progress.loss_sum += loss * n
             progress.correct += correct
             progress.seen += n
@@ -355,7 +329,7 @@ class Trainer:
         self._settle()
         self._report(reporter)
         reporter.pause_clock()
-        test_loss, self.test_accuracy = evaluate(
+        test_loss, self.test_accuracy, self.test_mean_iou = evaluate(
             self.model,
             self.test,
             device=self.device,
@@ -370,6 +344,7 @@ class Trainer:
             "train_accuracy": progress.correct / progress.seen,
             "test_loss": test_loss,
             "test_accuracy": self.test_accuracy,
+            "test_mean_iou": self.test_mean_iou,
         }
         progress.epoch += 1
         progress.loss_sum, progress.correct, progress.seen = 0.0, 0, 0
@@ -378,9 +353,12 @@ class Trainer:
             speed = round(reporter.images_per_second, 1)
             self.run.log({**row, "seconds": progress.seconds, "images_per_second": speed})
         self.save()
+        score = f"accuracy {self.test_accuracy:.2%}"
+        if self.test.per_pixel:
+            score = f"mean IoU {self.test_mean_iou:.4f}"
         reporter.line(
             f"epoch {progress.epoch}/{self.epochs}  loss {row['train_loss']:.4f}  "
-            f"accuracy {row['train_accuracy']:.2%}  test accuracy {self.test_accuracy:.2%}  "
+            f"accuracy {row['train_accuracy']:.2%}  test {score}  "
             f"{reporter.images_per_second:,.0f} images/s  {progress.seconds:.1f} s"
         )
         reporter.resume_clock()
