@@ -68,7 +68,7 @@ LINEAR = [
 
 @dataclass(frozen=True)
 class Pool2dCase:
-    """x (N, H, W, C), the window and the options of max_pool2d."""
+    """x (N, H, W, C), the window and the options of a pooling."""
 
     x: tuple[int, int, int, int]
     kernel_size: int | tuple[int, int]
@@ -94,6 +94,24 @@ POOL2D = [
     Pool2dCase((2, 9, 7, 2), 2, {"stride": 1, "dilation": (2, 3), "padding": ((1, 2), (3, 0))}),
     Pool2dCase((1, 1, 2, 4), 2, {"stride": 1, "dilation": 3, "padding": 2}),
     Pool2dCase((1, 5, 6, 4), 2, {"stride": 4}),
+    Pool2dCase((2, 5, 5, 3), 3, {"stride": 1, "padding": "same"}),
+]
+
+AVG_POOL2D = [
+    Pool2dCase((2, 6, 8, 4), 2),
+    Pool2dCase((1, 1, 1, 1), 1),
+    Pool2dCase((1, 1, 1, 3), 3, {"padding": 1}),
+    Pool2dCase((3, 5, 7, 5), 2, {"edge": "ceil"}),
+    Pool2dCase((2, 5, 7, 8), 2, {"edge": "zero"}),
+    Pool2dCase((1, 9, 8, 33), 3, {"stride": 2, "padding": 1, "count_include_pad": False}),
+    Pool2dCase((2, 7, 9, 3), 3, {"stride": 2, "padding": 2, "edge": "zero"}),
+    Pool2dCase(
+        (2, 7, 6, 3), 3, {"stride": 2, "padding": 2, "edge": "zero", "count_include_pad": False}
+    ),
+    Pool2dCase((2, 7, 6, 1), (3, 2), {"stride": (1, 2), "padding": (2, 1), "edge": "ceil"}),
+    Pool2dCase((1, 8, 9, 4), (2, 3), {"stride": 3, "padding": ((0, 1), (2, 0)), "edge": "ceil"}),
+    Pool2dCase((1, 5, 6, 4), (5, 6)),
+    Pool2dCase((1, 5, 6, 2), 2, {"stride": 4}),
     Pool2dCase((2, 5, 5, 3), 3, {"stride": 1, "padding": "same"}),
 ]
 

@@ -1,6 +1,7 @@
 """The functions of the library, gathered from ``gpucnn.ops``."""
 
 from gpucnn.ops.activation import relu
+from gpucnn.ops.avg_pool2d import avg_pool2d, sum_pool2d
 from gpucnn.ops.batch_norm import batch_norm
 from gpucnn.ops.conv2d import conv2d
 from gpucnn.ops.elementwise import add
@@ -11,6 +12,7 @@ from gpucnn.ops.softmax import softmax
 
 __all__ = [
     "add",
+    "avg_pool2d",
     "batch_norm",
     "conv2d",
     "cross_entropy",
@@ -18,4 +20,5 @@ __all__ = [
     "max_pool2d",
     "relu",
     "softmax",
+    "sum_pool2d",
 ]

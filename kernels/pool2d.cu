@@ -24,28 +24,19 @@
 
 #include "common.cuh"
 #include "channels.cuh"
+#include "window.cuh"
 
 #ifndef WINDOW
 #error "WINDOW is 0, 2 or 3"
 #endif
-
-// The k of the first cell at or after 0, for cells at begin, begin + d, begin + 2d, ...
-__device__ __forceinline__ int first_inside(int begin, int d) {
-    return begin < 0 ? (-begin + d - 1) / d : 0;
-}
-
-// One past the k of the last cell before size, at most count; <= 0 if there is none.
-__device__ __forceinline__ int end_inside(int begin, int d, int size, int count) {
-    return begin < size ? min(count, (size - begin + d - 1) / d) : 0;
-}
 
 template <int V>
 __device__ __forceinline__ void max_forward(
     float* y, int* indices, const float* x, int N, int H, int W, int C, int KH, int KW, int OH,
     int OW, int SH, int SW, int PT, int PL, int DH, int DW, int ZH, int ZW) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
-    const unsigned CV = C / V, pixel = i / CV;
-    const int c = i % CV * V, ow = pixel % OW, oh = pixel / OW % OH, n = pixel / OW / OH;
+    const Place p = place_of<V>(i, OH, OW, C);
+    const int n = p.n, oh = p.h, ow = p.w, c = p.c;
     if (n >= N) return;
     const int top = oh * SH - PT, left = ow * SW - PL;
     const int kh0 = first_inside(top, DH), kh1 = end_inside(top, DH, H, KH);
@@ -112,19 +103,16 @@ __device__ __forceinline__ void max_backward(
     float* dx, const float* dy, const int* indices, int N, int H, int W, int C, int KH, int KW,
     int OH, int OW, int SH, int SW, int PT, int PL, int DH, int DW) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
-    const unsigned CV = C / V, pixel = i / CV;
-    const int c = i % CV * V, w = pixel % W, h = pixel / W % H, n = pixel / W / H;
+    const Place p = place_of<V>(i, H, W, C);
+    const int n = p.n, h = p.h, w = p.w, c = p.c;
     if (n >= N) return;
-    // Windows whose first cell lies at most a window's extent before (h, w), and not after it.
-    const int before_h = h + PT - (KH - 1) * DH, before_w = w + PL - (KW - 1) * DW;
-    const int oh0 = before_h > 0 ? (before_h + SH - 1) / SH : 0;
-    const int ow0 = before_w > 0 ? (before_w + SW - 1) / SW : 0;
-    const int oh1 = min(OH, (h + PT) / SH + 1), ow1 = min(OW, (w + PL) / SW + 1);
+    const Span rows = windows_over(h, KH, SH, PT, DH, OH);
+    const Span columns = windows_over(w, KW, SW, PL, DW, OW);
     const int here = h * W + w;
 
     Channels<float, V> sum = all_channels<float, V>(0.0f);
-    for (int oh = oh0; oh < oh1; ++oh)
-        for (int ow = ow0; ow < ow1; ++ow) {
+    for (int oh = rows.begin; oh < rows.end; ++oh)
+        for (int ow = columns.begin; ow < columns.end; ++ow) {
             const long long o = (((long long)n * OH + oh) * OW + ow) * C + c;
             const Channels<int, V> winner = load_channels<V>(indices + o);
             const Channels<float, V> gradient = load_channels<V>(dy + o);

@@ -6,9 +6,10 @@ from gpucnn.nn.conv import Conv2d
 from gpucnn.nn.linear import Flatten, Linear
 from gpucnn.nn.module import Module, Parameter, Sequential
 from gpucnn.nn.normalization import BatchNorm1d, BatchNorm2d
-from gpucnn.nn.pooling import MaxPool2d
+from gpucnn.nn.pooling import AvgPool2d, MaxPool2d, SumPool2d
 
 __all__ = [
+    "AvgPool2d",
     "BatchNorm1d",
     "BatchNorm2d",
     "Conv2d",
@@ -20,5 +21,6 @@ __all__ = [
     "ReLU",
     "Sequential",
     "Softmax",
+    "SumPool2d",
     "init",
 ]

@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gpucnn import functional as F
 from gpucnn.nn.module import Module
 from gpucnn.ops.geometry import Padding, Pair, padding_pairs, pair
+from gpucnn.ops.window import EDGES
 from gpucnn.tensor import Tensor
 
 
-class MaxPool2d(Module):
+class _Pool2d(Module):
+    """The window, and what every pooling layer says of it."""
+
+    def __init__(
+        self,
+        kernel_size: int | Pair,
+        stride: int | Pair | None,
+        padding: int | Pair | Padding | str,
+        edge: str,
+    ) -> None:
+        self.kernel_size = pair("kernel_size", kernel_size)
+        self.stride = self.kernel_size if stride is None else pair("stride", stride)
+        self.padding = padding if isinstance(padding, str) else padding_pairs(padding)
+        self.dilation = (1, 1)
+        if edge not in EDGES:
+            raise ValueError(f"edge must be one of {', '.join(EDGES)}, got {edge!r}")
+        self.edge = edge
+
+    def _options(self) -> dict[str, Any]:
+        """The options that the layer passes on, and shows where they are not the default."""
+        return {} if self.edge == "drop" else {"edge": self.edge}
+
+    def extra_repr(self) -> str:
+        text = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding!r}"
+        return text + "".join(f", {name}={value!r}" for name, value in self._options().items())
+
+
+class MaxPool2d(_Pool2d):
     """The maximum of each window; see F.max_pool2d. Returns (y, indices) with return_indices."""
 
     def __init__(
@@ -20,28 +50,54 @@ class MaxPool2d(Module):
         edge: str = "drop",
         return_indices: bool = False,
     ) -> None:
-        self.kernel_size = pair("kernel_size", kernel_size)
-        self.stride = self.kernel_size if stride is None else pair("stride", stride)
-        self.padding = padding if isinstance(padding, str) else padding_pairs(padding)
+        super().__init__(kernel_size, stride, padding, edge)
         self.dilation = pair("dilation", dilation)
-        if edge not in ("drop", "ceil", "zero"):
-            raise ValueError(f"edge must be drop, ceil or zero, got {edge!r}")
-        self.edge = edge
         self.return_indices = bool(return_indices)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        options, indices = self._options(), self.return_indices
         return F.max_pool2d(
-            x,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            dilation=self.dilation,
-            edge=self.edge,
-            return_indices=self.return_indices,
+            x, self.kernel_size, self.stride, self.padding, return_indices=indices, **options
         )
 
-    def extra_repr(self) -> str:
-        text = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding!r}"
-        if self.dilation != (1, 1):
-            text += f", dilation={self.dilation}"
-        return text if self.edge == "drop" else f"{text}, edge={self.edge!r}"
+    def _options(self) -> dict[str, Any]:
+        dilation = {} if self.dilation == (1, 1) else {"dilation": self.dilation}
+        return {**dilation, **super()._options()}
+
+
+class AvgPool2d(_Pool2d):
+    """The mean of each window; see F.avg_pool2d."""
+
+    def __init__(
+        self,
+        kernel_size: int | Pair,
+        stride: int | Pair | None = None,
+        padding: int | Pair | Padding | str = 0,
+        edge: str = "drop",
+        count_include_pad: bool = True,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding, edge)
+        self.count_include_pad = bool(count_include_pad)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        include = {} if self.count_include_pad else {"count_include_pad": False}
+        return {**super()._options(), **include}
+
+
+class SumPool2d(_Pool2d):
+    """The sum of each window; see F.sum_pool2d."""
+
+    def __init__(
+        self,
+        kernel_size: int | Pair,
+        stride: int | Pair | None = None,
+        padding: int | Pair | Padding | str = 0,
+        edge: str = "drop",
+    ) -> None:
+        super().__init__(kernel_size, stride, padding, edge)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.sum_pool2d(x, self.kernel_size, self.stride, self.padding, **self._options())

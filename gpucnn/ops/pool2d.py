@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from typing import Any, Literal, cast, overload
 
 import numpy as np
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
-from gpucnn.ops.geometry import (
-    MAX_SIZE,
-    Padding,
-    Pair,
-    conv_output_size,
-    image_shape,
-    pair,
-    resolve_padding,
-    same_float_dtype,
+from gpucnn.ops.geometry import MAX_SIZE, Padding, Pair
+from gpucnn.ops.window import (
+    THREADS,
+    Pool2dGeometry,
+    blocks,
+    cells,
+    images_per_chunk,
+    padded_shape,
+    pool2d_geometry,
 )
 from gpucnn.primitive import primitive
 from gpucnn.tensor import Function, Tensor
@@ -27,115 +27,19 @@ from gpucnn.threads import map_chunks, scratch
 
 # geometry
 
-EDGES = ("drop", "ceil", "zero")
-
-
-@dataclass(frozen=True)
-class Pool2dGeometry:
-    """The sizes of one pooling, in the order in which the kernels take them.
-
-    The windows of the output rows from ZH on, and of the output columns from ZW on, reach past the
-    padded image, and what they find there counts as zero (edge="zero"); OH and OW where none does.
-    """
-
-    N: int
-    H: int
-    W: int
-    C: int
-    KH: int
-    KW: int
-    OH: int
-    OW: int
-    SH: int
-    SW: int
-    PT: int
-    PL: int
-    DH: int
-    DW: int
-    ZH: int
-    ZW: int
-
-
-def _pool_output_size(
-    size: int, kernel: int, stride: int, padding: Pair, dilation: int, edge: str
-) -> tuple[int, int]:
-    """(outputs along one axis, the first of them whose window reaches past the padded input)."""
-    low, high = padding
-    reach = dilation * (kernel - 1) + 1
-    if low >= reach or high >= reach:
-        raise ValueError(
-            f"padding must be smaller than the window ({kernel} with dilation {dilation} covers "
-            f"{reach}), got {max(low, high)}"
-        )
-    if edge == "drop":
-        out = conv_output_size(size, kernel, stride=stride, padding=padding, dilation=dilation)
-        return out, out
-    padded = size + low + high
-    if padded + reach + stride > MAX_SIZE:
-        raise ValueError(f"kernel_size, stride and padding must stay below {MAX_SIZE} together")
-    out = -(-(padded - reach) // stride) + 1
-    if (out - 1) * stride >= size + low:  # a window begins inside the image or its left padding
-        out -= 1
-    if out < 1:
-        raise ValueError(
-            f"kernel_size: a window of {kernel} with dilation {dilation} covers {reach}, more than "
-            f"the padded input of {size} + {low} + {high}"
-        )
-    incomplete = (out - 1) * stride + reach > padded
-    return out, out - 1 if incomplete else out
-
 
 def max_pool2d_geometry(
     x: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, edge: Any
 ) -> Pool2dGeometry:
     """Check the arguments of :func:`max_pool2d` and work out its sizes."""
-    N, H, W, C = image_shape("x", x)
-    same_float_dtype(x=x)
-    if edge not in EDGES:
-        raise ValueError(f"edge must be one of {', '.join(EDGES)}, got {edge!r}")
-    kernel = pair("kernel_size", kernel_size)
-    steps = kernel if stride is None else pair("stride", stride)
-    spread = pair("dilation", dilation)
-    spread = spread[0] if kernel[0] > 1 else 1, spread[1] if kernel[1] > 1 else 1
-    rows, columns = resolve_padding(padding, (H, W), kernel, steps, spread)
-    OH, ZH = _pool_output_size(H, kernel[0], steps[0], rows, spread[0], edge)
-    OW, ZW = _pool_output_size(W, kernel[1], steps[1], columns, spread[1], edge)
-    if edge != "zero":
-        ZH, ZW = OH, OW
-    high = max(H + sum(rows), spread[0] * (kernel[0] - 1) + 1)
-    if high * W > MAX_SIZE:
-        raise ValueError(f"x: {high} x {W} padded cells are more than an int32 index can name")
-    return Pool2dGeometry(N, H, W, C, *kernel, OH, OW, *steps, rows[0], columns[0], *spread, ZH, ZW)
+    s, (below, _) = pool2d_geometry(x, kernel_size, stride, padding, dilation, edge)
+    high = max(s.PT + s.H + below, s.DH * (s.KH - 1) + 1)
+    if high * s.W > MAX_SIZE:
+        raise ValueError(f"x: {high} x {s.W} padded cells are more than an int32 index can name")
+    return s
 
 
 # primitives
-
-_CHUNK = 1 << 18  # outputs of one chunk, at most: few enough for the cache
-
-
-def _images_per_chunk(s: Pool2dGeometry) -> int:
-    """An even number of equal chunks, for two threads; one chunk where there is little to do."""
-    outputs = s.N * s.OH * s.OW * s.C
-    if outputs < _CHUNK // 8:
-        return s.N
-    return -(-s.N // (2 * -(-outputs // (2 * _CHUNK))))
-
-
-def _padded_shape(s: Pool2dGeometry, n: int) -> tuple[int, int, int, int]:
-    """Images that hold every cell that a window touches, from (-PT, -PL) on."""
-    high = max((s.OH - 1) * s.SH + (s.KH - 1) * s.DH + 1, s.PT + s.H)
-    wide = max((s.OW - 1) * s.SW + (s.KW - 1) * s.DW + 1, s.PL + s.W)
-    return n, high, wide, s.C
-
-
-def _cells(images: NDArray[Any], s: Pool2dGeometry, kh: int, kw: int) -> NDArray[Any]:
-    """The cell (kh, kw) of every window: a view (n, OH, OW, …) of padded images."""
-    top, left = kh * s.DH, kw * s.DW
-    return images[
-        :,
-        top : top + (s.OH - 1) * s.SH + 1 : s.SH,
-        left : left + (s.OW - 1) * s.SW + 1 : s.SW,
-    ]
 
 
 def _pixels(images: NDArray[Any]) -> NDArray[Any]:
@@ -183,8 +87,8 @@ def max_pool2d_forward(x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array
     def images(start: int, stop: int) -> None:
         best, n = y[start:stop], stop - start
         padded = x[start:stop]
-        if _padded_shape(s, n) != padded.shape:
-            padded = scratch("pool2d padded", _padded_shape(s, n), x.dtype)
+        if padded_shape(s, n) != padded.shape:
+            padded = scratch("pool2d padded", padded_shape(s, n), x.dtype)
             padded[...] = -np.inf
             padded[:, s.PT : s.PT + s.H, s.PL : s.PL + s.W] = x[start:stop]
         cell = scratch("pool2d cell", best.shape, x.dtype)
@@ -193,9 +97,9 @@ def max_pool2d_forward(x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array
         winner = scratch("pool2d winner", best.shape, number)
         candidate = scratch("pool2d candidate", best.shape, number)
         winner[...] = first
-        np.copyto(_pixels(best), _cells(_pixels(padded), s, 0, 0))
+        np.copyto(_pixels(best), cells(_pixels(padded), s, 0, 0))
         for k in range(1, s.KH * s.KW):
-            np.copyto(_pixels(cell), _cells(_pixels(padded), s, *divmod(k, s.KW)))
+            np.copyto(_pixels(cell), cells(_pixels(padded), s, *divmod(k, s.KW)))
             # Cells of the image have increasing offsets: the last winner has the largest.
             np.greater(cell, best, out=wins)
             np.logical_or(wins, np.isnan(cell, out=nan), out=wins)
@@ -206,7 +110,7 @@ def max_pool2d_forward(x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array
         np.copyto(index, winner, casting="same_kind")
         np.add(index, origins, out=index)
 
-    map_chunks(images, s.N, _images_per_chunk(s))
+    map_chunks(images, s.N, images_per_chunk(s))
     indices[:, ~row_inside] = -1
     indices[:, :, ~column_inside] = -1
     for y_edge, index_edge in (
@@ -233,7 +137,7 @@ def max_pool2d_backward(dy: Array, indices: Array, geometry: Pool2dGeometry) -> 
 
     def images(start: int, stop: int) -> None:
         n = stop - start
-        shape = _padded_shape(s, n)
+        shape = padded_shape(s, n)
         direct = shape[1:] == (s.H, s.W, s.C)
         padded = dx[start:stop] if direct else scratch("pool2d padded", shape, dy.dtype)
         if not (tiled and shape[1:3] == (s.OH * s.SH, s.OW * s.SW)):
@@ -252,18 +156,16 @@ def max_pool2d_backward(dy: Array, indices: Array, geometry: Pool2dGeometry) -> 
             np.copyto(keep, won.view(np.int8))  # all bits set, or none
             np.bitwise_and(keep, gradient, out=keep)
             if apart:
-                np.copyto(_cells(_pixels(padded), s, kh, kw), _pixels(keep))
+                np.copyto(cells(_pixels(padded), s, kh, kw), _pixels(keep))
             else:
-                cells = _cells(padded, s, kh, kw)
-                np.add(cells, keep.view(dy.dtype), out=cells)
+                targets = cells(padded, s, kh, kw)
+                np.add(targets, keep.view(dy.dtype), out=targets)
         if not direct:
             dx[start:stop] = padded[:, s.PT : s.PT + s.H, s.PL : s.PL + s.W]
 
-    map_chunks(images, s.N, _images_per_chunk(s))
+    map_chunks(images, s.N, images_per_chunk(s))
     return dx
 
-
-_THREADS = 256
 
 _WINDOWS = (0, 2, 3)  # sides of the square windows that have a kernel of their own; 0 is any window
 _kernels = KernelFile("pool2d", *({"WINDOW": side} for side in _WINDOWS))
@@ -274,19 +176,13 @@ def _specialisation(s: Pool2dGeometry) -> int:
     return _WINDOWS.index(s.KH) if square else 0
 
 
-def _blocks(elements: int, channels: int) -> tuple[int]:
-    """The grid of kernels whose threads own four channels, or one where C is no multiple of 4."""
-    each = 4 if channels % 4 == 0 else 1
-    return (-(-elements // (each * _THREADS)),)
-
-
 @max_pool2d_forward.kernel()
 def _launch_max_forward(x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array]:
     s = geometry
     y = empty(x, (s.N, s.OH, s.OW, s.C))
     indices = empty(x, y.shape, np.int32)
     launch = _kernels["max_pool2d_forward", _specialisation(s)]
-    launch(_blocks(y.size, s.C), (_THREADS,), y, indices, x, *astuple(s))
+    launch(blocks(y.size, s.C), (THREADS,), y, indices, x, *astuple(s))
     return y, indices
 
 
@@ -295,7 +191,7 @@ def _launch_max_backward(dy: Array, indices: Array, geometry: Pool2dGeometry) ->
     s = geometry
     dx = empty(dy, (s.N, s.H, s.W, s.C))
     launch = _kernels["max_pool2d_backward"]
-    launch(_blocks(dx.size, s.C), (_THREADS,), dx, dy, indices, *astuple(s)[:-2])
+    launch(blocks(dx.size, s.C), (THREADS,), dx, dy, indices, *astuple(s)[:-2])
     return dx
 
 

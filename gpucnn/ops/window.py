@@ -1,0 +1,192 @@
+"""Windows that slide over images: what pooling and unpooling share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpucnn.device import Array
+from gpucnn.ops.geometry import (
+    MAX_SIZE,
+    Pair,
+    conv_output_size,
+    image_shape,
+    pair,
+    resolve_padding,
+    same_float_dtype,
+)
+from gpucnn.threads import map_chunks, scratch
+
+EDGES = ("drop", "ceil", "zero")
+
+
+@dataclass(frozen=True)
+class Pool2dGeometry:
+    """The sizes of one pooling, in the order in which the kernels take them.
+
+    The windows of the output rows from ZH on, and of the output columns from ZW on, reach past the
+    padded image, and what they find there counts as zero (edge="zero"); OH and OW where none does.
+    """
+
+    N: int
+    H: int
+    W: int
+    C: int
+    KH: int
+    KW: int
+    OH: int
+    OW: int
+    SH: int
+    SW: int
+    PT: int
+    PL: int
+    DH: int
+    DW: int
+    ZH: int
+    ZW: int
+
+
+def _pool_output_size(
+    size: int, kernel: int, stride: int, padding: Pair, dilation: int, edge: str
+) -> tuple[int, int]:
+    """(outputs along one axis, the first of them whose window reaches past the padded input)."""
+    low, high = padding
+    reach = dilation * (kernel - 1) + 1
+    if low >= reach or high >= reach:
+        raise ValueError(
+            f"padding must be smaller than the window ({kernel} with dilation {dilation} covers "
+            f"{reach}), got {max(low, high)}"
+        )
+    if edge == "drop":
+        out = conv_output_size(size, kernel, stride=stride, padding=padding, dilation=dilation)
+        return out, out
+    padded = size + low + high
+    if padded + reach + stride > MAX_SIZE:
+        raise ValueError(f"kernel_size, stride and padding must stay below {MAX_SIZE} together")
+    out = -(-(padded - reach) // stride) + 1
+    if (out - 1) * stride >= size + low:  # a window begins inside the image or its left padding
+        out -= 1
+    if out < 1:
+        raise ValueError(
+            f"kernel_size: a window of {kernel} with dilation {dilation} covers {reach}, more than "
+            f"the padded input of {size} + {low} + {high}"
+        )
+    incomplete = (out - 1) * stride + reach > padded
+    return out, out - 1 if incomplete else out
+
+
+def pool2d_geometry(
+    x: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, edge: Any
+) -> tuple[Pool2dGeometry, Pair]:
+    """Check the arguments of a pooling and work out its sizes -> (sizes, (PB, PR))."""
+    N, H, W, C = image_shape("x", x)
+    same_float_dtype(x=x)
+    if edge not in EDGES:
+        raise ValueError(f"edge must be one of {', '.join(EDGES)}, got {edge!r}")
+    kernel = pair("kernel_size", kernel_size)
+    steps = kernel if stride is None else pair("stride", stride)
+    spread = pair("dilation", dilation)
+    spread = spread[0] if kernel[0] > 1 else 1, spread[1] if kernel[1] > 1 else 1
+    rows, columns = resolve_padding(padding, (H, W), kernel, steps, spread)
+    OH, ZH = _pool_output_size(H, kernel[0], steps[0], rows, spread[0], edge)
+    OW, ZW = _pool_output_size(W, kernel[1], steps[1], columns, spread[1], edge)
+    if edge != "zero":
+        ZH, ZW = OH, OW
+    sizes = (N, H, W, C, *kernel, OH, OW, *steps, rows[0], columns[0], *spread, ZH, ZW)
+    return Pool2dGeometry(*sizes), (rows[1], columns[1])
+
+
+_CHUNK = 1 << 18  # outputs of one chunk, at most: few enough for the cache
+
+
+def images_per_chunk(s: Pool2dGeometry) -> int:
+    """An even number of equal chunks, for two threads; one chunk where there is little to do."""
+    outputs = s.N * s.OH * s.OW * s.C
+    if outputs < _CHUNK // 8:
+        return s.N
+    return -(-s.N // (2 * -(-outputs // (2 * _CHUNK))))
+
+
+def padded_shape(s: Pool2dGeometry, n: int) -> tuple[int, int, int, int]:
+    """Images that hold every cell that a window touches, from (-PT, -PL) on."""
+    high = max((s.OH - 1) * s.SH + (s.KH - 1) * s.DH + 1, s.PT + s.H)
+    wide = max((s.OW - 1) * s.SW + (s.KW - 1) * s.DW + 1, s.PL + s.W)
+    return n, high, wide, s.C
+
+
+def cells(images: NDArray[Any], s: Pool2dGeometry, kh: int, kw: int) -> NDArray[Any]:
+    """The cell (kh, kw) of every window: a view (n, OH, OW, …) of padded images."""
+    top, left = kh * s.DH, kw * s.DW
+    return images[
+        :,
+        top : top + (s.OH - 1) * s.SH + 1 : s.SH,
+        left : left + (s.OW - 1) * s.SW + 1 : s.SW,
+    ]
+
+
+def sum_of_cells(x: Array, divisor: Array, s: Pool2dGeometry, y: Array) -> None:
+    """y[n,oh,ow,c] = Σ x[n,h,w,c] / divisor[h,w,0] over the cells of each window; dilation is 1.
+
+    x (N,H,W,C), divisor (H,W,1) or a number -> y (N,OH,OW,C).
+    """
+    plain = np.ndim(divisor) == 0 and divisor == 1
+
+    @np.errstate(invalid="ignore", over="ignore")  # infinities meet
+    def images(start: int, stop: int) -> None:
+        shape = padded_shape(s, stop - start)
+        padded = x[start:stop]
+        if not plain or shape != padded.shape:
+            padded = scratch("window padded", shape, x.dtype)
+            padded[...] = 0
+            inside = padded[:, s.PT : s.PT + s.H, s.PL : s.PL + s.W]
+            np.divide(x[start:stop], divisor, out=inside)
+        rows = scratch("window rows", (shape[0], s.OH, *shape[2:]), x.dtype)
+        for kh in range(s.KH):
+            part = padded[:, kh : kh + (s.OH - 1) * s.SH + 1 : s.SH]
+            np.add(rows, part, out=rows) if kh else np.copyto(rows, part)
+        total = y[start:stop]
+        for kw in range(s.KW):
+            part = rows[:, :, kw : kw + (s.OW - 1) * s.SW + 1 : s.SW]
+            np.add(total, part, out=total) if kw else np.copyto(total, part)
+
+    map_chunks(images, s.N, images_per_chunk(s))
+
+
+def sum_of_windows(y: Array, divisor: Array, s: Pool2dGeometry, x: Array) -> None:
+    """x[n,h,w,c] = Σ y[n,oh,ow,c] / divisor[oh,ow,0] over the windows that hold (h, w).
+
+    y (N,OH,OW,C), divisor (OH,OW,1) or a number -> x (N,H,W,C): the adjoint of sum_of_cells.
+    """
+
+    @np.errstate(invalid="ignore", over="ignore")  # infinities meet
+    def images(start: int, stop: int) -> None:
+        shape = padded_shape(s, stop - start)
+        share = scratch("window share", (stop - start, *y.shape[1:]), y.dtype)
+        np.divide(y[start:stop], divisor, out=share)
+        rows = scratch("window rows", (shape[0], s.OH, *shape[2:]), y.dtype)
+        rows[...] = 0
+        for kw in range(s.KW):
+            part = rows[:, :, kw : kw + (s.OW - 1) * s.SW + 1 : s.SW]
+            np.add(part, share, out=part)
+        direct = shape[1:] == x.shape[1:]
+        padded = x[start:stop] if direct else scratch("window padded", shape, y.dtype)
+        padded[...] = 0
+        for kh in range(s.KH):
+            part = padded[:, kh : kh + (s.OH - 1) * s.SH + 1 : s.SH]
+            np.add(part, rows, out=part)
+        if not direct:
+            x[start:stop] = padded[:, s.PT : s.PT + s.H, s.PL : s.PL + s.W]
+
+    map_chunks(images, s.N, images_per_chunk(s))
+
+
+THREADS = 256
+
+
+def blocks(elements: int, channels: int) -> tuple[int]:
+    """The grid of kernels whose threads own four channels, or one where C is no multiple of 4."""
+    each = 4 if channels % 4 == 0 else 1
+    return (-(-elements // (each * THREADS)),)
