@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 from gpucnn import emulator
 from gpucnn.emulator import memory
+from gpucnn.kernel import kernel_folder
 
 pytestmark = pytest.mark.skipif(
     not emulator.available(), reason=emulator.why_unavailable() or "g++ is here"
@@ -350,6 +352,31 @@ def test_processes_share_a_cache(cache: dict[str, str]) -> None:
     assert before == after
 
 
+def test_faults_name_the_users_line_whoever_compiled_the_kernel(
+    cache: dict[str, str], tmp_path: Path
+) -> None:
+    package = Path(emulator.__file__).resolve().parents[1]
+    for place in ("one", "other"):
+        shutil.copytree(package, tmp_path / place / "gpucnn")
+        shutil.copytree(kernel_folder(), tmp_path / place / "kernels")
+    code = """
+    import sys
+    sys.path.insert(0, {place!r})
+    import numpy as np
+    import gpucnn.emulator as e
+    k = e.RawKernel('extern "C" __global__ void f(float* y) {{ y[0] = __ldg(y + 1); }}', 'f')
+    try:
+        k((1,), (1,), (np.zeros(1, np.float32),))
+    except e.KernelFault as fault:
+        print(fault.kind, fault.file, fault.line, e.__file__)
+    """
+    for place in ("one", "other"):
+        out = python(code.format(place=str(tmp_path / place)), cache)
+        found = tmp_path / place / "gpucnn" / "emulator" / "__init__.py"
+        assert out == f"out-of-bounds kernel.cu 1 {found}\n"
+    assert len([*Path(cache["GPUCNN_CACHE_DIR"]).rglob("kernel_*.so")]) == 1
+
+
 def test_unwritable_cache_falls_back(cache: dict[str, str], tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
@@ -359,8 +386,10 @@ def test_unwritable_cache_falls_back(cache: dict[str, str], tmp_path: Path) -> N
 
 def test_interrupt_is_honoured_at_a_block_boundary(cache: dict[str, str]) -> None:
     code = """
+    import signal
     import numpy as np
     import gpucnn.emulator as e
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start without it
     k = e.RawKernel('extern "C" __global__ void f(float* y, int n) {'
                     'float v = 0; for (int i = 0; i < n; ++i) v += y[threadIdx.x];'
                     'y[threadIdx.x + 32 * (blockIdx.x & 1023)] = v; }', 'f', check=False)

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpucnn.emulator.elf import Symbol, thread_local_symbols
-from gpucnn.emulator.fault import BUILD_FOLDER, CompileError
+from gpucnn.emulator.fault import BUILD_FOLDER, SHIM_FOLDER, CompileError
 from gpucnn.emulator.translate import ANCHOR, Translation, translate
 from gpucnn.signature import Parameter, Signature
 
@@ -195,7 +195,10 @@ def _shim(standard: str, check: bool) -> Path:
 
 
 def _flags(check: bool) -> tuple[str, ...]:
-    return (*_LANGUAGE, *(_CHECKED if check else _UNCHECKED), f"-I{_HERE / 'include'}")
+    # A cached kernel is the same wherever gpucnn is installed, so it must not name the place.
+    include = _HERE / "include"
+    mapped = f"-fdebug-prefix-map={include}={SHIM_FOLDER}"
+    return (*_LANGUAGE, *(_CHECKED if check else _UNCHECKED), f"-I{include}", mapped)
 
 
 def split_options(options: Iterable[str]) -> tuple[str, list[str]]:

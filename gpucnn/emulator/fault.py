@@ -7,8 +7,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-# Stands for the compiler's working directory in debug information.
+# Stand for the compiler's working directory and the shim's folder in debug information.
 BUILD_FOLDER = "/gpucnn-build"
+SHIM_FOLDER = "/gpucnn-shim"
 
 Index = tuple[int, int, int]
 
@@ -68,7 +69,7 @@ def indexed_name(source: str, file: str, line: int, column: int) -> str:
     return ""
 
 
-def source_line(library: Path, offset: int, shim: Path) -> tuple[str, int]:
+def source_line(library: Path, offset: int) -> tuple[str, int]:
     """File and line of the code at ``offset`` in a library: that of the innermost inlined function
     outside the shim. ("", 0) if addr2line is missing or does not know."""
     tool = shutil.which("addr2line")
@@ -82,6 +83,6 @@ def source_line(library: Path, offset: int, shim: Path) -> tuple[str, int]:
         return "", 0
     for frame in lines.splitlines():
         match = re.match(r"(.*):(\d+)", frame)
-        if match and match[1] != "??" and int(match[2]) and str(shim) not in match[1]:
+        if match and match[1] != "??" and int(match[2]) and SHIM_FOLDER not in match[1]:
             return match[1].removeprefix(f"{BUILD_FOLDER}/"), int(match[2])
     return "", 0

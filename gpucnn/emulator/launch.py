@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from gpucnn.emulator.fault import KernelFault, indexed_name, source_line
 from gpucnn.emulator.memory import Span, spans_of
 from gpucnn.signature import Parameter, Signature, numpy_dtype
 
-_SHIM = Path(__file__).resolve().parent / "include"
 _KINDS = (
     "", "out-of-bounds", "misaligned", "uninitialised-read", "race", "divergent-barrier",
     "bad-mask", "assert",
@@ -181,7 +179,7 @@ def _describe(
     fault: _Fault, library: Library, signature: Signature, spans: list[Span]
 ) -> KernelFault:
     def line_of(pc: int) -> tuple[str, int]:
-        return source_line(library.module.path, pc - library.image_begin, _SHIM)
+        return source_line(library.module.path, pc - library.image_begin)
 
     kind = _KINDS[fault.kind]
     text = fault.text.decode(errors="replace")
