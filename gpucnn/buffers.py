@@ -32,11 +32,13 @@ class _Block:
     """The owner of one array's memory: NumPy keeps it alive as long as any view of the array."""
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> None:
-        self._size = _size_class(size)
+        rounded = _size_class(size)
+        self._home = _idle[rounded]
+        self._most = max(_IDLE_BLOCKS, _IDLE // rounded)
         try:
-            self._memory = _idle[self._size].pop()
+            self._memory = self._home.pop()
         except IndexError:
-            self._memory = np.empty(self._size + _ALIGNMENT, np.uint8)
+            self._memory = np.empty(rounded + _ALIGNMENT, np.uint8)
         start = self._memory.ctypes.data
         self.__array_interface__ = {
             "data": (start + -start % _ALIGNMENT, False),
@@ -46,9 +48,11 @@ class _Block:
         }
 
     def __del__(self) -> None:
-        blocks = _idle[self._size]
-        if len(blocks) < max(_IDLE_BLOCKS, _IDLE // self._size):
-            blocks.append(self._memory)
+        # The globals of this module may be gone when the interpreter exits, and there is nothing to
+        # return where no memory was had.
+        memory = self.__dict__.get("_memory")
+        if memory is not None and len(self._home) < self._most:
+            self._home.append(memory)
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -48,6 +51,21 @@ def test_idle_memory_is_bounded() -> None:
     arrays = [buffers.empty((1 << 23,), np.uint8) for _ in range(12)]
     del arrays
     assert len(buffers._idle[buffers._size_class(1 << 23)]) <= 8
+
+
+def test_a_refused_allocation_leaves_nothing_behind() -> None:
+    with pytest.raises(MemoryError):
+        buffers.empty((1 << 50,), np.float32)
+    gc.collect()  # an error in __del__ would be raised here, as a warning
+
+
+def test_arrays_may_outlive_the_module_at_exit() -> None:
+    code = (
+        "import numpy, gpucnn.buffers as b; numpy.kept = b.empty((300, 400), 'f4');"
+        "b.kept = b.empty((300, 400), 'f4')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_map_chunks_keeps_order_and_raises() -> None:
