@@ -145,3 +145,34 @@ CROSS_ENTROPY = [
     ((2, 33), 0.25),
     ((3, 500), 0.1),
 ]
+
+
+@dataclass(frozen=True)
+class LocalResponseNormCase:
+    """x (…, C), or (N, H, W, C) within, the size and the options of local_response_norm."""
+
+    x: tuple[int, ...]
+    size: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        options = "".join(f",{k}={v}" for k, v in self.options.items())
+        return f"{'x'.join(map(str, self.x))},size={self.size}{options}"
+
+
+LOCAL_RESPONSE_NORM = [
+    LocalResponseNormCase((1,), 1),
+    LocalResponseNormCase((3, 7), 3),
+    LocalResponseNormCase((2, 5, 3, 8), 5),
+    LocalResponseNormCase((2, 3, 5, 33), 4, {"beta": 0.5, "k": 2.0}),
+    LocalResponseNormCase((2, 3, 5, 12), 4, {"convention": "onnx"}),
+    LocalResponseNormCase((5, 3), 9, {"convention": "caffe"}),
+    LocalResponseNormCase((2, 6, 20), 6, {"convention": "alexnet"}),
+    LocalResponseNormCase((1, 2, 2, 16), 2, {"convention": "matconvnet"}),
+    LocalResponseNormCase((3, 9), 2, {"convention": "tf"}),
+    LocalResponseNormCase((4, 5), 50, {"beta": 1.0}),
+    LocalResponseNormCase((2, 5, 7, 4), 3, {"region": "within"}),
+    LocalResponseNormCase((2, 6, 5, 3), 4, {"region": "within", "beta": 0.6}),
+    LocalResponseNormCase((1, 3, 4, 5), 9, {"region": "within", "convention": "caffe"}),
+    LocalResponseNormCase((2, 1, 1, 1), 1, {"region": "within"}),
+]

@@ -6,6 +6,7 @@ from gpucnn.ops.batch_norm import batch_norm
 from gpucnn.ops.conv2d import conv2d
 from gpucnn.ops.elementwise import add
 from gpucnn.ops.linear import linear
+from gpucnn.ops.local_response_norm import local_response_norm
 from gpucnn.ops.loss import cross_entropy
 from gpucnn.ops.pool2d import max_pool2d
 from gpucnn.ops.softmax import softmax
@@ -17,6 +18,7 @@ __all__ = [
     "conv2d",
     "cross_entropy",
     "linear",
+    "local_response_norm",
     "max_pool2d",
     "relu",
     "softmax",

@@ -5,7 +5,7 @@ from gpucnn.nn.activation import ReLU, Softmax
 from gpucnn.nn.conv import Conv2d
 from gpucnn.nn.linear import Flatten, Linear
 from gpucnn.nn.module import Module, Parameter, Sequential
-from gpucnn.nn.normalization import BatchNorm1d, BatchNorm2d
+from gpucnn.nn.normalization import BatchNorm1d, BatchNorm2d, LocalResponseNorm
 from gpucnn.nn.pooling import AvgPool2d, MaxPool2d, SumPool2d
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Conv2d",
     "Flatten",
     "Linear",
+    "LocalResponseNorm",
     "MaxPool2d",
     "Module",
     "Parameter",

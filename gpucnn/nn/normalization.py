@@ -7,6 +7,7 @@ import numpy as np
 from gpucnn import functional as F
 from gpucnn.nn.module import Module, Parameter
 from gpucnn.ops.geometry import integer
+from gpucnn.ops.local_response_norm import local_response_norm_window
 from gpucnn.optim.optimizer import check_number
 from gpucnn.tensor import Tensor
 
@@ -54,3 +55,40 @@ class BatchNorm2d(_BatchNorm):
 
     _rank = 4
     _layout = "(N, H, W, C)"
+
+
+class LocalResponseNorm(Module):
+    """Local response normalisation; alpha, beta and k are the convention's where None.
+
+    See F.local_response_norm for the formula of each convention.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        alpha: float | None = None,
+        beta: float | None = None,
+        k: float | None = None,
+        *,
+        region: str = "across",
+        convention: str = "torch",
+    ) -> None:
+        local_response_norm_window(size, alpha, beta, k, region, convention)
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+        self.region, self.convention = region, convention
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.local_response_norm(
+            x,
+            self.size,
+            self.alpha,
+            self.beta,
+            self.k,
+            region=self.region,
+            convention=self.convention,
+        )
+
+    def extra_repr(self) -> str:
+        named = {"alpha": self.alpha, "beta": self.beta, "k": self.k}
+        given = "".join(f", {name}={v:g}" for name, v in named.items() if v is not None)
+        return f"{self.size}{given}, region={self.region!r}, convention={self.convention!r}"
