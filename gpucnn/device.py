@@ -43,10 +43,13 @@ def _cuda_trouble() -> str:
         return f"CuPy is not installed; pip install 'gpucnn[{extra}]'"
     try:
         import cupy
+        from cupy.cuda import nvrtc
 
+        nvrtc.getVersion()
         count = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:  # CuPy raises its own types for each missing library
-        return f"CuPy does not work here: {type(error).__name__}: {error}"
+        reason = " ".join(str(error).split())
+        return f"CuPy does not work here ({type(error).__name__}: {reason})"
     return "" if count else "the driver reports no GPU"
 
 

@@ -7,6 +7,7 @@ arithmetic but that of our kernels happens. What it cannot show: that the kernel
 from __future__ import annotations
 
 import sys
+import types
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,6 +18,7 @@ from gpucnn import kernel, models
 from gpucnn.device import DeviceError
 from gpucnn.kernel import FILES
 from gpucnn.optim import SGD, AdamW, Optimizer
+from gpucnn.startup import compile_at_import
 from tests import fake_cupy
 from tests.support import randn
 from tests.test_emulated_training import losses
@@ -64,6 +66,32 @@ def test_use_device_and_why() -> None:
 
 def test_every_default_kernel_compiles_in_threads() -> None:
     kernel.compile_all()
+
+
+def test_an_import_survives_kernels_that_do_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: fake_cupy.RawKernel) -> None:
+        raise OSError("no nvrtc\nand a long log")
+
+    monkeypatch.setattr(fake_cupy.RawKernel, "compile", refuse)
+    monkeypatch.delenv("GPUCNN_COMPILE")
+    monkeypatch.delenv("GPUCNN_DEVICE", raising=False)
+    with pytest.warns(RuntimeWarning, match=r"do not compile here \(OSError: no nvrtc\); gpucnn"):
+        compile_at_import()
+    monkeypatch.setenv("GPUCNN_COMPILE", "lazy")
+    compile_at_import()
+
+
+def test_a_gpu_without_nvrtc_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    cupy, cuda = fake_cupy.module(), types.ModuleType("cupy.cuda")
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setitem(sys.modules, "cupy.cuda", cuda)
+    monkeypatch.setattr(gpucnn.device, "driver_cuda_version", lambda: (13, 0))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    trouble = gpucnn.device._cuda_trouble.__wrapped__
+    assert "CuPy does not work here (ImportError: " in trouble()
+    cuda.nvrtc = types.SimpleNamespace(getVersion=lambda: (13, 0))
+    assert trouble() == ""
 
 
 def test_arrays_of_other_devices_are_refused() -> None:
