@@ -118,6 +118,36 @@ AVG_POOL2D = [
 # x (..., C)
 ACTIVATION = [(1,), (7,), (3, 5, 7, 3), (2, 3, 4, 8), (1024,), (1030,)]
 
+# (function, options)
+ACTIVATION_FUNCTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("relu", {}),
+    ("leaky_relu", {}),
+    ("leaky_relu", {"negative_slope": -0.3}),
+    ("elu", {}),
+    ("elu", {"alpha": 1.5}),
+    ("selu", {}),
+    ("sigmoid", {}),
+    ("tanh", {}),
+    ("softplus", {}),
+    ("softplus", {"beta": 0.7, "threshold": 3.0}),
+    ("gelu", {}),
+    ("gelu", {"approximate": "tanh"}),
+    ("silu", {}),
+    ("hardswish", {}),
+]
+
+# (x (..., C), slopes: 1 or C)
+PRELU = [
+    ((1,), 1),
+    ((7,), 7),
+    ((3, 5, 7, 3), 3),
+    ((2, 3, 4, 8), 1),
+    ((1, 33), 33),
+    ((130, 5), 5),
+    ((2, 3, 68), 1),
+    ((4500, 1), 1),
+]
+
 # x (..., C): more than one value per channel
 BATCH_NORM = [
     (2, 1),

@@ -1,6 +1,18 @@
 """The functions of the library, gathered from ``gpucnn.ops``."""
 
-from gpucnn.ops.activation import relu
+from gpucnn.ops.activation import (
+    elu,
+    gelu,
+    hardswish,
+    identity,
+    leaky_relu,
+    relu,
+    selu,
+    sigmoid,
+    silu,
+    softplus,
+    tanh,
+)
 from gpucnn.ops.avg_pool2d import avg_pool2d, sum_pool2d
 from gpucnn.ops.batch_norm import batch_norm
 from gpucnn.ops.conv2d import conv2d
@@ -9,7 +21,8 @@ from gpucnn.ops.linear import linear
 from gpucnn.ops.local_response_norm import local_response_norm
 from gpucnn.ops.loss import cross_entropy
 from gpucnn.ops.pool2d import max_pool2d
-from gpucnn.ops.softmax import softmax
+from gpucnn.ops.prelu import prelu
+from gpucnn.ops.softmax import log_softmax, softmax
 
 __all__ = [
     "add",
@@ -17,10 +30,22 @@ __all__ = [
     "batch_norm",
     "conv2d",
     "cross_entropy",
+    "elu",
+    "gelu",
+    "hardswish",
+    "identity",
+    "leaky_relu",
     "linear",
     "local_response_norm",
+    "log_softmax",
     "max_pool2d",
+    "prelu",
     "relu",
+    "selu",
+    "sigmoid",
+    "silu",
     "softmax",
+    "softplus",
     "sum_pool2d",
+    "tanh",
 ]

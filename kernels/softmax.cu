@@ -1,7 +1,11 @@
-// Softmax over the rows of a matrix.
+// Softmax over the rows of a matrix, and its logarithm.
 //
-//   forward    y[r][c] = exp(x[r][c] - m) / sum over j of exp(x[r][j] - m),  m = max over j of x[r][j]
-//   backward   dx[r][c] = y[r][c] * (dy[r][c] - sum over j of dy[r][j] * y[r][j])
+//   softmax_forward       y[r][c] = exp(x[r][c] - m) / sum over j of exp(x[r][j] - m)
+//   softmax_backward      dx[r][c] = y[r][c] * (dy[r][c] - sum over j of dy[r][j] * y[r][j])
+//   log_softmax_forward   y[r][c] = (x[r][c] - m) - log(sum over j of exp(x[r][j] - m))
+//   log_softmax_backward  dx[r][c] = dy[r][c] - exp(y[r][c]) * sum over j of dy[r][j]
+//
+// with m the maximum of the row, so that large scores do not overflow.
 //
 // One warp per row: lanes walk over the row 32 elements at a time, coalesced, and meet in shuffles;
 // no shared memory, no barrier, sums in a fixed order. A row is read again from the L1 cache, not
@@ -51,4 +55,46 @@ extern "C" __global__ void __launch_bounds__(256) softmax_backward(
     sum = warp_sum(sum);
 #pragma unroll 4
     for (int c = lane; c < C; c += 32) dx[c] = y[c] * (dy[c] - sum);
+}
+
+extern "C" __global__ void __launch_bounds__(256) log_softmax_forward(
+    float* __restrict__ y,        // (rows, C)
+    const float* __restrict__ x,  // (rows, C)
+    int rows, int C) {
+    const int lane = threadIdx.x % 32;
+    const long long row = (long long)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    if (row >= rows) return;  // a whole warp
+    x += row * C;
+    y += row * C;
+
+    float largest = -GPUCNN_INFINITY;
+#pragma unroll 4
+    for (int c = lane; c < C; c += 32) largest = fmaxf(largest, x[c]);
+    largest = warp_max(largest);
+    float sum = 0.0f;
+#pragma unroll 4
+    for (int c = lane; c < C; c += 32) sum += expf(x[c] - largest);
+    const float log_sum = logf(warp_sum(sum));
+#pragma unroll 4
+    for (int c = lane; c < C; c += 32) y[c] = x[c] - largest - log_sum;
+}
+
+extern "C" __global__ void __launch_bounds__(256) log_softmax_backward(
+    float* __restrict__ dx,        // (rows, C)
+    const float* __restrict__ dy,  // (rows, C)
+    const float* __restrict__ y,   // (rows, C)
+    int rows, int C) {
+    const int lane = threadIdx.x % 32;
+    const long long row = (long long)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    if (row >= rows) return;  // a whole warp
+    dx += row * C;
+    dy += row * C;
+    y += row * C;
+
+    float sum = 0.0f;
+#pragma unroll 4
+    for (int c = lane; c < C; c += 32) sum += dy[c];
+    sum = warp_sum(sum);
+#pragma unroll 4
+    for (int c = lane; c < C; c += 32) dx[c] = dy[c] - expf(y[c]) * sum;
 }

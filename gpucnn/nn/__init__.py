@@ -1,7 +1,22 @@
 """Modules: layers that own their parameters, and containers of layers."""
 
 from gpucnn.nn import init
-from gpucnn.nn.activation import ReLU, Softmax
+from gpucnn.nn.activation import (
+    ELU,
+    GELU,
+    SELU,
+    Hardswish,
+    Identity,
+    LeakyReLU,
+    LogSoftmax,
+    PReLU,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Tanh,
+)
 from gpucnn.nn.conv import Conv2d
 from gpucnn.nn.linear import Flatten, Linear
 from gpucnn.nn.module import Module, Parameter, Sequential
@@ -9,19 +24,31 @@ from gpucnn.nn.normalization import BatchNorm1d, BatchNorm2d, LocalResponseNorm
 from gpucnn.nn.pooling import AvgPool2d, MaxPool2d, SumPool2d
 
 __all__ = [
+    "ELU",
+    "GELU",
+    "SELU",
     "AvgPool2d",
     "BatchNorm1d",
     "BatchNorm2d",
     "Conv2d",
     "Flatten",
+    "Hardswish",
+    "Identity",
+    "LeakyReLU",
     "Linear",
     "LocalResponseNorm",
+    "LogSoftmax",
     "MaxPool2d",
     "Module",
+    "PReLU",
     "Parameter",
     "ReLU",
     "Sequential",
+    "SiLU",
+    "Sigmoid",
     "Softmax",
+    "Softplus",
     "SumPool2d",
+    "Tanh",
     "init",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, cast
 
 import numpy as np
@@ -11,15 +12,44 @@ from numpy.typing import NDArray
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
+from gpucnn.ops.activation_formulas import ACTIVATIONS
 from gpucnn.ops.elementwise import THREADS, four_each
 from gpucnn.ops.geometry import same_float_dtype
 from gpucnn.primitive import primitive
 from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks, scratch
 
+# geometry
+
+
+def check_real(name: str, value: Any) -> float:
+    """``value`` as a float; TypeError or ValueError naming the argument unless finite."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return float(value)
+
+
+def check_positive(name: str, value: Any) -> float:
+    """:func:`check_real`, and > 0."""
+    number = check_real(name, value)
+    if number <= 0:
+        raise ValueError(f"{name} must be > 0, got {value}")
+    return number
+
+
+def check_input(x: Array) -> None:
+    """Check the x of an activation."""
+    if x.size == 0:
+        raise ValueError(f"x must not be empty, got shape {tuple(x.shape)}")
+    same_float_dtype(x=x)
+
+
 # primitives
 
 _CHUNK = 1 << 17  # elements: two arrays of this many stay in a 2 MiB L2 cache
+_FORMULA_CHUNK = 1 << 15  # elements: the formulas hold several pieces at once
 
 
 @functools.cache
@@ -61,6 +91,37 @@ def relu_backward(dy: Array, y: Array) -> Array:
     return dx
 
 
+@primitive
+def activation_forward(x: Array, name: str, parameters: tuple[float, ...]) -> Array:
+    """y = f(x), element by element, f = ACTIVATIONS[name] with its parameters."""
+    y = buffers.empty_like(x)
+    inputs, outputs = x.reshape(-1), y.reshape(-1)
+    formula = ACTIVATIONS[name].forward
+
+    def part(start: int, stop: int) -> None:
+        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+            formula(inputs[start:stop], outputs[start:stop], *parameters)
+
+    map_chunks(part, x.size, _FORMULA_CHUNK)
+    return y
+
+
+@primitive
+def activation_backward(dy: Array, kept: Array, name: str, parameters: tuple[float, ...]) -> Array:
+    """dx = dy·f'(x), f = ACTIVATIONS[name]; kept is y if f' is computed from y, else x."""
+    dx = buffers.empty_like(dy)
+    gradients, inputs, results = dy.reshape(-1), kept.reshape(-1), dx.reshape(-1)
+    slope = ACTIVATIONS[name].slope
+
+    def part(start: int, stop: int) -> None:
+        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+            slope(inputs[start:stop], results[start:stop], *parameters)
+            results[start:stop] *= gradients[start:stop]
+
+    map_chunks(part, dy.size, _FORMULA_CHUNK)
+    return dx
+
+
 _kernels = KernelFile("activation")
 
 
@@ -79,6 +140,22 @@ def _launch_relu_backward(dy: Array, y: Array) -> Array:
     return dx
 
 
+@activation_forward.kernel()
+def _launch_forward(x: Array, name: str, parameters: tuple[float, ...]) -> Array:
+    y = empty(x, x.shape)
+    launch, flat = _kernels[f"{name}_forward"], (y.reshape(-1), x.reshape(-1))
+    launch(four_each(x.size), (THREADS,), *flat, x.size, *parameters)
+    return y
+
+
+@activation_backward.kernel()
+def _launch_backward(dy: Array, kept: Array, name: str, parameters: tuple[float, ...]) -> Array:
+    dx = empty(dy, dy.shape)
+    launch, flat = _kernels[f"{name}_backward"], (a.reshape(-1) for a in (dx, dy, kept))
+    launch(four_each(dy.size), (THREADS,), *flat, dy.size, *parameters)
+    return dx
+
+
 # tape
 
 
@@ -86,9 +163,7 @@ class Relu(Function):
     """relu and its gradient, which needs the output alone."""
 
     def forward(self, x: Array) -> Array:
-        if x.size == 0:
-            raise ValueError(f"x must not be empty, got shape {x.shape}")
-        same_float_dtype(x=x)
+        check_input(x)
         y = self.run(relu_forward, x)
         if self.recording:
             self.y = y
@@ -98,7 +173,34 @@ class Relu(Function):
         return (self.run(relu_backward, dy, self.y),)
 
 
+class Elementwise(Function):
+    """One of ACTIVATIONS; keeps the input, or the output where that is enough."""
+
+    def forward(self, x: Array, *, name: str, parameters: tuple[float, ...]) -> Array:
+        check_input(x)
+        y = self.run(activation_forward, x, name, parameters)
+        if self.recording:
+            self.kept = y if ACTIVATIONS[name].keeps_output else x
+            self.name, self.parameters = name, parameters
+        return y
+
+    def backward(self, dy: Array) -> tuple[Array]:
+        return (self.run(activation_backward, dy, self.kept, self.name, self.parameters),)
+
+
+def _apply(x: Tensor, name: str, *parameters: float) -> Tensor:
+    return cast("Tensor", Elementwise.apply(x, name=name, parameters=parameters))
+
+
 # public
+
+
+def identity(x: Tensor) -> Tensor:
+    """``y = x``: the tensor itself, of any shape and dtype.
+
+    Source: torch.nn.Identity.
+    """
+    return x
 
 
 def relu(x: Tensor) -> Tensor:
@@ -112,3 +214,128 @@ def relu(x: Tensor) -> Tensor:
     Source: torch.nn.functional.relu.
     """
     return cast("Tensor", Relu.apply(x))
+
+
+def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
+    """``y = x`` where x > 0, else ``negative_slope · x``; the gradient at 0 is negative_slope.
+
+    x: any shape with at least one element, float32 (float64 on cpu). Returns a tensor of its shape
+    and dtype. negative_slope: any finite number; the backward pass works from x, so a negative
+    slope is right too. (PyTorch's default; Keras has 0.2 and 0.3, darknet 0.1.)
+
+    Raises ValueError for an empty x or a slope that is not finite, TypeError for integers or a
+    slope that is no number.
+
+    Source: Maas, Hannun and Ng (2013); torch.nn.functional.leaky_relu.
+    """
+    return _apply(x, "leaky_relu", check_real("negative_slope", negative_slope))
+
+
+def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
+    """``y = x`` where x > 0, else ``alpha · (exp(x) − 1)``; the gradient at 0 is alpha.
+
+    x: any shape with at least one element, float32 (float64 on cpu). Returns a tensor of its shape
+    and dtype. alpha: any finite number; exp(x) − 1 is computed without cancellation.
+
+    Raises ValueError for an empty x or an alpha that is not finite, TypeError for integers or an
+    alpha that is no number.
+
+    Source: Clevert, Unterthiner and Hochreiter, arXiv:1511.07289; torch.nn.functional.elu.
+    """
+    return _apply(x, "elu", check_real("alpha", alpha), 1.0)
+
+
+def selu(x: Tensor) -> Tensor:
+    """``y = 1.0507… · elu(x, 1.6733…)``; the gradient at 0 is 1.7581.
+
+    x: any shape with at least one element, float32 (float64 on cpu). Returns a tensor of its shape
+    and dtype.
+
+    Raises ValueError for an empty x, TypeError for integers.
+
+    Source: Klambauer et al., arXiv:1706.02515; torch.nn.functional.selu.
+    """
+    return _apply(x, "elu", 1.6732632423543772848170429916717, 1.0507009873554804934193349852946)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """``y = 1 / (1 + exp(−x))``, computed in two branches by sign; the gradient is y·(1 − y).
+
+    x: any shape with at least one element, float32 (float64 on cpu). Returns a tensor of its shape
+    and dtype, with numbers from 0 to 1.
+
+    Raises ValueError for an empty x, TypeError for integers.
+
+    Source: torch.sigmoid.
+    """
+    return _apply(x, "sigmoid")
+
+
+def tanh(x: Tensor) -> Tensor:
+    """``y = tanh(x)``; the gradient is 1 − y².
+
+    x: any shape with at least one element, float32 (float64 on cpu). Returns a tensor of its shape
+    and dtype, with numbers from −1 to 1.
+
+    Raises ValueError for an empty x, TypeError for integers.
+
+    Source: torch.tanh.
+    """
+    return _apply(x, "tanh")
+
+
+def softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """``y = log(1 + exp(beta·x)) / beta``, and x itself where beta·x > threshold.
+
+    x: any shape with at least one element, float32 (float64 on cpu). Returns a tensor of its shape
+    and dtype. beta > 0; threshold: any finite number, and large ones overflow nothing. The gradient
+    is sigmoid(beta·x), and 1 above the threshold.
+
+    Raises ValueError for an empty x, a beta <= 0 or a number that is not finite, TypeError for
+    integers or what is no number.
+
+    Source: torch.nn.functional.softplus.
+    """
+    return _apply(x, "softplus", check_positive("beta", beta), check_real("threshold", threshold))
+
+
+def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
+    """``y = x · P(x)``, P the standard normal distribution function ½·(1 + erf(x/√2)).
+
+    approximate="tanh": ``y = ½·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))``. x: any shape with at least
+    one element, float32 (float64 on cpu). Returns a tensor of its shape and dtype. At ±inf the
+    limits are returned, inf and 0, where PyTorch gives NaN.
+
+    Raises ValueError for an empty x or another approximate, TypeError for integers.
+
+    Source: Hendrycks and Gimpel, arXiv:1606.08415; torch.nn.functional.gelu.
+    """
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"approximate must be none or tanh, got {approximate!r}")
+    return _apply(x, "gelu" if approximate == "none" else "gelu_tanh")
+
+
+def silu(x: Tensor) -> Tensor:
+    """``y = x · sigmoid(x)``, also called swish.
+
+    x: any shape with at least one element, float32 (float64 on cpu). Returns a tensor of its shape
+    and dtype. At −inf the limit 0 is returned, where PyTorch gives NaN.
+
+    Raises ValueError for an empty x, TypeError for integers.
+
+    Source: Elfwing, Uchibe and Doya, arXiv:1702.03118; torch.nn.functional.silu.
+    """
+    return _apply(x, "silu")
+
+
+def hardswish(x: Tensor) -> Tensor:
+    """``y = x · min(max(x + 3, 0), 6) / 6``; the gradient is 0 at −3 and 1 at 3.
+
+    x: any shape with at least one element, float32 (float64 on cpu). Returns a tensor of its shape
+    and dtype.
+
+    Raises ValueError for an empty x, TypeError for integers.
+
+    Source: Howard et al., arXiv:1905.02244; torch.nn.functional.hardswish.
+    """
+    return _apply(x, "hardswish")

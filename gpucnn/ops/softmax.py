@@ -1,4 +1,4 @@
-"""Softmax over the last axis: ``kernels/softmax.cu``."""
+"""Softmax and its logarithm over the last axis: ``kernels/softmax.cu``."""
 
 from __future__ import annotations
 
@@ -56,6 +56,43 @@ def softmax_backward(dy: Array, y: Array) -> Array:
     return dx
 
 
+@primitive
+def log_softmax_forward(x: Array) -> Array:
+    """y[…, c] = (x[…, c] − m) − log Σ_j exp(x[…, j] − m), m the maximum of the row: x, y (…, C)."""
+    rows = x.reshape(-1, x.shape[-1])
+    y = buffers.empty_like(x)
+    out = y.reshape(rows.shape)
+
+    def part(start: int, stop: int) -> None:
+        values = out[start:stop]
+        powers = scratch("softmax product", values.shape, x.dtype)
+        with np.errstate(invalid="ignore", over="ignore"):  # inf - inf is NaN, as it should be
+            np.subtract(rows[start:stop], rows[start:stop].max(axis=1, keepdims=True), out=values)
+        np.exp(values, out=powers)
+        values -= np.log(powers.sum(axis=1, keepdims=True))
+
+    map_chunks(part, len(rows), max(1, _CHUNK // rows.shape[1]))
+    return y
+
+
+@primitive
+def log_softmax_backward(dy: Array, y: Array) -> Array:
+    """dx[…, c] = dy[…, c] − exp(y[…, c]) · Σ_j dy[…, j]: dy, y, dx (…, C)."""
+    rows = y.reshape(-1, y.shape[-1])
+    gradients = dy.reshape(rows.shape)
+    dx = buffers.empty_like(y)
+    out = dx.reshape(rows.shape)
+
+    def part(start: int, stop: int) -> None:
+        values = out[start:stop]
+        np.exp(rows[start:stop], out=values)
+        values *= gradients[start:stop].sum(axis=1, keepdims=True)
+        np.subtract(gradients[start:stop], values, out=values)
+
+    map_chunks(part, len(rows), max(1, _CHUNK // rows.shape[1]))
+    return dx
+
+
 WARPS = 8  # rows of a block of 256 threads
 
 _kernels = KernelFile("softmax")
@@ -82,16 +119,36 @@ def _launch_softmax_backward(dy: Array, y: Array) -> Array:
     return dx
 
 
+@log_softmax_forward.kernel()
+def _launch_log_softmax_forward(x: Array) -> Array:
+    y = empty(x, x.shape)
+    C = x.shape[-1]
+    _kernels["log_softmax_forward"](*row_blocks(x.size // C), y, x, x.size // C, C)
+    return y
+
+
+@log_softmax_backward.kernel()
+def _launch_log_softmax_backward(dy: Array, y: Array) -> Array:
+    dx = empty(dy, dy.shape)
+    C = y.shape[-1]
+    _kernels["log_softmax_backward"](*row_blocks(y.size // C), dx, dy, y, y.size // C, C)
+    return dx
+
+
 # tape
+
+
+def _check(x: Array) -> None:
+    if x.ndim < 1 or x.size == 0:
+        raise ValueError(f"x must have shape (…, C) and not be empty, got {tuple(x.shape)}")
+    same_float_dtype(x=x)
 
 
 class Softmax(Function):
     """softmax and its gradient, which needs the output alone."""
 
     def forward(self, x: Array) -> Array:
-        if x.ndim < 1 or x.size == 0:
-            raise ValueError(f"x must have shape (…, C) and not be empty, got {tuple(x.shape)}")
-        same_float_dtype(x=x)
+        _check(x)
         y = self.run(softmax_forward, x)
         if self.recording:
             self.y = y
@@ -99,6 +156,20 @@ class Softmax(Function):
 
     def backward(self, dy: Array) -> tuple[Array]:
         return (self.run(softmax_backward, dy, self.y),)
+
+
+class LogSoftmax(Function):
+    """log_softmax and its gradient, which needs the output alone."""
+
+    def forward(self, x: Array) -> Array:
+        _check(x)
+        y = self.run(log_softmax_forward, x)
+        if self.recording:
+            self.y = y
+        return y
+
+    def backward(self, dy: Array) -> tuple[Array]:
+        return (self.run(log_softmax_backward, dy, self.y),)
 
 
 # public
@@ -118,3 +189,18 @@ def softmax(x: Tensor) -> Tensor:
     Source: torch.nn.functional.softmax with dim=-1.
     """
     return cast("Tensor", Softmax.apply(x))
+
+
+def log_softmax(x: Tensor) -> Tensor:
+    """Logarithms of probabilities: ``y[…, c] = x[…, c] − log Σ_j exp(x[…, j])`` over the last axis.
+
+    The maximum of a row is subtracted first, so that large scores do not overflow, and the
+    probability itself is never formed, so that a small one does not become log 0. x: (…, C) with at
+    least one element, float32 (float64 on cpu). Returns a tensor of its shape. A score of −inf
+    stays −inf; a row that holds +inf or NaN, or only −inf, becomes NaN.
+
+    Raises ValueError for an empty or 0-d x, TypeError for integers.
+
+    Source: torch.nn.functional.log_softmax with dim=-1.
+    """
+    return cast("Tensor", LogSoftmax.apply(x))
