@@ -209,6 +209,21 @@ def test_unsupported_features_are_refused_by_name(body: str, says: str) -> None:
     assert y[0] == ord("a")
 
 
+@pytest.mark.parametrize("header", ["cooperative_groups", "mma", "cuda_pipeline"])
+def test_unsupported_headers_are_refused_where_they_are_included(header: str) -> None:
+    source = f"#include <cuda_fp16.h>\n\n#include <{header}.h>\n" + SOURCE
+    with pytest.raises(emulator.Unsupported, match=rf"^kernel.cu:3: .*{header.split('_')[0]}"):
+        emulator.RawKernel(source, "nothing").compile()
+
+
+def test_a_kernel_may_have_any_name() -> None:
+    y = np.zeros(1, np.int32)
+    for name in ("a", "I", "P", "kernel", "call"):
+        source = f'extern "C" {{ __global__ void {name}(int* a, int P) {{ a[0] = P; }} }}'
+        emulator.RawKernel(source, name)((1,), (1,), (y, len(name)))
+        assert y[0] == len(name)
+
+
 def test_options() -> None:
     source = """#include "value.h"
     extern "C" __global__ void f(int* y) { y[0] = A; y[1] = B; y[2] = VALUE; }"""

@@ -19,6 +19,7 @@ _UNSUPPORTED = (
     (r"<<<", "dynamic parallelism (<<<...>>>)"),
     (r"GPUCNN_UNSUPPORTED_HEADER_cooperative_groups|\bcooperative_groups\b", "cooperative groups"),
     (r"GPUCNN_UNSUPPORTED_HEADER_mma|\b(?:nvcuda|wmma)\s*::", "WMMA fragments (mma.h)"),
+    (r"GPUCNN_UNSUPPORTED_HEADER_cuda_pipeline", "asynchronous copies (cuda_pipeline.h)"),
     (r"\b(?:cudaTextureObject_t|tex[123]D(?:fetch|Lod|Grad)?\s*[<(])", "textures"),
     (r"\b(?:cudaSurfaceObject_t|surf[123]D(?:read|write)\s*[<(])", "surfaces"),
     (r"\bcuda\s*::\s*(?:barrier|pipeline|atomic|memcpy_async)\b", "libcu++ (cuda::)"),
@@ -82,6 +83,15 @@ def _line_and_file(text: str, offset: int) -> str:
     return f"{file}:{line + text.count(chr(10), start, offset)}"
 
 
+def _place(text: str, found: re.Match[str]) -> str:
+    """File and line of what was found; of its #include, where it is the mark of a header."""
+    if found[0].startswith("GPUCNN_"):
+        back = re.compile(r'^#[ \t]*(\d+)[ \t]+"([^"]*)" 2', re.M).search(text, found.end())
+        if back is not None:
+            return f"{back[2]}:{int(back[1]) - 1}"
+    return _line_and_file(text, found.start())
+
+
 def translate(preprocessed: str) -> Translation:
     """C++ for a preprocessed translation unit.
 
@@ -94,9 +104,7 @@ def translate(preprocessed: str) -> Translation:
     bare = _without_system_headers(strip_comments(text))
     for pattern, name in _UNSUPPORTED:
         if match := re.search(pattern, bare):
-            raise Unsupported(
-                f"{_line_and_file(text, match.start())}: the emulator does not run {name}"
-            )
+            raise Unsupported(f"{_place(text, match)}: the emulator does not run {name}")
     for match in reversed([*_MEMORY_CALL.finditer(bare)]):
         start, end = match.span()
         call = f"gpucnn_{match[1]}("
@@ -182,5 +190,5 @@ def _inside_function(bare: str, offset: int) -> bool:
 def _stub(signature: Signature) -> str:
     return (
         f"{_EXPORT} void gpucnn_call_{signature.kernel}"
-        f"(void** a) {{ gpucnn_invoke({signature.kernel}, a); }}\n"
+        f"(void** gpucnn_arguments) {{ gpucnn_invoke({signature.kernel}, gpucnn_arguments); }}\n"
     )

@@ -1,0 +1,1 @@
+GPUCNN_UNSUPPORTED_HEADER_cuda_pipeline
