@@ -1,16 +1,39 @@
-"""Optimizers and schedules against PyTorch's trajectories."""
+"""Optimizers: obvious loops -> steps -> kernels; PyTorch's trajectories beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 import gpucnn
-from gpucnn.ops.optimizer import AdamStep, SGDStep, adam_step, sgd_step
-from gpucnn.optim import SGD, Adam, AdamW, CosineAnnealingLR, OneCycleLR, Optimizer
+from gpucnn.ops.adam import AdamStep, adam_step, adamax_step, nadam_step
+from gpucnn.ops.optimizer import (
+    SGDStep,
+    adadelta_step,
+    adagrad_step,
+    ema_step,
+    lion_step,
+    rmsprop_step,
+    sgd_step,
+)
+from gpucnn.optim import (
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    AMSGrad,
+    Lion,
+    Nadam,
+    Optimizer,
+    RMSprop,
+)
+from gpucnn.primitive import Primitive
 from tests.support import assert_close, needs_torch, on, randn, torch
 
 SHAPES = [(3, 5), (7,), (1,), (2, 3, 3, 4)]
@@ -31,6 +54,26 @@ CONFIGS: list[tuple[str, type[Optimizer], dict[str, Any]]] = [
         {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1},
     ),
     ("adamw", AdamW, {"lr": 0.01, "weight_decay": 0.1}),
+    ("amsgrad", AMSGrad, {"lr": 0.02, "betas": (0.8, 0.9), "weight_decay": 0.1}),
+    ("adagrad", Adagrad, {}),
+    (
+        "adagrad decay",
+        Adagrad,
+        {"lr": 0.1, "lr_decay": 0.02, "weight_decay": 0.1, "initial_accumulator_value": 0.3},
+    ),
+    ("adadelta", Adadelta, {}),
+    ("adadelta decay", Adadelta, {"lr": 0.5, "rho": 0.8, "eps": 1e-4, "weight_decay": 0.1}),
+    ("rmsprop", RMSprop, {}),
+    ("rmsprop momentum", RMSprop, {"alpha": 0.9, "momentum": 0.8, "weight_decay": 0.1}),
+    ("rmsprop centered", RMSprop, {"eps": 1e-3, "centered": True}),
+    ("rmsprop all", RMSprop, {"eps": 1e-3, "centered": True, "momentum": 0.7}),
+    ("adamax", Adamax, {}),
+    ("adamax decay", Adamax, {"lr": 0.01, "betas": (0.8, 0.9), "weight_decay": 0.1}),
+    ("nadam", Nadam, {}),
+    ("nadam decay", Nadam, {"lr": 0.01, "weight_decay": 0.1, "momentum_decay": 1.0}),
+    ("nadamw", Nadam, {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    ("lion", Lion, {"lr": 0.01}),
+    ("lion decay", Lion, {"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.1}),
 ]
 configs = pytest.mark.parametrize(
     ("ours", "options"), [c[1:] for c in CONFIGS], ids=[c[0] for c in CONFIGS]
@@ -51,24 +94,116 @@ def set_gradients(params: list[gpucnn.Tensor], step: int) -> None:
         p.backward(randn(*p.shape, seed=100 * step + i, dtype=p.dtype) + p.numpy())
 
 
+def reference(ours: type[Optimizer], tensors: list[Any], options: dict[str, Any]) -> Any:
+    """PyTorch's optimizer of the same options."""
+    name = {AMSGrad: "Adam", Nadam: "NAdam"}.get(ours, ours.__name__)
+    extra = {"amsgrad": True} if ours is AMSGrad else {}
+    return getattr(torch.optim, name)(tensors, **options, **extra)
+
+
+@pytest.fixture
+def float64_numbers() -> Iterator[None]:
+    """PyTorch keeps Nadam's product of momenta in its default dtype."""
+    if torch is None:
+        yield
+        return
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @needs_torch
-@configs
+@pytest.mark.usefixtures("float64_numbers")
+@pytest.mark.parametrize(
+    ("ours", "options"),
+    [c[1:] for c in CONFIGS if c[1] is not Lion],
+    ids=[c[0] for c in CONFIGS if c[1] is not Lion],
+)
 def test_100_steps_of_pytorch(ours: type[Optimizer], options: dict[str, Any]) -> None:
     params = parameters("cpu", np.float64)
     tensors = [torch.tensor(p.numpy().copy(), requires_grad=True) for p in params]
-    optimizer, reference = (
-        ours(params, **options),
-        getattr(torch.optim, ours.__name__)(tensors, **options),
-    )
+    optimizer, theirs = ours(params, **options), reference(ours, tensors, options)
     for step in range(100):
         optimizer.zero_grad()
         set_gradients(params, step)
         for p, t in zip(params, tensors, strict=True):
             t.grad = torch.tensor(p.grad.numpy().copy())
         optimizer.step()
-        reference.step()
+        theirs.step()
     for p, t in zip(params, tensors, strict=True):
         assert_close(p.numpy(), t.detach().numpy(), "float64", 100)
+
+
+def loops(ours: type[Optimizer], o: dict[str, Any]) -> Callable[[float, float, int], float]:
+    """The textbook formula of one parameter: (p, g, t) -> p, with its state inside."""
+    lr, wd = o["lr"], o["weight_decay"]
+    b1, b2 = o.get("betas", (0.0, 0.0))
+    eps = o.get("eps", 0.0)
+    m = v = u = w = 0.0
+    s = o.get("initial_accumulator_value", 0.0)
+    product = 1.0
+
+    def momentum(t: int) -> float:
+        return float(b1 * (1 - 0.5 * 0.96 ** (t * o["momentum_decay"])))
+
+    def step(p: float, g: float, t: int) -> float:
+        nonlocal m, v, u, w, s, product
+        decoupled = ours in (AdamW, Lion) or o.get("decoupled_weight_decay", False)
+        p, g = (p * (1 - lr * wd), g) if decoupled else (p, g + wd * p)
+        if ours is SGD:
+            v = o["momentum"] * v + g
+            return p - lr * (g + o["momentum"] * v if o["nesterov"] else v)
+        if ours is Adagrad:
+            s += g * g
+            return p - lr / (1 + (t - 1) * o["lr_decay"]) * g / (math.sqrt(s) + eps)
+        if ours is Adadelta:
+            rho = o["rho"]
+            s = rho * s + (1 - rho) * g * g
+            d = g * math.sqrt(u + eps) / math.sqrt(s + eps)
+            u = rho * u + (1 - rho) * d * d
+            return p - lr * d
+        if ours is RMSprop:
+            alpha = o["alpha"]
+            s = alpha * s + (1 - alpha) * g * g
+            m = alpha * m + (1 - alpha) * g
+            root = math.sqrt(s - m * m if o["centered"] else s)
+            v = o["momentum"] * v + g / (root + eps)
+            return p - lr * v
+        if ours is Lion:
+            p -= lr * np.sign(b1 * m + (1 - b1) * g)
+            m = b2 * m + (1 - b2) * g
+            return p
+        m = b1 * m + (1 - b1) * g
+        if ours is Adamax:
+            u = max(b2 * u, abs(g) + eps)
+            return p - lr / (1 - b1**t) * m / u
+        v = b2 * v + (1 - b2) * g * g
+        w = max(w, v) if ours is AMSGrad else v
+        root = math.sqrt(w / (1 - b2**t)) + eps
+        if ours is Nadam:
+            product *= momentum(t)
+            after = product * momentum(t + 1)
+            gradient = (1 - momentum(t)) / (1 - product) * g
+            return p - lr * (gradient + momentum(t + 1) / (1 - after) * m) / root
+        return p - lr * m / (1 - b1**t) / root
+
+    return step
+
+
+@configs
+def test_steps_are_the_formulas(ours: type[Optimizer], options: dict[str, Any]) -> None:
+    p = gpucnn.Tensor(randn(2, 3, dtype=np.float64), requires_grad=True)
+    optimizer = ours([p], **options)
+    formulas = [loops(ours, {**optimizer.param_groups[0], **options}) for _ in range(p.size)]
+    expected = p.numpy().reshape(-1).copy()
+    for t in range(1, 101):
+        g = randn(2, 3, seed=t, dtype=np.float64)
+        for i, formula in enumerate(formulas):
+            expected[i] = formula(expected[i], g.reshape(-1)[i], t)
+        p.grad = None
+        p.backward(g)
+        optimizer.step()
+    assert_close(p.numpy().reshape(-1), expected, "float64", 100)
 
 
 @configs
@@ -87,21 +222,79 @@ def test_kernels_follow_the_definition(
         assert_close(a, e, "float32", 3)
 
 
-@pytest.mark.parametrize("n", [1, 3, 4, 1021])
-def test_kernel_tails(n: int, kernel_device: str) -> None:
-    p, g, m, v = randn(n), randn(n, seed=1), randn(n, seed=2), np.abs(randn(n, seed=3))
-    wide = [a.astype(np.float64) for a in (p, m, v, g)]
-    step = AdamStep(0.1, 0.9, 0.99, 1e-8, 0.1, True, 3)
-    adam_step(*wide, step)
-    arrays = on(kernel_device, *(a.copy() for a in (p, m, v, g)))
-    adam_step.on(kernel_device)(*arrays, step)
+ALL = [Adagrad, Adadelta, Adam, Adamax, AMSGrad, Lion, Nadam, RMSprop, SGD]
+
+STEP = AdamStep(0.1, 0.9, 0.99, 1e-8, 0.1, True, 3)
+STEPS: list[tuple[Primitive, int, tuple[Any, ...]]] = [  # (step, its states, its numbers)
+    (sgd_step, 1, (SGDStep(0.1, 0.9, 0.1, True),)),
+    (adagrad_step, 1, (0.1, 1e-3, 0.1)),
+    (adadelta_step, 2, (0.1, 0.9, 1e-3, 0.1)),
+    (rmsprop_step, 3, (0.1, 0.9, 1e-3, 0.5, 0.1)),
+    (lion_step, 1, (0.1, 0.9, 0.99, 0.1)),
+    (ema_step, 0, (0.9,)),
+    (adam_step, 3, (STEP,)),
+    (nadam_step, 2, (0.2, 0.3, STEP)),
+    (adamax_step, 2, (STEP,)),
+]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 1021])
+@pytest.mark.parametrize(("step", "states", "numbers"), STEPS, ids=[s[0].name for s in STEPS])
+def test_kernel_tails(
+    step: Primitive, states: int, numbers: tuple[Any, ...], n: int, kernel_device: str
+) -> None:
+    # the first state is far above the square of the second: no cancellation when centered
+    buffers = [np.abs(randn(n, seed=9 + i)) / 2 + (20 if i == 0 else 1) for i in range(states)]
+    given = [randn(n), *buffers, randn(n, seed=1)]
+    wide = [a.astype(np.float64) for a in given]
+    step(*wide, *numbers)
+    arrays = on(kernel_device, *(a.copy() for a in given))
+    step.on(kernel_device)(*arrays, *numbers)
     for a, e in zip(arrays, wide, strict=True):
         assert_close(a, e, "float32")
-    wide = [a.astype(np.float64) for a in (p, g)]
-    sgd_step(wide[0], None, wide[1], SGDStep(0.1, 0.0, 0.1, False))
+
+
+def test_sgd_kernel_without_momentum(kernel_device: str) -> None:
+    p, g = randn(7), randn(7, seed=1)
     arrays = on(kernel_device, p.copy(), g)
     sgd_step.on(kernel_device)(arrays[0], None, arrays[1], SGDStep(0.1, 0.0, 0.1, False))
-    assert_close(arrays[0], wide[0], "float32")
+    assert_close(arrays[0], p - 0.1 * (g + 0.1 * p.astype(np.float64)), "float32")
+
+
+@pytest.mark.parametrize("ours", ALL)
+def test_nan_gradients_are_not_hidden(ours: type[Optimizer], device: str) -> None:
+    p = gpucnn.Tensor(randn(6), requires_grad=True, device=device)
+    g = randn(6, seed=1)
+    g[4] = np.nan
+    before = p.numpy().copy()
+    optimizer = ours([p], lr=0.1)
+    for _ in range(2):
+        p.grad = None
+        p.backward(g)
+        optimizer.step()
+    assert np.isnan(p.numpy()).tolist() == [False] * 4 + [True, False]
+    assert (p.numpy()[:4] != before[:4]).all()
+
+
+def test_zero_gradients_move_nothing(device: str) -> None:
+    for ours in ALL:
+        p = gpucnn.Tensor(randn(3), requires_grad=True, device=device)
+        optimizer = ours([p], lr=0.1)
+        p.backward(np.zeros(3, np.float32))
+        optimizer.step()
+        assert_close(p.numpy(), randn(3), "exact", what=ours.__name__)
+
+
+def test_centered_rmsprop_of_a_constant_gradient_stays_finite(device: str) -> None:
+    """s − m² is 0 up to rounding, and may be rounded below it."""
+    p = gpucnn.Tensor(np.zeros(64, np.float32), requires_grad=True, device=device)
+    g = randn(64)
+    optimizer = RMSprop([p], lr=1e-6, alpha=0.1, centered=True)
+    for _ in range(20):
+        p.grad = None
+        p.backward(g)
+        optimizer.step()
+    assert np.isfinite(p.numpy()).all()
 
 
 def test_parameters_without_gradient_are_left_alone() -> None:
@@ -128,13 +321,11 @@ def test_gradients_accumulate_into_the_flat_buffer() -> None:
         assert_close(p.grad.numpy(), f + 1, "float32")
 
 
-@pytest.mark.parametrize("ours", [SGD, Adam])
-def test_state_continues_to_the_bit(ours: type[Optimizer]) -> None:
-    options = {"momentum": 0.9} if ours is SGD else {}
-
+@configs
+def test_state_continues_to_the_bit(ours: type[Optimizer], options: dict[str, Any]) -> None:
     def run(steps: range, state: Any = None) -> tuple[list[np.ndarray], dict[str, Any]]:
         params = parameters("cpu")
-        optimizer = ours(params, lr=0.01, **options)
+        optimizer = ours(params, **options)
         if state is not None:
             for p, a in zip(params, state[0], strict=True):
                 p.data[...] = a
@@ -170,9 +361,27 @@ def bad(build: Callable[[list[gpucnn.Tensor]], Any], error: type[Exception], mat
         bad(lambda p: Adam(p, eps=-1), ValueError, "eps must be"),
         bad(lambda p: AdamW(p, weight_decay=-1), ValueError, "weight_decay must be"),
         bad(lambda p: Adam(p).load_state_dict({}), ValueError, "entries differ"),
-        bad(lambda p: OneCycleLR(SGD(p, 0.1), 1.0, 0), ValueError, "total_steps must be"),
-        bad(lambda p: OneCycleLR(SGD(p, 0.1), -1.0, 10), ValueError, "max_lr must be"),
-        bad(lambda p: CosineAnnealingLR(SGD(p, 0.1), 0), ValueError, "t_max must be"),
+        bad(lambda p: Adagrad(p, lr_decay=-1), ValueError, "lr_decay must be"),
+        bad(
+            lambda p: Adagrad(p, initial_accumulator_value=-1),
+            ValueError,
+            "initial_accumulator_value must be",
+        ),
+        bad(lambda p: Adadelta(p, rho=1.0), ValueError, "rho must be"),
+        bad(lambda p: RMSprop(p, alpha=-0.1), ValueError, "alpha must be"),
+        bad(lambda p: RMSprop(p, momentum=1.0), ValueError, "momentum must be"),
+        bad(lambda p: Nadam(p, momentum_decay=-1), ValueError, "momentum_decay must be"),
+        bad(lambda p: Lion(p, betas=(1.0, 0.9)), ValueError, r"betas\[0\] must be"),
+        bad(lambda p: Adam([p[0], {"params": p[1:]}]), TypeError, "params must hold tensors or"),
+        bad(lambda p: Adam([{"lr": 0.1}]), ValueError, r"params\[0\] must have an entry"),
+        bad(lambda p: Adam([{"params": []}]), ValueError, "got only empty groups"),
+        bad(
+            lambda p: Adam([{"params": p, "momentum": 0.9}]),
+            ValueError,
+            r"params\[0\]: 'momentum' is no option of Adam",
+        ),
+        bad(lambda p: Adam([{"params": p, "lr": -1}]), ValueError, "lr must be"),
+        bad(lambda p: Adam([{"params": p[:1]}, {"params": p[0]}]), ValueError, "a tensor twice"),
     ],
 )
 def test_bad_arguments(build: Any, error: type[Exception], match: str) -> None:
@@ -188,40 +397,3 @@ def test_a_moved_parameter_is_noticed() -> None:
     set_gradients(params, 0)
     with pytest.raises(RuntimeError, match=r"params\[0\] has been moved"):
         optimizer.step()
-
-
-@needs_torch
-@pytest.mark.parametrize(("total", "share"), [(100, 0.3), (37, 0.25), (10, 0.5)])
-def test_one_cycle_is_pytorchs(total: int, share: float) -> None:
-    optimizer = SGD(parameters("cpu"), lr=1.0)
-    reference = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    theirs = torch.optim.lr_scheduler.OneCycleLR(
-        reference, 0.3, total_steps=total, pct_start=share, cycle_momentum=False
-    )
-    ours = OneCycleLR(optimizer, 0.3, total, pct_start=share)
-    for step in range(total - 1):
-        assert optimizer.lr == pytest.approx(theirs.get_last_lr()[0], rel=1e-12), step
-        reference.step()
-        theirs.step()
-        ours.step()
-    assert optimizer.lr == pytest.approx(0.3 / 25 / 1e4)
-    ours.step()
-    ours.step()
-    assert optimizer.lr == pytest.approx(0.3 / 25 / 1e4)
-
-
-@needs_torch
-def test_cosine_is_pytorchs() -> None:
-    optimizer = SGD(parameters("cpu"), lr=0.5)
-    reference = torch.optim.SGD([torch.zeros(1)], lr=0.5)
-    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(reference, 20, eta_min=0.01)
-    ours = CosineAnnealingLR(optimizer, 20, eta_min=0.01)
-    for step in range(21):
-        assert optimizer.lr == pytest.approx(theirs.get_last_lr()[0], rel=1e-9), step
-        reference.step()
-        theirs.step()
-        ours.step()
-    assert optimizer.lr == 0.01
-    resumed = CosineAnnealingLR(SGD(parameters("cpu"), lr=0.5), 20, eta_min=0.01)
-    resumed.load_state_dict({"step": 7})
-    assert resumed.optimizer.lr == ours.lr_at(7)

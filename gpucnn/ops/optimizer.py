@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpucnn.device import Array
 from gpucnn.kernel import KernelFile
@@ -26,42 +27,39 @@ class SGDStep:
     nesterov: bool
 
 
-@dataclass(frozen=True)
-class AdamStep:
-    """The numbers of one Adam or AdamW step; ``step`` counts from 1."""
-
-    lr: float
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    decoupled: bool
-    step: int
-
-    @property
-    def step_size(self) -> float:
-        """lr / (1 − β₁ᵗ)."""
-        return self.lr / (1.0 - self.beta1**self.step)
-
-    @property
-    def root_correction(self) -> float:
-        """1 / √(1 − β₂ᵗ)."""
-        return 1.0 / math.sqrt(1.0 - self.beta2**self.step)
-
-    @property
-    def l2(self) -> float:
-        """The weight decay that is added to the gradient: none for AdamW."""
-        return 0.0 if self.decoupled else self.weight_decay
-
-    @property
-    def shrink(self) -> float:
-        """The factor on the parameters: 1 − lr·weight_decay for AdamW."""
-        return 1.0 - self.lr * self.weight_decay if self.decoupled else 1.0
-
-
 # primitives
 
-_CHUNK = 1 << 15  # elements: five float32 buffers of it fit a core's cache
+CHUNK = 1 << 15  # elements: six float32 buffers of it fit a core's cache
+
+
+def temporary(name: str, like: Array) -> NDArray[Any]:
+    """A scratch buffer of the shape and dtype of a chunk."""
+    return scratch(f"optimizer {name}", like.shape, like.dtype)
+
+
+def decayed_gradient(p: Array, g: Array, weight_decay: float) -> NDArray[Any]:
+    """g + weight_decay·p of a chunk, in scratch memory."""
+    d = temporary("d", p)
+    np.multiply(p, weight_decay, out=d)
+    d += g
+    return d
+
+
+def running_mean(mean: Array, value: Array, share: float) -> None:
+    """mean += share·(value − mean), in place."""
+    difference = temporary("difference", mean)
+    np.subtract(value, mean, out=difference)
+    difference *= share
+    mean += difference
+
+
+def running_square(mean: Array, value: Array, decay: float) -> None:
+    """mean = decay·mean + (1 − decay)·value², in place."""
+    square = temporary("square", mean)
+    np.multiply(value, value, out=square)
+    square *= 1.0 - decay
+    mean *= decay
+    mean += square
 
 
 @primitive
@@ -73,15 +71,13 @@ def sgd_step(p: Array, v: Array | None, g: Array, step: SGDStep) -> None:
 
     def part(start: int, stop: int) -> None:
         parameters = p[start:stop]
-        d = scratch("optimizer d", parameters.shape, p.dtype)
-        np.multiply(parameters, step.weight_decay, out=d)
-        d += g[start:stop]
+        d = decayed_gradient(parameters, g[start:stop], step.weight_decay)
         if v is not None:
             velocity = v[start:stop]
             velocity *= step.momentum
             velocity += d
             if step.nesterov:
-                update = scratch("optimizer update", parameters.shape, p.dtype)
+                update = temporary("update", d)
                 np.multiply(velocity, step.momentum, out=update)
                 d += update
             else:
@@ -89,39 +85,137 @@ def sgd_step(p: Array, v: Array | None, g: Array, step: SGDStep) -> None:
         d *= step.lr
         parameters -= d
 
-    map_chunks(part, p.size, _CHUNK)
+    map_chunks(part, p.size, CHUNK)
 
 
 @primitive
-def adam_step(p: Array, m: Array, v: Array, g: Array, step: AdamStep) -> None:
-    """In place: m += (1−β₁)(g−m); v = β₂v + (1−β₂)g²; p −= lr·m̂/(√v̂ + ε).
+def adagrad_step(p: Array, s: Array, g: Array, lr: float, eps: float, weight_decay: float) -> None:
+    """In place: g' = g + wd·p; s += g'²; p −= lr·g'/(√s + ε).
 
-    p, m, v, g: (n); m̂ = m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ). Adam adds wd·p to g first, AdamW (decoupled)
-    multiplies p by 1 − lr·wd. Source: torch.optim.Adam, AdamW.
+    p, s, g: (n). Source: torch.optim.Adagrad.
     """
 
     def part(start: int, stop: int) -> None:
-        parameters, mean, square = p[start:stop], m[start:stop], v[start:stop]
-        d = scratch("optimizer d", parameters.shape, p.dtype)
-        update = scratch("optimizer update", parameters.shape, p.dtype)
-        np.multiply(parameters, step.l2, out=d)
-        d += g[start:stop]
-        np.subtract(d, mean, out=update)
-        update *= 1.0 - step.beta1
-        mean += update
-        d *= d
-        d *= 1.0 - step.beta2
-        square *= step.beta2
-        square += d
+        parameters, square = p[start:stop], s[start:stop]
+        d = decayed_gradient(parameters, g[start:stop], weight_decay)
+        update = temporary("update", d)
+        np.multiply(d, d, out=update)
+        square += update
         np.sqrt(square, out=update)
-        update *= step.root_correction
-        update += step.eps
-        np.divide(mean, update, out=update)
-        update *= step.step_size
-        parameters *= step.shrink
-        parameters -= update
+        update += eps
+        d *= lr
+        d /= update
+        parameters -= d
 
-    map_chunks(part, p.size, _CHUNK)
+    map_chunks(part, p.size, CHUNK)
+
+
+@primitive
+def adadelta_step(
+    p: Array, s: Array, u: Array, g: Array, lr: float, rho: float, eps: float, weight_decay: float
+) -> None:
+    """In place: s = ρs + (1−ρ)g'²; Δ = g'·√(u+ε)/√(s+ε); u = ρu + (1−ρ)Δ²; p −= lr·Δ.
+
+    g' = g + wd·p. p, s, u, g: (n). Source: torch.optim.Adadelta.
+    """
+
+    def part(start: int, stop: int) -> None:
+        parameters, square, steps = p[start:stop], s[start:stop], u[start:stop]
+        d = decayed_gradient(parameters, g[start:stop], weight_decay)
+        running_square(square, d, rho)
+        root = temporary("update", d)
+        for mean, combine in ((steps, np.multiply), (square, np.divide)):
+            np.add(mean, eps, out=root)
+            np.sqrt(root, out=root)
+            combine(d, root, out=d)
+        running_square(steps, d, rho)
+        d *= lr
+        parameters -= d
+
+    map_chunks(part, p.size, CHUNK)
+
+
+@primitive
+def rmsprop_step(
+    p: Array,
+    s: Array,
+    m: Array | None,
+    v: Array | None,
+    g: Array,
+    lr: float,
+    alpha: float,
+    eps: float,
+    momentum: float,
+    weight_decay: float,
+) -> None:
+    """In place: s = αs + (1−α)g'²; v = μv + g'/(√s + ε); p −= lr·v.
+
+    g' = g + wd·p. p, s, m, v, g: (n). With m, centered: m += (1−α)(g'−m), and s − m² (0 where
+    rounding makes it negative) in place of s under the root. v is None when momentum is 0.
+    Source: torch.optim.RMSprop.
+    """
+
+    def part(start: int, stop: int) -> None:
+        parameters, square = p[start:stop], s[start:stop]
+        d = decayed_gradient(parameters, g[start:stop], weight_decay)
+        running_square(square, d, alpha)
+        root = temporary("update", d)
+        if m is None:
+            np.sqrt(square, out=root)
+        else:
+            mean = m[start:stop]
+            running_mean(mean, d, 1.0 - alpha)
+            np.multiply(mean, mean, out=root)
+            np.subtract(square, root, out=root)
+            np.maximum(root, 0.0, out=root)
+            np.sqrt(root, out=root)
+        root += eps
+        d /= root
+        if v is not None:
+            velocity = v[start:stop]
+            velocity *= momentum
+            velocity += d
+            d[...] = velocity
+        d *= lr
+        parameters -= d
+
+    map_chunks(part, p.size, CHUNK)
+
+
+@primitive
+def lion_step(
+    p: Array, m: Array, g: Array, lr: float, beta1: float, beta2: float, weight_decay: float
+) -> None:
+    """In place: p = (1 − lr·wd)·p − lr·sign(β₁m + (1−β₁)g); m = β₂m + (1−β₂)g; sign(0) = 0.
+
+    p, m, g: (n). Source: Chen et al., arXiv:2302.06675, algorithm 2.
+    """
+
+    def part(start: int, stop: int) -> None:
+        parameters, mean, gradient = p[start:stop], m[start:stop], g[start:stop]
+        c, share = temporary("d", mean), temporary("update", mean)
+        np.multiply(mean, beta1, out=c)
+        np.multiply(gradient, 1.0 - beta1, out=share)
+        c += share
+        np.sign(c, out=c)
+        c *= lr
+        parameters *= 1.0 - lr * weight_decay
+        parameters -= c
+        mean *= beta2
+        np.multiply(gradient, 1.0 - beta2, out=share)
+        mean += share
+
+    map_chunks(part, p.size, CHUNK)
+
+
+@primitive
+def ema_step(e: Array, p: Array, decay: float) -> None:
+    """In place: e += (1 − decay)·(p − e), that is e = decay·e + (1 − decay)·p. e, p: (n)."""
+
+    def part(start: int, stop: int) -> None:
+        running_mean(e[start:stop], p[start:stop], 1.0 - decay)
+
+    map_chunks(part, p.size, CHUNK)
 
 
 _kernels = KernelFile("optimizer")
@@ -135,9 +229,49 @@ def _launch_sgd(p: Array, v: Array | None, g: Array, step: SGDStep) -> None:
     )  # fmt: skip
 
 
-@adam_step.kernel()
-def _launch_adam(p: Array, m: Array, v: Array, g: Array, step: AdamStep) -> None:
-    _kernels["adam"](
-        four_each(p.size), (THREADS,), p, m, v, g, p.size, step.step_size, step.root_correction,
-        step.beta1, step.beta2, step.eps, step.l2, step.shrink,
+@adagrad_step.kernel()
+def _launch_adagrad(
+    p: Array, s: Array, g: Array, lr: float, eps: float, weight_decay: float
+) -> None:
+    grid = four_each(p.size)
+    _kernels["adagrad"](grid, (THREADS,), p, s, g, p.size, lr, eps, weight_decay)
+
+
+@adadelta_step.kernel()
+def _launch_adadelta(
+    p: Array, s: Array, u: Array, g: Array, lr: float, rho: float, eps: float, weight_decay: float
+) -> None:
+    grid = four_each(p.size)
+    _kernels["adadelta"](grid, (THREADS,), p, s, u, g, p.size, lr, rho, eps, weight_decay)
+
+
+@rmsprop_step.kernel()
+def _launch_rmsprop(
+    p: Array,
+    s: Array,
+    m: Array | None,
+    v: Array | None,
+    g: Array,
+    lr: float,
+    alpha: float,
+    eps: float,
+    momentum: float,
+    weight_decay: float,
+) -> None:
+    _kernels["rmsprop"](
+        four_each(p.size), (THREADS,), p, s, m, v, g, p.size,
+        lr, alpha, eps, momentum, weight_decay,
     )  # fmt: skip
+
+
+@lion_step.kernel()
+def _launch_lion(
+    p: Array, m: Array, g: Array, lr: float, beta1: float, beta2: float, weight_decay: float
+) -> None:
+    shrink = 1.0 - lr * weight_decay
+    _kernels["lion"](four_each(p.size), (THREADS,), p, m, g, p.size, lr, beta1, beta2, shrink)
+
+
+@ema_step.kernel()
+def _launch_ema(e: Array, p: Array, decay: float) -> None:
+    _kernels["ema"](four_each(p.size), (THREADS,), e, p, p.size, 1.0 - decay)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn.device import Array, module_of, to_host
-from gpucnn.ops.optimizer import AdamStep, SGDStep, adam_step, sgd_step
 from gpucnn.tensor import Tensor, common_device
 
 _ALIGNMENT = 64  # elements between the starts of two parameters: whole 256-byte lines in float32
@@ -24,22 +23,43 @@ def check_number(name: str, value: float, low: float, high: float = math.inf) ->
     return float(value)
 
 
+def check_betas(betas: Any) -> tuple[float, float]:
+    """``betas`` as two floats in [0, 1); ValueError otherwise."""
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise ValueError(f"betas must be a pair of numbers, got {betas!r}")
+    return check_number("betas[0]", betas[0], 0, 1), check_number("betas[1]", betas[1], 0, 1)
+
+
 class Optimizer:
     """Base of the optimizers: the flat buffers, and which stretches of them a step touches.
 
-    params: the tensors to update, all on one device. Each one's ``data`` becomes a view of the flat
-    parameter buffer, and its gradients are collected in a flat gradient buffer; make the optimizer
-    after moving the model to its device. A step leaves alone a parameter whose ``grad`` is None.
+    params: the tensors to update, all on one device, or a list of groups ``{"params": tensors,
+    "lr": …, "weight_decay": …}`` whose options replace the optimizer's own for their tensors. Each
+    tensor's ``data`` becomes a view of the flat parameter buffer, and its gradients are collected
+    in a flat gradient buffer; make the optimizer after moving the model to its device. A step
+    leaves alone a parameter whose ``grad`` is None.
+
+    ``param_groups`` is the list of groups with all their options, which may be changed between
+    steps; ``lr`` is the learning rate of all of them.
     """
 
     _state_names: tuple[str, ...] = ()
 
-    def __init__(self, params: Iterable[Tensor], lr: float) -> None:
-        self.lr = lr
-        self.steps = 0
-        self.params = list(params)
-        if not self.params:
+    def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], **options: Any) -> None:
+        given: list[Any] = list(params)
+        if not given:
             raise ValueError("params must hold at least one tensor, got none")
+        grouped = [isinstance(item, Mapping) for item in given]
+        if any(grouped) and not all(grouped):
+            raise TypeError("params must hold tensors or groups (dicts), not both")
+        self.steps = 0
+        self.param_groups = [
+            self._group(i, group, options)
+            for i, group in enumerate(given if grouped[0] else [{"params": given}])
+        ]
+        self.params: list[Tensor] = [t for group in self.param_groups for t in group["params"]]
+        if not self.params:
+            raise ValueError("params must hold at least one tensor, got only empty groups")
         for i, t in enumerate(self.params):
             if not isinstance(t, Tensor):
                 raise TypeError(f"params[{i}] must be a Tensor, got {type(t).__name__}")
@@ -65,14 +85,43 @@ class Optimizer:
                 t._gradient_home[...] = t.grad.data
                 t.grad.data = t._gradient_home
 
+    def _group(
+        self, index: int, group: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        if "params" not in group:
+            raise ValueError(f'params[{index}] must have an entry "params"')
+        tensors = group["params"]
+        made = {"params": [tensors] if isinstance(tensors, Tensor) else list(tensors), **options}
+        for name in set(group) - set(made):
+            raise ValueError(
+                f"params[{index}]: {name!r} is no option of {type(self).__name__}, "
+                f"only {', '.join(options)}"
+            )
+        made.update((name, value) for name, value in group.items() if name != "params")
+        made["lr"] = check_number("lr", made["lr"], 0.0)
+        self._check(made)
+        return made
+
+    def _check(self, group: dict[str, Any]) -> None:
+        """Check and convert the options of one group other than lr."""
+        raise NotImplementedError
+
+    def _any(self, option: str) -> bool:
+        return any(group[option] for group in self.param_groups)
+
     @property
     def lr(self) -> float:
-        """The learning rate of the next step, a finite number >= 0."""
-        return self._lr
+        """The learning rate of the next step, a finite number >= 0; that of the first group.
+
+        Setting it sets the rate of every group.
+        """
+        return float(self.param_groups[0]["lr"])
 
     @lr.setter
     def lr(self, value: float) -> None:
-        self._lr = check_number("lr", value, 0.0)
+        value = check_number("lr", value, 0.0)
+        for group in self.param_groups:
+            group["lr"] = value
 
     def _zeros(self) -> Array:
         first = self.params[0]
@@ -87,30 +136,41 @@ class Optimizer:
         for t in self.params:
             t.grad = None
 
-    def _runs(self) -> Iterator[slice]:
-        """The longest stretches of the flat buffers whose parameters all have a gradient."""
-        start: int | None = None
-        for i, t in enumerate(self.params):
-            if t.data is not self._views[i]:
-                raise RuntimeError(
-                    f"params[{i}] has been moved or given to another optimizer since this "
-                    "one was made; make the optimizer after model.to(device)"
-                )
-            if t.grad is not None and start is None:
-                start = self._offsets[i]
-            if t.grad is None and start is not None:
-                yield slice(start, self._offsets[i])
-                start = None
-        if start is not None:
-            yield slice(start, self._offsets[-1])
+    def _runs(self) -> Iterator[tuple[slice, dict[str, Any]]]:
+        """The longest stretches of the flat buffers whose parameters share a group and all have a
+        gradient, each with its group.
+        """
+        i = 0
+        for group in self.param_groups:
+            start: int | None = None
+            for t in group["params"]:
+                if t.data is not self._views[i]:
+                    raise RuntimeError(
+                        f"params[{i}] has been moved or given to another optimizer since this "
+                        "one was made; make the optimizer after model.to(device)"
+                    )
+                if t.grad is not None and start is None:
+                    start = self._offsets[i]
+                if t.grad is None and start is not None:
+                    yield slice(start, self._offsets[i]), group
+                    start = None
+                i += 1
+            if start is not None:
+                yield slice(start, self._offsets[i]), group
+
+    def gradient_runs(self) -> list[Array]:
+        """The flat gradients that the next step will use: views of the gradient buffer."""
+        return [self._gradients[run] for run, _ in self._runs()]
 
     def step(self) -> None:
         """Update every parameter that has a gradient, in place."""
         self.steps += 1
-        for run in self._runs():
-            self._update(run)
+        for run, group in self._runs():
+            state = {name: buffer[run] for name, buffer in self._state.items()}
+            self._update(self._flat[run], self._gradients[run], state, group)
 
-    def _update(self, run: slice) -> None:
+    def _update(self, p: Array, g: Array, state: dict[str, Array], group: dict[str, Any]) -> None:
+        """One step of the stretch p with gradients g."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
@@ -140,95 +200,15 @@ class Optimizer:
                 self._view(buffer, i)[...] = xp.asarray(state[f"{name}.{i}"])
 
 
-class SGD(Optimizer):
-    """Stochastic gradient descent with momentum, Nesterov momentum and weight decay.
+def weight_decay_groups(params: Iterable[Tensor], weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups in which only weights decay, not biases and the scales of norms.
 
-    ``g += weight_decay·p;  v = momentum·v + g;  p −= lr·v``, or with Nesterov momentum
-    ``p −= lr·(g + momentum·v)``.
-
-    lr, weight_decay: >= 0. momentum: in [0, 1). nesterov needs momentum > 0.
-    Source: torch.optim.SGD with dampening 0; Sutskever et al., ICML 2013.
+    params: such as ``model.parameters()``. Tensors of two or more axes form a group with
+    ``weight_decay``, vectors and numbers one with 0.
     """
-
-    def __init__(
-        self,
-        params: Iterable[Tensor],
-        lr: float,
-        momentum: float = 0.0,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
-    ) -> None:
-        self.momentum = check_number("momentum", momentum, 0.0, 1.0)
-        self.weight_decay = check_number("weight_decay", weight_decay, 0.0)
-        self.nesterov = bool(nesterov)
-        if self.nesterov and not self.momentum:
-            raise ValueError("nesterov=True needs momentum > 0")
-        self._state_names = ("momentum_buffer",) if self.momentum else ()
-        super().__init__(params, lr)
-
-    def _update(self, run: slice) -> None:
-        velocity = self._state["momentum_buffer"][run] if self.momentum else None
-        step = SGDStep(self.lr, self.momentum, self.weight_decay, self.nesterov)
-        sgd_step.on(self.device)(self._flat[run], velocity, self._gradients[run], step)
-
-
-class Adam(Optimizer):
-    """Adam; ``weight_decay`` is L2 regularisation, added to the gradient.
-
-    ``m += (1−β₁)(g−m);  v = β₂v + (1−β₂)g²;  p −= lr · m/(1−β₁ᵗ) / (√(v/(1−β₂ᵗ)) + eps)``.
-
-    lr, eps, weight_decay: >= 0. betas: both in [0, 1).
-    Source: torch.optim.Adam; Kingma and Ba, arXiv:1412.6980.
-    """
-
-    _decoupled = False
-    _state_names = ("exp_avg", "exp_avg_sq")
-
-    def __init__(
-        self,
-        params: Iterable[Tensor],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-    ) -> None:
-        if not isinstance(betas, tuple | list) or len(betas) != 2:
-            raise ValueError(f"betas must be a pair of numbers, got {betas!r}")
-        self.betas = (
-            check_number("betas[0]", betas[0], 0, 1),
-            check_number("betas[1]", betas[1], 0, 1),
-        )
-        self.eps = check_number("eps", eps, 0.0)
-        self.weight_decay = check_number("weight_decay", weight_decay, 0.0)
-        super().__init__(params, lr)
-
-    def _update(self, run: slice) -> None:
-        step = AdamStep(
-            self.lr, *self.betas, self.eps, self.weight_decay, self._decoupled, self.steps
-        )
-        adam_step.on(self.device)(
-            self._flat[run],
-            self._state["exp_avg"][run],
-            self._state["exp_avg_sq"][run],
-            self._gradients[run],
-            step,
-        )
-
-
-class AdamW(Adam):
-    """Adam with decoupled weight decay: ``p *= 1 − lr·weight_decay`` before each step.
-
-    Source: torch.optim.AdamW; Loshchilov and Hutter, arXiv:1711.05101.
-    """
-
-    _decoupled = True
-
-    def __init__(
-        self,
-        params: Iterable[Tensor],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-    ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay)
+    tensors = list(params)
+    groups = [
+        {"params": [t for t in tensors if t.ndim > 1], "weight_decay": weight_decay},
+        {"params": [t for t in tensors if t.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,183 @@
+"""One fused step of Adam and its relatives over a flat buffer: ``kernels/adam.cu``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpucnn.device import Array
+from gpucnn.kernel import KernelFile
+from gpucnn.ops.elementwise import THREADS, four_each
+from gpucnn.ops.optimizer import (
+    CHUNK,
+    decayed_gradient,
+    running_mean,
+    running_square,
+    temporary,
+)
+from gpucnn.primitive import primitive
+from gpucnn.threads import map_chunks
+
+# geometry
+
+
+@dataclass(frozen=True)
+class AdamStep:
+    """The numbers of one step of Adam or a relative of it; ``step`` counts from 1."""
+
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    decoupled: bool
+    step: int
+
+    @property
+    def step_size(self) -> float:
+        """lr / (1 − β₁ᵗ)."""
+        return self.lr / (1.0 - self.beta1**self.step)
+
+    @property
+    def root_correction(self) -> float:
+        """1 / √(1 − β₂ᵗ)."""
+        return 1.0 / math.sqrt(1.0 - self.beta2**self.step)
+
+    @property
+    def l2(self) -> float:
+        """The weight decay that is added to the gradient: none if decoupled."""
+        return 0.0 if self.decoupled else self.weight_decay
+
+    @property
+    def shrink(self) -> float:
+        """The factor on the parameters: 1 − lr·weight_decay if decoupled."""
+        return 1.0 - self.lr * self.weight_decay if self.decoupled else 1.0
+
+
+# primitives
+
+
+@primitive
+def adam_step(
+    p: Array, m: Array, v: Array, largest: Array | None, g: Array, step: AdamStep
+) -> None:
+    """In place: m += (1−β₁)(g−m); v = β₂v + (1−β₂)g²; p −= lr·m̂/(√v̂ + ε).
+
+    p, m, v, g: (n); m̂ = m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ). Adam adds wd·p to g first, AdamW (decoupled)
+    multiplies p by 1 − lr·wd. With largest (n), AMSGrad: largest = max(largest, v) in place of v
+    under the root. Source: torch.optim.Adam, AdamW.
+    """
+
+    def part(start: int, stop: int) -> None:
+        parameters, mean, square = p[start:stop], m[start:stop], v[start:stop]
+        d = decayed_gradient(parameters, g[start:stop], step.l2)
+        running_mean(mean, d, 1.0 - step.beta1)
+        running_square(square, d, step.beta2)
+        if largest is not None:
+            square = np.maximum(largest[start:stop], square, out=largest[start:stop])
+        np.sqrt(square, out=d)
+        d *= step.root_correction
+        d += step.eps
+        np.divide(mean, d, out=d)
+        d *= step.step_size
+        parameters *= step.shrink
+        parameters -= d
+
+    map_chunks(part, p.size, CHUNK)
+
+
+@primitive
+def nadam_step(
+    p: Array,
+    m: Array,
+    v: Array,
+    g: Array,
+    gradient_factor: float,
+    mean_factor: float,
+    step: AdamStep,
+) -> None:
+    """In place, m and v as in Adam: p −= (c_g·g + c_m·m)/(√v̂ + ε).
+
+    p, m, v, g: (n); v̂ = v/(1−β₂ᵗ), and wd·p is added to g first (or p multiplied by 1 − lr·wd if
+    decoupled). gradient_factor c_g = lr·(1−μ_t)/(1−μ_1⋯μ_t), mean_factor
+    c_m = lr·μ_{t+1}/(1−μ_1⋯μ_{t+1}). Source: torch.optim.NAdam.
+    """
+
+    def part(start: int, stop: int) -> None:
+        parameters, mean, square = p[start:stop], m[start:stop], v[start:stop]
+        d = decayed_gradient(parameters, g[start:stop], step.l2)
+        update = temporary("update", d)
+        running_mean(mean, d, 1.0 - step.beta1)
+        running_square(square, d, step.beta2)
+        np.multiply(mean, mean_factor, out=update)
+        d *= gradient_factor
+        d += update
+        np.sqrt(square, out=update)
+        update *= step.root_correction
+        update += step.eps
+        d /= update
+        parameters *= step.shrink
+        parameters -= d
+
+    map_chunks(part, p.size, CHUNK)
+
+
+@primitive
+def adamax_step(p: Array, m: Array, u: Array, g: Array, step: AdamStep) -> None:
+    """In place: m += (1−β₁)(g'−m); u = max(β₂u, |g'| + ε); p −= lr/(1−β₁ᵗ)·m/u, g' = g + wd·p.
+
+    p, m, u, g: (n). Source: torch.optim.Adamax.
+    """
+
+    def part(start: int, stop: int) -> None:
+        parameters, mean, largest = p[start:stop], m[start:stop], u[start:stop]
+        d = decayed_gradient(parameters, g[start:stop], step.l2)
+        running_mean(mean, d, 1.0 - step.beta1)
+        np.abs(d, out=d)
+        d += step.eps
+        largest *= step.beta2
+        np.maximum(largest, d, out=largest)
+        np.divide(mean, largest, out=d)
+        d *= step.step_size
+        parameters -= d
+
+    map_chunks(part, p.size, CHUNK)
+
+
+_kernels = KernelFile("adam")
+
+
+@adam_step.kernel()
+def _launch_adam(
+    p: Array, m: Array, v: Array, largest: Array | None, g: Array, step: AdamStep
+) -> None:
+    _kernels["adam"](
+        four_each(p.size), (THREADS,), p, m, v, largest, g, p.size, step.step_size,
+        step.root_correction, step.beta1, step.beta2, step.eps, step.l2, step.shrink,
+    )  # fmt: skip
+
+
+@nadam_step.kernel()
+def _launch_nadam(
+    p: Array,
+    m: Array,
+    v: Array,
+    g: Array,
+    gradient_factor: float,
+    mean_factor: float,
+    step: AdamStep,
+) -> None:
+    _kernels["nadam"](
+        four_each(p.size), (THREADS,), p, m, v, g, p.size, gradient_factor, mean_factor,
+        step.root_correction, step.beta1, step.beta2, step.eps, step.l2, step.shrink,
+    )  # fmt: skip
+
+
+@adamax_step.kernel()
+def _launch_adamax(p: Array, m: Array, u: Array, g: Array, step: AdamStep) -> None:
+    _kernels["adamax"](
+        four_each(p.size), (THREADS,), p, m, u, g, p.size,
+        step.step_size, step.beta1, step.beta2, step.eps, step.l2,
+    )  # fmt: skip

@@ -1,0 +1,73 @@
+// Adam and its relatives: one step over one flat buffer of parameters p with gradients g, in place.
+//
+//   coupled:   g += wd*p       decoupled:   p *= 1 - lr*wd
+//   m += (1-b1)*(g - m)
+//   adam     v = b2*v + (1-b2)*g*g
+//            p -= lr/(1-b1^t) * m / (sqrt(v)/sqrt(1-b2^t) + eps)
+//   amsgrad  as adam, with the largest v so far in place of v
+//   nadam    v as adam;  p -= (c_g*g + c_m*m) / (sqrt(v)/sqrt(1-b2^t) + eps)
+//   adamax   u = max(b2*u, |g| + eps);  p -= lr/(1-b1^t) * m / u
+//
+// with c_g = lr*(1-mu_t)/(1-mu_1*..*mu_t), c_m = lr*mu_{t+1}/(1-mu_1*..*mu_{t+1}) and
+// mu_t = b1*(1 - 0.96^(t*psi)/2). These are the formulas of torch.optim; what depends on the step t
+// comes from the host, in double precision. One launch reads and writes every buffer once (loop:
+// update.cuh), 28 bytes per parameter, 36 for amsgrad: memory-bound. Any n.
+
+#include "common.cuh"
+#include "update.cuh"
+
+extern "C" __global__ void adam(
+    float* __restrict__ p,        // (n), updated
+    float* __restrict__ m,        // (n), updated: running mean of g
+    float* __restrict__ v,        // (n), updated: running mean of g squared
+    float* __restrict__ w,        // (n), updated: the largest v so far; null for adam
+    const float* __restrict__ g,  // (n)
+    int n, float step_size,       // lr / (1 - b1^t)
+    float root_correction,        // 1 / sqrt(1 - b2^t)
+    float b1, float b2, float eps,
+    float l2,                     // weight decay added to g; 0 if decoupled
+    float shrink) {               // 1 - lr * weight decay if decoupled, else 1
+    const bool keep_largest = w;
+    update_four<3>(p, {m, v, w}, g, n, [=](float& p, float (&state)[3], float g) {
+        float &m = state[0], &v = state[1], &w = state[2];
+        g += l2 * p;
+        m += (1.0f - b1) * (g - m);
+        v = b2 * v + (1.0f - b2) * g * g;
+        if (!keep_largest || !(w >= v)) w = v;
+        p = p * shrink - step_size * m / (sqrtf(w) * root_correction + eps);
+    });
+}
+
+extern "C" __global__ void nadam(
+    float* __restrict__ p,        // (n), updated
+    float* __restrict__ m,        // (n), updated: running mean of g
+    float* __restrict__ v,        // (n), updated: running mean of g squared
+    const float* __restrict__ g,  // (n)
+    int n, float gradient_factor, float mean_factor,  // c_g, c_m
+    float root_correction,        // 1 / sqrt(1 - b2^t)
+    float b1, float b2, float eps, float l2, float shrink) {
+    update_four<2>(p, {m, v}, g, n, [=](float& p, float (&state)[2], float g) {
+        float &m = state[0], &v = state[1];
+        g += l2 * p;
+        m += (1.0f - b1) * (g - m);
+        v = b2 * v + (1.0f - b2) * g * g;
+        p = p * shrink -
+            (gradient_factor * g + mean_factor * m) / (sqrtf(v) * root_correction + eps);
+    });
+}
+
+extern "C" __global__ void adamax(
+    float* __restrict__ p,        // (n), updated
+    float* __restrict__ m,        // (n), updated: running mean of g
+    float* __restrict__ u,        // (n), updated: decaying maximum of |g|
+    const float* __restrict__ g,  // (n)
+    int n, float step_size, float b1, float b2, float eps, float l2) {
+    update_four<2>(p, {m, u}, g, n, [=](float& p, float (&state)[2], float g) {
+        float &m = state[0], &u = state[1];
+        g += l2 * p;
+        m += (1.0f - b1) * (g - m);
+        const float decayed = b2 * u, size = fabsf(g) + eps;
+        u = decayed > size ? decayed : size;
+        p -= step_size * m / u;
+    });
+}
