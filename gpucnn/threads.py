@@ -28,7 +28,7 @@ def thread_count() -> int:
     text = os.environ.get("GPUCNN_THREADS", "")
     if not text:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"GPUCNN_THREADS must be an integer >= 1, got {text!r}")
     return int(text)
 

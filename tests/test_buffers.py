@@ -98,3 +98,32 @@ def test_scratch_belongs_to_its_thread() -> None:
     other.join()
     assert (mine == 1).all()
     assert address(threads.scratch("test", (500,), np.float32)) == address(mine)
+
+
+def test_a_forked_child_computes() -> None:
+    code = """
+import os, threading
+import numpy as np
+from gpucnn import threads
+entered, go = threading.Event(), threading.Event()
+def other():
+    with threads.single_threaded_blas():
+        entered.set()
+        go.wait()
+work = lambda a, b: b - a
+threads.map_chunks(work, 10, 1)
+thread = threading.Thread(target=other)
+thread.start()
+entered.wait()
+child = os.fork()
+if child == 0:
+    os._exit(threads.map_chunks(work, 10, 1) != [1] * 10)
+status = os.waitpid(child, 0)[1]
+go.set()
+thread.join()
+print(status)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "0\n", done.stderr

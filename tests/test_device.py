@@ -43,8 +43,9 @@ def test_environment_variables() -> None:
     result = python(show, GPUCNN_COMPILE="never")
     assert result.returncode == 0, result.stderr
     assert "GPUCNN_COMPILE must be import or lazy, got 'never'; import is taken" in result.stderr
-    result = python("import gpucnn; gpucnn.threads.thread_count()", GPUCNN_THREADS="many")
-    assert "GPUCNN_THREADS must be an integer >= 1" in result.stderr
+    for threads in ("many", "0", "²"):
+        result = python("import gpucnn; gpucnn.threads.thread_count()", GPUCNN_THREADS=threads)
+        assert "GPUCNN_THREADS must be an integer >= 1" in result.stderr
 
 
 def test_use_device() -> None:
