@@ -17,7 +17,16 @@ import gpucnn
 from gpucnn import kernel, models
 from gpucnn.device import DeviceError
 from gpucnn.kernel import FILES
-from gpucnn.optim import SGD, AdamW, Optimizer
+from gpucnn.optim import (
+    EMA,
+    SGD,
+    AdamW,
+    Nadam,
+    Optimizer,
+    RMSprop,
+    clip_grad_norm_,
+    clip_grad_value_,
+)
 from gpucnn.startup import compile_at_import
 from tests import fake_cupy
 from tests.support import randn
@@ -40,6 +49,26 @@ def test_training_gives_the_bits_of_the_emulated_device(optimizer: type[Optimize
     before = fake_cupy.RawKernel.launches
     assert losses("cuda", optimizer) == losses("emulated", optimizer)
     assert fake_cupy.RawKernel.launches > before
+
+
+def test_groups_clipping_and_averages() -> None:
+    def train(device: str) -> list[np.ndarray]:
+        params = [gpucnn.Tensor(randn(n), requires_grad=True, device=device) for n in (70, 5)]
+        groups = [{"params": params[:1]}, {"params": params[1:], "centered": True, "momentum": 0.5}]
+        optimizer = RMSprop(groups, lr=0.1)
+        ema = EMA(optimizer, 0.5)
+        for i, p in enumerate(params):
+            p.backward(randn(p.size, seed=1 + i))
+        norm = clip_grad_norm_(optimizer, 1.0)
+        clip_grad_value_(params, 0.2)
+        optimizer.step()
+        ema.update()
+        ema.apply()
+        Nadam(params).step()
+        return [norm.numpy(), *(p.numpy() for p in params)]
+
+    for a, b in zip(train("cuda"), train("emulated"), strict=True):
+        assert np.array_equal(a, b)
 
 
 def test_checkpoints_and_inference() -> None:

@@ -1,7 +1,9 @@
-"""Gradient-descent methods and learning-rate schedules."""
+"""Gradient-descent methods, learning-rate schedules, clipping and weight averages."""
 
 from gpucnn.optim.adam import Adam, Adamax, AdamW, AMSGrad, Nadam
 from gpucnn.optim.adaptive import Adadelta, Adagrad, RMSprop
+from gpucnn.optim.clip import clip_grad_norm_, clip_grad_value_
+from gpucnn.optim.ema import EMA
 from gpucnn.optim.lr_scheduler import (
     CosineAnnealingLR,
     ExponentialLR,
@@ -16,6 +18,7 @@ from gpucnn.optim.optimizer import Optimizer, weight_decay_groups
 from gpucnn.optim.sgd import SGD, Lion
 
 __all__ = [
+    "EMA",
     "SGD",
     "AMSGrad",
     "Adadelta",
@@ -35,5 +38,7 @@ __all__ = [
     "ReduceLROnPlateau",
     "StepLR",
     "WarmupLR",
+    "clip_grad_norm_",
+    "clip_grad_value_",
     "weight_decay_groups",
 ]
