@@ -16,6 +16,7 @@ from gpucnn.ops.activation import (
 from gpucnn.ops.avg_pool2d import avg_pool2d, sum_pool2d
 from gpucnn.ops.batch_norm import batch_norm
 from gpucnn.ops.conv2d import conv2d
+from gpucnn.ops.dropout import dropout, dropout2d
 from gpucnn.ops.elementwise import add
 from gpucnn.ops.linear import linear
 from gpucnn.ops.local_response_norm import local_response_norm
@@ -30,6 +31,8 @@ __all__ = [
     "batch_norm",
     "conv2d",
     "cross_entropy",
+    "dropout",
+    "dropout2d",
     "elu",
     "gelu",
     "hardswish",

@@ -79,25 +79,34 @@ class Generator:
     """A stream with a position: each call continues where the last one stopped."""
 
     def __init__(self, seed: int, stream: int = 0) -> None:
+        if seed < 0 or stream < 0:
+            raise ValueError(f"seed and stream must be >= 0, got seed={seed}, stream={stream}")
         self.seed = seed
         self.stream = stream
         self.position = 0
 
-    def _advance(self, n: int) -> int:
-        start = self.position
-        self.position += -(-n // 4) * 4
+    def reserve(self, n: int) -> int:
+        """Step over the next ``n`` elements and return the index of the first.
+
+        It is a multiple of 4: what one call draws begins with a block of its own.
+        """
+        start = -(-self.position // 4) * 4
+        self.position = start + -(-n // 4) * 4
         return start
 
     def uniform(self, n: int) -> NDArray[np.float32]:
         """The next ``n`` uniform numbers in [0, 1), float32 (n,)."""
-        return uniform(self.seed, self.stream, n, self._advance(n))
+        return uniform(self.seed, self.stream, n, self.reserve(n))
 
     def normal(self, n: int) -> NDArray[np.float32]:
         """The next ``n`` standard normal numbers, float32 (n,)."""
-        return normal(self.seed, self.stream, n, self._advance(n))
+        return normal(self.seed, self.stream, n, self.reserve(n))
 
+
+_DROPOUT_STREAM: Final = 8 << 32
 
 _default = Generator(0)
+_dropout = Generator(0, _DROPOUT_STREAM)
 
 
 def default_generator() -> Generator:
@@ -105,8 +114,14 @@ def default_generator() -> Generator:
     return _default
 
 
+def dropout_generator() -> Generator:
+    """The generator that dropout draws from where it is not given one."""
+    return _dropout
+
+
 def seed(n: int) -> None:
     """Restart the library's random numbers from seed ``n`` (an integer >= 0)."""
     if n < 0:
         raise ValueError(f"seed must be >= 0, got {n}")
-    _default.seed, _default.position = n, 0
+    for generator in (_default, _dropout):
+        generator.seed, generator.position = n, 0

@@ -14,8 +14,11 @@ from gpucnn.nn import (
     BatchNorm1d,
     BatchNorm2d,
     Conv2d,
+    Dropout,
+    Dropout2d,
     Flatten,
     Linear,
+    LocalResponseNorm,
     MaxPool2d,
     Module,
     ReLU,
@@ -24,7 +27,7 @@ from gpucnn.nn import (
 from gpucnn.ops.geometry import pair, resolve_padding
 from gpucnn.tensor import Tensor, no_grad
 
-_POINTWISE = (BatchNorm1d, BatchNorm2d, ReLU, Softmax)
+_POINTWISE = (BatchNorm1d, BatchNorm2d, Dropout, Dropout2d, ReLU, Softmax)
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,14 @@ def _behind(module: Module, field: _Field, x: Tensor, y: Tensor) -> _Field | Non
             field[axis].windows(
                 y.shape[1 + axis], kernel[axis], stride[axis], padding[axis][0], dilation[axis]
             )
+            for axis in (0, 1)
+        )
+        return high, wide
+    if isinstance(module, LocalResponseNorm):
+        if module.region == "across":
+            return field
+        high, wide = (
+            field[axis].windows(x.shape[1 + axis], module.size, 1, module.size // 2, 1)
             for axis in (0, 1)
         )
         return high, wide

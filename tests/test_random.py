@@ -99,22 +99,35 @@ def test_generator_continues_and_never_repeats() -> None:
     assert not set(first) & set(second)
 
 
-def test_seed_restarts_the_default_generator() -> None:
-    generator = random.default_generator()
-    before = generator.seed, generator.position
+def test_seed_restarts_the_library_s_generators() -> None:
+    generators = random.default_generator(), random.dropout_generator()
+    before = [(g.seed, g.position) for g in generators]
     try:
         random.seed(3)
-        first = generator.normal(4)
+        first = [g.normal(4) for g in generators]
         random.seed(3)
-        np.testing.assert_array_equal(generator.normal(4), first)
+        for generator, values in zip(generators, first, strict=True):
+            np.testing.assert_array_equal(generator.normal(4), values)
+        assert (first[0] != first[1]).all()
     finally:
-        generator.seed, generator.position = before
+        for generator, (seed, position) in zip(generators, before, strict=True):
+            generator.seed, generator.position = seed, position
 
 
 @pytest.mark.parametrize(("seed", "stream"), [(-1, 0), (0, -1)])
 def test_negative_seed_or_stream_is_refused(seed: int, stream: int) -> None:
     with pytest.raises(ValueError, match=f"seed={seed}, stream={stream}"):
         random.bits(seed, stream, 1)
+    with pytest.raises(ValueError, match=f"seed={seed}, stream={stream}"):
+        random.Generator(seed, stream)
+
+
+def test_each_call_of_a_generator_begins_with_a_block() -> None:
+    generator = random.Generator(0)
+    assert [generator.reserve(n) for n in (1, 4, 5, 2)] == [0, 4, 8, 16]
+    generator.position = 21
+    assert generator.reserve(3) == 24
+    assert generator.position == 28
 
 
 def test_negative_library_seed_is_refused() -> None:

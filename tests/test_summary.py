@@ -70,6 +70,13 @@ def test_dilation_and_pooling_reach() -> None:
     assert fields == [(9, 9), (11, 11)]
 
 
+def test_reach_of_layers_that_normalise_and_drop() -> None:
+    layers = [nn.LocalResponseNorm(5), nn.Dropout(), nn.Dropout2d(), nn.Conv2d(1, 1, (3, 1)),
+              nn.LocalResponseNorm(4, region="within")]  # fmt: skip
+    fields = [row.receptive_field for row in summarize(nn.Sequential(*layers), (9, 9, 1))]
+    assert fields == [(1, 1), (1, 1), (1, 1), (3, 1), (6, 4)]
+
+
 class Shared(nn.Module):
     """One layer called twice, and a sum, which is no chain of layers."""
 

@@ -63,6 +63,7 @@ def toy_model() -> nn.Module:
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
+        nn.Dropout(0.2),
         nn.Linear(64, 3),
     )
 
@@ -179,16 +180,18 @@ def test_a_signal_during_the_evaluation_stops_it_and_loses_nothing(
 
 
 def test_a_checkpoint_is_all_that_resuming_needs(run: RunFolder) -> None:
-    """The default generator, which dropout would draw from, continues too."""
+    """The generators of initial weights and of dropout continue too."""
     trainer = make_trainer(run)
     random.default_generator().uniform(10)
     with pytest.raises(Interrupted):
         fit_with_signals(trainer, 3, signal.SIGTERM)
-    position = random.default_generator().position
+    generators = random.default_generator(), random.dropout_generator()
+    positions = [g.position for g in generators]
+    assert min(positions) > 0
     gpucnn.seed(1)
     make_trainer(run).restore(run.checkpoint_path(4))
-    assert random.default_generator().seed == 5
-    assert random.default_generator().position == position
+    assert [g.seed for g in generators] == [5, 5]
+    assert [g.position for g in generators] == positions
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -236,9 +239,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
 def test_weights_that_are_not_finite_are_never_saved(run: RunFolder) -> None:
     trainer = make_trainer(run)
     state = trainer.model.state_dict()
-    state["5.weight"][0, 0] = np.nan
+    state["6.weight"][0, 0] = np.nan
     trainer.model.load_state_dict(state)
-    with pytest.raises(Diverged, match=r"model\.5\.weight holds NaN or infinity after step 0"):
+    with pytest.raises(Diverged, match=r"model\.6\.weight holds NaN or infinity after step 0"):
         trainer.save()
     assert run.latest_checkpoint() is None
 

@@ -18,6 +18,7 @@ from gpucnn.nn.activation import (
     Tanh,
 )
 from gpucnn.nn.conv import Conv2d
+from gpucnn.nn.dropout import Dropout, Dropout2d
 from gpucnn.nn.linear import Flatten, Linear
 from gpucnn.nn.module import Module, Parameter, Sequential
 from gpucnn.nn.normalization import BatchNorm1d, BatchNorm2d, LocalResponseNorm
@@ -31,6 +32,8 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "Conv2d",
+    "Dropout",
+    "Dropout2d",
     "Flatten",
     "Hardswish",
     "Identity",

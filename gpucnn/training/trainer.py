@@ -39,6 +39,11 @@ SETTLE_SECONDS: Final = 0.2
 _SHUFFLE_STREAM: Final = 4 << 32
 
 
+def _generators() -> dict[str, random.Generator]:
+    """The streams that a model draws from, by their names in a checkpoint."""
+    return {"generator": random.default_generator(), "dropout": random.dropout_generator()}
+
+
 class Interrupted(Exception):
     """A signal stopped training after a whole step; the run can be resumed.
 
@@ -170,12 +175,14 @@ class Trainer:
                 raise Diverged(f"{name} holds NaN or infinity after step {self.progress.step}")
         for name, value in self.optimizer.state_dict().items():
             tensors[f"optimizer.{name}"] = value
-        generator = random.default_generator()
         state = {
             "progress": asdict(self.progress),
             "seed": self.seed,
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "generator": {"seed": generator.seed, "position": generator.position},
+            **{
+                name: {"seed": generator.seed, "position": generator.position}
+                for name, generator in _generators().items()
+            },
             "test_accuracy": None if math.isnan(self.test_accuracy) else self.test_accuracy,
             "test_mean_iou": None if math.isnan(self.test_mean_iou) else self.test_mean_iou,
         }
@@ -198,9 +205,9 @@ class Trainer:
             self.optimizer.load_state_dict(checkpoint.group("optimizer"))
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(state["scheduler"])
-            generator = random.default_generator()
-            generator.seed = int(state["generator"]["seed"])
-            generator.position = int(state["generator"]["position"])
+            for key, generator in _generators().items():
+                generator.seed = int(state[key]["seed"])
+                generator.position = int(state[key]["position"])
             self.progress = Progress(**state["progress"])
             accuracy, iou = state["test_accuracy"], state["test_mean_iou"]
             self.test_accuracy = math.nan if accuracy is None else float(accuracy)

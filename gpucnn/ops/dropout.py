@@ -1,0 +1,201 @@
+"""Dropout of elements and of channels: ``kernels/dropout.cu``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpucnn import buffers, random
+from gpucnn.device import Array, empty
+from gpucnn.kernel import KernelFile
+from gpucnn.ops.elementwise import THREADS, four_each
+from gpucnn.ops.geometry import image_shape, same_float_dtype
+from gpucnn.primitive import Primitive, primitive
+from gpucnn.tensor import Function, Tensor
+from gpucnn.threads import map_chunks
+
+# geometry
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Decision i drops where ``random.uniform(seed, stream, …)[start + i] < p``.
+
+    start is a multiple of 4: the first word of a Philox block.
+    """
+
+    p: float
+    seed: int
+    stream: int
+    start: int
+
+    @property
+    def threshold(self) -> int:
+        """u < p in integers: u has 24 bits."""
+        return math.ceil(self.p * 2**24)
+
+    @property
+    def scale(self) -> float:
+        """What a kept element is multiplied by."""
+        return 0.0 if self.p == 1 else 1 / (1 - self.p)
+
+
+def check_dropout(p: Any, training: Any, generator: Any) -> None:
+    """Check the options of :func:`dropout`."""
+    if isinstance(p, bool) or not isinstance(p, int | float | np.number):
+        raise TypeError(f"p must be a number, got {p!r}")
+    if not 0 <= p <= 1:
+        raise ValueError(f"p must lie between 0 and 1, got {p}")
+    if not isinstance(training, bool):
+        raise TypeError(f"training must be True or False, got {training!r}")
+    if generator is not None and not isinstance(generator, random.Generator):
+        raise TypeError(f"generator must be a gpucnn.random.Generator, got {generator!r}")
+
+
+# primitives
+
+_CHUNK = 1 << 16  # elements, a multiple of 4: the words of so many stay in a 2 MiB L2 cache
+
+
+def _factors(draw: Draw, start: int, stop: int, dtype: Any) -> NDArray[Any]:
+    words = random.bits(draw.seed, draw.stream, stop - start, draw.start + start)
+    kept = (words >> np.uint32(8)) >= np.uint32(draw.threshold)
+    return cast("NDArray[Any]", kept * np.dtype(dtype).type(draw.scale))
+
+
+@primitive
+def dropout_forward(x: Array, draw: Draw) -> Array:
+    """y[i] = x[i]·m(i), m(i) = 0 where decision i drops, else 1/(1 − p); any shape, in memory order
+
+    Its own adjoint: the gradient is dropout_forward(dy, draw).
+    """
+    y = buffers.empty_like(x)
+    inputs, outputs = x.reshape(-1), y.reshape(-1)
+
+    def part(start: int, stop: int) -> None:
+        factors = _factors(draw, start, stop, x.dtype)
+        with np.errstate(invalid="ignore", over="ignore"):  # inf * 0 is NaN
+            np.multiply(inputs[start:stop], factors, out=outputs[start:stop])
+
+    map_chunks(part, x.size, _CHUNK)
+    return y
+
+
+@primitive
+def dropout2d_forward(x: Array, draw: Draw) -> Array:
+    """y[n,h,w,c] = x[n,h,w,c]·m(n·C + c): x, y (N,H,W,C); its own adjoint."""
+    N, C = x.shape[0], x.shape[-1]
+    y = buffers.empty_like(x)
+    factors = _factors(draw, 0, N * C, x.dtype).reshape(N, 1, 1, C)
+
+    def part(start: int, stop: int) -> None:
+        with np.errstate(invalid="ignore", over="ignore"):  # inf * 0 is NaN
+            np.multiply(x[start:stop], factors[start:stop], out=y[start:stop])
+
+    map_chunks(part, N, max(1, _CHUNK * N // x.size))
+    return y
+
+
+_kernels = KernelFile("dropout")
+
+
+def _numbers(draw: Draw) -> tuple[float, ...]:
+    low = 2**64 - 1  # the kernel's seed and stream have 64 bits, as the words of the counter do
+    return draw.threshold, draw.scale, draw.seed & low, draw.stream & low, draw.start
+
+
+@dropout_forward.kernel()
+def _launch_dropout(x: Array, draw: Draw) -> Array:
+    y = empty(x, x.shape)
+    flat = (y.reshape(-1), x.reshape(-1))
+    _kernels["dropout"](four_each(x.size), (THREADS,), *flat, x.size, *_numbers(draw))
+    return y
+
+
+@dropout2d_forward.kernel()
+def _launch_dropout2d(x: Array, draw: Draw) -> Array:
+    y = empty(x, x.shape)
+    N, H, W, C = x.shape
+    each = 4 if C % 4 == 0 else 1
+    grid = (-(-x.size // (each * THREADS)),)
+    _kernels["dropout2d"](grid, (THREADS,), y, x, N, H * W, C, *_numbers(draw))
+    return y
+
+
+# tape
+
+
+class Dropout(Function):
+    """dropout and dropout2d; the gradient draws the same decisions again."""
+
+    def forward(self, x: Array, *, op: Primitive, draw: Draw) -> Array:
+        self.op, self.draw = op, draw
+        return self.run(op, x, draw)
+
+    def backward(self, dy: Array) -> tuple[Array]:
+        return (self.run(self.op, dy, self.draw),)
+
+
+def _apply(
+    op: Primitive,
+    x: Tensor,
+    decisions: int,
+    p: float,
+    training: bool,
+    generator: random.Generator | None,
+) -> Tensor:
+    check_dropout(p, training, generator)
+    same_float_dtype(x=x)
+    if not training or p == 0:
+        return x
+    source = random.dropout_generator() if generator is None else generator
+    draw = Draw(float(p), source.seed, source.stream, source.reserve(decisions))
+    return cast("Tensor", Dropout.apply(x, op=op, draw=draw))
+
+
+# public
+
+
+def dropout(
+    x: Tensor, p: float = 0.5, *, training: bool, generator: random.Generator | None = None
+) -> Tensor:
+    """Sets elements to 0 with probability p and divides the others by 1 − p (inverted dropout).
+
+    ``y[i] = x[i]·m(i)``, ``m(i) = 0`` where ``u(i) < p``, else ``1/(1 − p)``: the expectation of y
+    is x, so nothing is left to do at inference. u is the next stretch of the generator, one number
+    per element in memory order, rounded up to a multiple of four; the same on every device. The
+    mask is not stored, the gradient ``dx[i] = dy[i]·m(i)`` draws it again.
+
+    x: any shape with at least one element, float32 (float64 on cpu). p: 0 to 1; 1 gives zeros.
+    training: x itself is returned where False, and where p is 0; no number is drawn then.
+    generator: a :class:`gpucnn.random.Generator`; None for the library's own stream for dropout,
+    which ``gpucnn.seed`` restarts and checkpoints of a Trainer hold. Returns a tensor like x.
+    Dropped NaN and infinities become NaN, as in PyTorch.
+
+    Raises ValueError or TypeError naming the argument if a dtype or number does not fit, and for an
+    empty x.
+
+    Source: Srivastava et al., "Dropout", JMLR 15, 2014; torch.nn.functional.dropout.
+    """
+    if x.size == 0:
+        raise ValueError(f"x must not be empty, got shape {x.shape}")
+    return _apply(dropout_forward, x, x.size, p, training, generator)
+
+
+def dropout2d(
+    x: Tensor, p: float = 0.5, *, training: bool, generator: random.Generator | None = None
+) -> Tensor:
+    """Sets whole channels of images to 0 with probability p and divides the others by 1 − p.
+
+    One decision per image and channel, ``u(n·C + c) < p``; neighbouring pixels of a channel are so
+    alike that dropping single ones would change little. x: (N, H, W, C). Otherwise as
+    :func:`dropout`.
+
+    Source: Tompson et al., arXiv:1411.4280; torch.nn.functional.dropout2d.
+    """
+    N, _, _, C = image_shape("x", x)
+    return _apply(dropout2d_forward, x, N * C, p, training, generator)
