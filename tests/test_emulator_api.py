@@ -361,6 +361,7 @@ def test_processes_share_a_cache(cache: dict[str, str]) -> None:
     compiled = sorted(p.name for p in Path(cache["GPUCNN_CACHE_DIR"], "emulator").iterdir())
     assert not [name for name in compiled if name.startswith(".")]
     assert python(code, {**cache, "GPUCNN_EMULATOR_CHECK": "0"}) == "[7, 7, 7, 7] False\n"
+    assert python(code, {**cache, "GPUCNN_EMULATOR_CHECK": ""}) == "[7, 7, 7, 7] True\n"
     before = {p: p.stat().st_mtime_ns for p in Path(cache["GPUCNN_CACHE_DIR"]).rglob("*.so")}
     assert python(code, cache) == "[7, 7, 7, 7] True\n"
     after = {p: p.stat().st_mtime_ns for p in Path(cache["GPUCNN_CACHE_DIR"]).rglob("*.so")}
@@ -390,6 +391,13 @@ def test_faults_name_the_users_line_whoever_compiled_the_kernel(
         found = tmp_path / place / "gpucnn" / "emulator" / "__init__.py"
         assert out == f"out-of-bounds kernel.cu 1 {found}\n"
     assert len([*Path(cache["GPUCNN_CACHE_DIR"]).rglob("kernel_*.so")]) == 1
+
+
+def test_the_check_variable_is_0_or_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUCNN_EMULATOR_CHECK", "off")
+    with pytest.raises(ValueError, match="GPUCNN_EMULATOR_CHECK must be 0 or 1, got 'off'"):
+        emulator.RawKernel(SOURCE, "nothing")
+    assert emulator.RawKernel(SOURCE, "nothing", check=False).check is False
 
 
 def test_unwritable_cache_falls_back(cache: dict[str, str], tmp_path: Path) -> None:

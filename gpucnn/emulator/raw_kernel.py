@@ -36,8 +36,15 @@ def _library(source: str, options: tuple[str, ...], check: bool) -> Library:
 
 
 def check_by_default() -> bool:
-    """Whether kernels are checked where nothing else is said: not if GPUCNN_EMULATOR_CHECK is 0."""
-    return os.environ.get("GPUCNN_EMULATOR_CHECK", "1") != "0"
+    """Whether kernels are checked where nothing else is said: not if GPUCNN_EMULATOR_CHECK is 0.
+
+    Raises:
+        ValueError: it is neither 0 nor 1.
+    """
+    text = os.environ.get("GPUCNN_EMULATOR_CHECK") or "1"
+    if text not in ("0", "1"):
+        raise ValueError(f"GPUCNN_EMULATOR_CHECK must be 0 or 1, got {text!r}")
+    return text == "1"
 
 
 class RawKernel:
