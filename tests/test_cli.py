@@ -272,7 +272,9 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     assert "linear" in out
     rows.append(CompileRow("pool2d", ("pool",), "nvrtc", False, 0.1, "pool2d.cu:3: error: ["))
     assert main(["doctor"]) == 1
-    assert "pool2d.cu:3: error: [" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "pool2d.cu:3: error: [" in out
+    assert out.endswith("1 kernels compiled, 1 files failed\n")
     assert main(["doctor", "--json"]) == 1
     result = json.loads(capsys.readouterr().out)
     assert result["ok"] is False
@@ -318,10 +320,18 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_temporary(tmp_path: Path) -> 
     assert not list((out / "checkpoints").iterdir())
 
 
-def test_a_wrong_environment_variable_is_one_sentence(tmp_path: Path) -> None:
-    result = run_command(
-        "train", "shapes", "--out", str(tmp_path / "run"), env={"GPUCNN_DEVICE": "tpu"}
-    )
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("GPUCNN_DEVICE", "tpu", "must be one of cpu, cuda, emulated"),
+        ("GPUCNN_THREADS", "0", "must be an integer >= 1, got '0'"),
+    ],
+)
+def test_a_wrong_environment_variable_is_one_sentence(
+    tmp_path: Path, name: str, value: str, says: str
+) -> None:
+    result = run_command("train", "shapes", "--out", str(tmp_path / "run"), env={name: value})
     assert result.returncode == 2
-    assert result.stderr.startswith("Error: GPUCNN_DEVICE must be one of cpu, cuda, emulated")
+    assert result.stderr.startswith(f"Error: {name} {says}")
     assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()

@@ -175,8 +175,14 @@ def test_a_signal_during_the_evaluation_stops_it_and_loses_nothing(
     assert [row["epoch"] for row in run.read_metrics() if "test_loss" in row] == [1]
     trainer = make_trainer(run)
     trainer.restore(run.checkpoint_path(22))
-    trainer.fit(quiet(trainer))
+    text = io.StringIO()
+    trainer.fit(Reporter(trainer.total_steps, Console(file=text, width=200)))
     assert rows_without_times(run) == rows_without_times(whole)
+    only_evaluated, trained = text.getvalue().splitlines()
+    assert "images/s" not in only_evaluated
+    assert "images/s" in trained
+    speeds = [row["images_per_second"] for row in run.read_metrics() if "test_loss" in row]
+    assert [speed is None for speed in speeds] == [False, True, False]
 
 
 def test_a_checkpoint_is_all_that_resuming_needs(run: RunFolder) -> None:

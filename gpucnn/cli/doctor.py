@@ -142,5 +142,5 @@ def _print_report(rows: list[Any]) -> None:
     failed = [row for row in rows if not row.ok]
     for row in failed:
         click.echo(f"\n{row.file}, {row.compiler}:\n{row.message}")
-    count = sum(len(row.kernels) for row in rows)
+    count = sum(len(row.kernels) for row in rows if row.ok)
     click.echo(f"{count} kernels compiled, {len(failed)} files failed")

@@ -12,6 +12,7 @@ import gpucnn
 from gpucnn import data, models, optim
 from gpucnn.data.pictures import pictures_available, write_picture
 from gpucnn.nn import Module
+from gpucnn.threads import thread_count
 from gpucnn.training.checkpoint import load_checkpoint
 from gpucnn.training.recipes import OPTIMIZERS, recipe
 from gpucnn.training.run import Config, RunFolder, default_run_path
@@ -100,6 +101,7 @@ def start(
         raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}")
     model = model or defaults.model
     models.input_shape(model)
+    thread_count()  # a wrong GPUCNN_THREADS is an error before there is a folder
     if device is not None:
         gpucnn.use_device(device)
     train, test = data.load(dataset, data_dir=data_dir, seed=seed, images=images)

@@ -356,9 +356,11 @@ class Trainer:
         progress.epoch += 1
         progress.loss_sum, progress.correct, progress.seen = 0.0, 0, 0
         progress.seconds += time.perf_counter() - started
+        speed = reporter.images_per_second
         if self.run is not None:
-            speed = round(reporter.images_per_second, 1)
-            self.run.log({**row, "seconds": progress.seconds, "images_per_second": speed})
+            # Null where a resumed run had only the evaluation of this epoch left.
+            shown = round(speed, 1) if speed else None
+            self.run.log({**row, "seconds": progress.seconds, "images_per_second": shown})
         self.save()
         score = f"accuracy {self.test_accuracy:.2%}"
         if self.test.per_pixel:
@@ -366,6 +368,7 @@ class Trainer:
         reporter.line(
             f"epoch {progress.epoch}/{self.epochs}  loss {row['train_loss']:.4f}  "
             f"accuracy {row['train_accuracy']:.2%}  test {score}  "
-            f"{reporter.images_per_second:,.0f} images/s  {progress.seconds:.1f} s"
+            + (f"{speed:,.0f} images/s  " if speed else "")
+            + f"{progress.seconds:.1f} s"
         )
         reporter.resume_clock()
