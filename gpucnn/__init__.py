@@ -3,7 +3,7 @@
 from gpucnn import functional, models, nn, optim
 from gpucnn.device import DeviceError, cuda_available, default_device, use_device, why_cpu
 from gpucnn.gradcheck import gradcheck
-from gpucnn.ops.geometry import conv_output_size
+from gpucnn.ops.geometry import conv_output_size, conv_transpose_output_size
 from gpucnn.primitive import use_variant
 from gpucnn.random import seed
 from gpucnn.startup import compile_at_import
@@ -17,6 +17,7 @@ __all__ = [
     "Tensor",
     "__version__",
     "conv_output_size",
+    "conv_transpose_output_size",
     "cuda_available",
     "default_device",
     "functional",

@@ -15,7 +15,10 @@ from gpucnn.ops.activation import (
 )
 from gpucnn.ops.avg_pool2d import avg_pool2d, sum_pool2d
 from gpucnn.ops.batch_norm import batch_norm
+from gpucnn.ops.conv1d import conv1d
 from gpucnn.ops.conv2d import conv2d
+from gpucnn.ops.conv3d import conv3d
+from gpucnn.ops.conv_transpose2d import conv_transpose2d
 from gpucnn.ops.dropout import dropout, dropout2d
 from gpucnn.ops.elementwise import add
 from gpucnn.ops.linear import linear
@@ -29,7 +32,10 @@ __all__ = [
     "add",
     "avg_pool2d",
     "batch_norm",
+    "conv1d",
     "conv2d",
+    "conv3d",
+    "conv_transpose2d",
     "cross_entropy",
     "dropout",
     "dropout2d",

@@ -87,17 +87,18 @@ struct Slab {
     }
 };
 
-// store(m, n, sum) is called for each output of the tile with m < GM and n < GN.
+// store(m, n, sum) is called for each output of the tile with m < GM and n < GN. Tile tile_m of the
+// rows, tile blockIdx.y of the columns.
 template <class A, class B, class Store>
 __device__ __forceinline__ void tile_matmul(
-    int GM, int GN, int k_begin, int k_end, const A& a, const B& b, Store store) {
+    int tile_m, int GM, int GN, int k_begin, int k_end, const A& a, const B& b, Store store) {
     // a: +4 keeps 16-byte alignment of the four m that a thread reads at once. b: +2 lets sixteen k
     // of two rows fall into 32 different banks when the slab is written.
     constexpr int STRIDE_A = TILE_GM + 4, STRIDE_B = TILE_GN + 2;
     __shared__ __align__(16) float tile_a[TILE_GK][STRIDE_A];
     __shared__ __align__(16) float tile_b[TILE_GK][STRIDE_B];
 
-    const int first_m = blockIdx.x * TILE_GM, first_n = blockIdx.y * TILE_GN;
+    const int first_m = tile_m * TILE_GM, first_n = blockIdx.y * TILE_GN;
     const int m = (int)threadIdx.x / TILE_GN * 4, n = (int)threadIdx.x % TILE_GN;
 
     Slab<A, TILE_GM, STRIDE_A> slab_a;
@@ -124,4 +125,11 @@ __device__ __forceinline__ void tile_matmul(
 #pragma unroll
     for (int i = 0; i < 4; ++i)
         if (first_m + m + i < GM && first_n + n < GN) store(first_m + m + i, first_n + n, sum[i]);
+}
+
+// The same for a grid whose x counts the tiles of rows.
+template <class A, class B, class Store>
+__device__ __forceinline__ void tile_matmul(
+    int GM, int GN, int k_begin, int k_end, const A& a, const B& b, Store store) {
+    tile_matmul((int)blockIdx.x, GM, GN, k_begin, k_end, a, b, store);
 }

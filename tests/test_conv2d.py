@@ -16,12 +16,12 @@ from bench.cases import CONV2D, Conv2dCase
 from gpucnn import functional as F
 from gpucnn.device import DeviceError, to_host
 from gpucnn.ops.conv2d import (
-    Conv2dGeometry,
     conv2d_data_gradient,
     conv2d_forward,
     conv2d_geometry,
     conv2d_weight_gradient,
 )
+from gpucnn.ops.conv_geometry import ConvGeometry
 from tests.support import assert_close, check_kernel, gradients, needs_torch, on, randn, torch
 
 VARIANTS = ["tiled", "naive"]
@@ -33,13 +33,13 @@ def arrays(case: Conv2dCase, dtype: Any = np.float32) -> tuple[np.ndarray, np.nd
     return randn(*case.x, dtype=dtype), randn(*case.weight, seed=1, dtype=dtype), bias
 
 
-def geometry(case: Conv2dCase) -> Conv2dGeometry:
+def geometry(case: Conv2dCase) -> ConvGeometry:
     options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **case.options}
     return conv2d_geometry(*arrays(case), **options)
 
 
 def loops(
-    x: np.ndarray, w: np.ndarray, b: Any, s: Conv2dGeometry, dy: np.ndarray
+    x: np.ndarray, w: np.ndarray, b: Any, s: ConvGeometry, dy: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(y, dx, dw) by the formula, one product at a time."""
     y = np.zeros((s.N, s.OH, s.OW, s.OC))
@@ -57,7 +57,7 @@ def loops(
 
 
 def torch_conv2d(
-    x: np.ndarray, w: np.ndarray, b: Any, s: Conv2dGeometry, dy: np.ndarray
+    x: np.ndarray, w: np.ndarray, b: Any, s: ConvGeometry, dy: np.ndarray
 ) -> list[np.ndarray]:
     """[y, dx, dw, db] by PyTorch, padded by hand to whatever the windows touch."""
     tx = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)

@@ -84,8 +84,8 @@ def test_errors_name_the_real_file_and_line() -> None:
     assert text.count("__device__ __forceinline__ bool aligned16") == 1
     assert '#line 1 "kernels/tile_matmul.cuh"' in text
     lines = (kernel.kernel_folder() / "conv2d_tiled.cu").read_text(encoding="utf-8").splitlines()
-    position = text.index("struct Geometry")
+    position = text.index("#define LATTICE")
     directive = list(re.finditer(r'#line (\d+) "([^"]+)"\n', text[:position]))[-1]
     line = int(directive[1]) + text.count("\n", directive.end(), position)
     assert directive[2] == "kernels/conv2d_tiled.cu"
-    assert lines[line - 1].startswith("struct Geometry")
+    assert lines[line - 1].startswith("#define LATTICE")

@@ -17,7 +17,7 @@ from gpucnn.nn.activation import (
     Softplus,
     Tanh,
 )
-from gpucnn.nn.conv import Conv2d
+from gpucnn.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose2d
 from gpucnn.nn.dropout import Dropout, Dropout2d
 from gpucnn.nn.linear import Flatten, Linear
 from gpucnn.nn.module import Module, Parameter, Sequential
@@ -31,7 +31,10 @@ __all__ = [
     "AvgPool2d",
     "BatchNorm1d",
     "BatchNorm2d",
+    "Conv1d",
     "Conv2d",
+    "Conv3d",
+    "ConvTranspose2d",
     "Dropout",
     "Dropout2d",
     "Flatten",

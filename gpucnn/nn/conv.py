@@ -1,19 +1,108 @@
-"""Convolution layers; images are (N, H, W, C)."""
+"""Convolution layers; images are (N, H, W, C), sequences (N, W, C), volumes (N, D, H, W, C)."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from gpucnn import functional as F
 from gpucnn.nn import init
 from gpucnn.nn.module import Module, Parameter
-from gpucnn.ops.geometry import Padding, Pair, integer, padding_pairs, pair
+from gpucnn.ops.conv_transpose2d import output_padding_for
+from gpucnn.ops.geometry import Padding, Pair, integer, padding_of_axes, sizes
 from gpucnn.tensor import Tensor
 
+Sizes = int | tuple[int, ...]
+Paddings = int | tuple[int, ...] | tuple[Pair, ...] | str
 
-class Conv2d(Module):
+
+class _Convolution(Module):
+    """What the convolution layers share: their options, weight and bias."""
+
+    dims: int
+    transposed = False
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes,
+        padding: Paddings,
+        dilation: Sizes,
+        groups: int,
+        bias: bool,
+    ) -> None:
+        self.in_channels = integer("in_channels", in_channels, 1)
+        self.out_channels = integer("out_channels", out_channels, 1)
+        self.kernel_size = sizes("kernel_size", kernel_size, self.dims)
+        self.stride = sizes("stride", stride, self.dims)
+        self.dilation = sizes("dilation", dilation, self.dims)
+        self.groups = integer("groups", groups, 1)
+        if self.in_channels % self.groups or self.out_channels % self.groups:
+            raise ValueError(
+                f"groups must divide in_channels={in_channels} and out_channels={out_channels}, "
+                f"got {groups}"
+            )
+        if isinstance(padding, str) and (self.transposed or padding not in ("same", "valid")):
+            names = "" if self.transposed else ', "same" or "valid"'
+            raise ValueError(f"padding must be numbers{names}, got {padding!r}")
+        self.padding = padding if isinstance(padding, str) else padding_of_axes(padding, self.dims)
+        ends = (self.out_channels, self.in_channels)
+        first, last = reversed(ends) if self.transposed else ends
+        shape = (first, *self.kernel_size, last // self.groups)
+        self.weight = Parameter(np.empty(shape, np.float32))
+        bound = 1.0 / math.sqrt(init.fans(self.weight)[0])
+        init.uniform_(self.weight, bound)
+        self.bias = (
+            init.uniform_(Parameter(np.empty(out_channels, np.float32)), bound) if bias else None
+        )
+
+    def _options(self) -> dict[str, Any]:
+        names = ("stride", "padding", "dilation", "groups")
+        return {name: getattr(self, name) for name in names}
+
+    def extra_repr(self) -> str:
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        text += f", stride={self.stride}, padding={self.padding!r}"
+        if any(n != 1 for n in self.dilation):
+            text += f", dilation={self.dilation}"
+        if self.groups != 1:
+            text += f", groups={self.groups}"
+        return text if self.bias is not None else text + ", bias=False"
+
+
+class Conv1d(_Convolution):
+    """1-D convolution with its own weight (OC, K, C/groups) and bias (OC); see F.conv1d.
+
+    Weight and bias start as U(±1/√fan_in), as in torch.nn.Conv1d.
+    """
+
+    dims = 1
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Paddings = 0,
+        dilation: Sizes = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv1d(x, self.weight, self.bias, **self._options())
+
+
+class Conv2d(_Convolution):
     """2-D convolution with its own weight (OC, KH, KW, C/groups) and bias (OC); see F.conv2d.
 
     Weight and bias start as U(±1/√fan_in), as in torch.nn.Conv2d.
@@ -23,6 +112,8 @@ class Conv2d(Module):
     >>> layer(gpucnn.Tensor([[[[0.5]] * 72] * 72])).shape
     (1, 36, 36, 16)
     """
+
+    dims = 2
 
     def __init__(
         self,
@@ -35,44 +126,83 @@ class Conv2d(Module):
         groups: int = 1,
         bias: bool = True,
     ) -> None:
-        self.in_channels = integer("in_channels", in_channels, 1)
-        self.out_channels = integer("out_channels", out_channels, 1)
-        self.kernel_size = pair("kernel_size", kernel_size)
-        self.stride = pair("stride", stride)
-        self.dilation = pair("dilation", dilation)
-        self.groups = integer("groups", groups, 1)
-        if self.in_channels % self.groups or self.out_channels % self.groups:
-            raise ValueError(
-                f"groups must divide in_channels={in_channels} and out_channels={out_channels}, "
-                f"got {groups}"
-            )
-        if isinstance(padding, str) and padding not in ("same", "valid"):
-            raise ValueError(f'padding must be numbers, "same" or "valid", got {padding!r}')
-        self.padding = padding if isinstance(padding, str) else padding_pairs(padding)
-        shape = (self.out_channels, *self.kernel_size, self.in_channels // self.groups)
-        self.weight = Parameter(np.empty(shape, np.float32))
-        bound = 1.0 / math.sqrt(init.fans(self.weight)[0])
-        init.uniform_(self.weight, bound)
-        self.bias = (
-            init.uniform_(Parameter(np.empty(out_channels, np.float32)), bound) if bias else None
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(
-            x,
-            self.weight,
-            self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
+        return F.conv2d(x, self.weight, self.bias, **self._options())
+
+
+class Conv3d(_Convolution):
+    """3-D convolution with its own weight (OC, KD, KH, KW, C/groups) and bias (OC); see F.conv3d.
+
+    Weight and bias start as U(±1/√fan_in), as in torch.nn.Conv3d.
+    """
+
+    dims = 3
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Paddings = 0,
+        dilation: Sizes = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
         )
 
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv3d(x, self.weight, self.bias, **self._options())
+
+
+class ConvTranspose2d(_Convolution):
+    """2-D transposed convolution with weight (C, KH, KW, OC/groups) and bias (OC).
+
+    See F.conv_transpose2d. Weight and bias start as U(±1/√(KH·KW·OC/groups)), as in
+    torch.nn.ConvTranspose2d. ``layer(x, output_size=(OH, OW))`` chooses output_padding by itself.
+    """
+
+    dims = 2
+    transposed = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair | Padding = 0,
+        output_padding: int | Pair = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | Pair = 1,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
+        )
+        self.output_padding = sizes("output_padding", output_padding, 2, 0)
+        for extra, s, d in zip(self.output_padding, self.stride, self.dilation, strict=True):
+            if extra >= max(s, d):
+                raise ValueError(
+                    f"output_padding must be 0 … {max(s, d) - 1}, smaller than the stride ({s}) or "
+                    f"the dilation ({d}), got {extra}"
+                )
+
+    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        extra = self.output_padding
+        if output_size is not None:
+            extra = output_padding_for(
+                output_size, x.shape, self.kernel_size, self.stride, self.padding, self.dilation
+            )
+        options = {**self._options(), "output_padding": extra}
+        return F.conv_transpose2d(x, self.weight, self.bias, **options)
+
     def extra_repr(self) -> str:
-        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
-        text += f", stride={self.stride}, padding={self.padding!r}"
-        if self.dilation != (1, 1):
-            text += f", dilation={self.dilation}"
-        if self.groups != 1:
-            text += f", groups={self.groups}"
-        return text if self.bias is not None else text + ", bias=False"
+        extra = self.output_padding
+        return super().extra_repr() + (f", output_padding={extra}" if any(extra) else "")

@@ -1,9 +1,12 @@
-"""2-D convolution: ``kernels/conv2d_naive.cu``, ``kernels/conv2d_tiled.cu``."""
+"""2-D convolution: ``kernels/conv2d_naive.cu``, ``kernels/conv2d_tiled.cu``.
+
+The primitives also take sequences (N, W, C) and volumes (N, D, H, W, C), for conv1d and conv3d:
+inside, all images have three axes.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -12,17 +15,9 @@ from numpy.typing import NDArray
 
 from gpucnn import buffers
 from gpucnn.device import Array, empty
-from gpucnn.kernel import KernelFile
-from gpucnn.ops.geometry import (
-    Padding,
-    Pair,
-    conv_output_size,
-    image_shape,
-    integer,
-    pair,
-    resolve_padding,
-    same_float_dtype,
-)
+from gpucnn.kernel import Kernel, KernelFile
+from gpucnn.ops.conv_geometry import ConvGeometry, conv_geometry
+from gpucnn.ops.geometry import Padding, Pair
 from gpucnn.ops.reduce import column_sum, launch_sum_slices
 from gpucnn.ops.tile import GRID_YZ, SPECIALISATIONS, THREADS, slices, tile
 from gpucnn.primitive import primitive
@@ -32,67 +27,11 @@ from gpucnn.threads import map_chunks, scratch
 # geometry
 
 
-@dataclass(frozen=True)
-class Conv2dGeometry:
-    """The sizes of one convolution, in the order in which the kernels take them."""
-
-    N: int
-    H: int
-    W: int
-    C: int
-    OC: int
-    KH: int
-    KW: int
-    OH: int
-    OW: int
-    SH: int
-    SW: int
-    PT: int
-    PL: int
-    DH: int
-    DW: int
-    G: int
-
-    @property
-    def CG(self) -> int:
-        """Input channels per group."""
-        return self.C // self.G
-
-    @property
-    def OCG(self) -> int:
-        """Output channels per group."""
-        return self.OC // self.G
-
-    @property
-    def K(self) -> int:
-        """Weights per output channel."""
-        return self.KH * self.KW * self.CG
-
-
 def conv2d_geometry(
     x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any
-) -> Conv2dGeometry:
+) -> ConvGeometry:
     """Check the arguments of :func:`conv2d` and work out its sizes."""
-    N, H, W, C = image_shape("x", x)
-    if weight.ndim != 4 or 0 in weight.shape:
-        raise ValueError(f"weight must have shape (OC, KH, KW, C/groups), got {weight.shape}")
-    OC, KH, KW, CG = weight.shape
-    G = integer("groups", groups, 1)
-    if C % G or OC % G:
-        raise ValueError(f"groups must divide the {C} input and {OC} output channels, got {G}")
-    if CG * G != C:
-        raise ValueError(
-            f"weight must have {C // G} channels (x has {C}, groups is {G}), "
-            f"got shape {weight.shape}"
-        )
-    if bias is not None and bias.shape != (OC,):
-        raise ValueError(f"bias must have shape ({OC},), got {bias.shape}")
-    same_float_dtype(x=x, weight=weight, bias=bias)
-    (SH, SW), (DH, DW) = pair("stride", stride), pair("dilation", dilation)
-    (PT, PB), (PL, PR) = resolve_padding(padding, (H, W), (KH, KW), (SH, SW), (DH, DW))
-    OH = conv_output_size(H, KH, stride=SH, padding=(PT, PB), dilation=DH)
-    OW = conv_output_size(W, KW, stride=SW, padding=(PL, PR), dilation=DW)
-    return Conv2dGeometry(N, H, W, C, OC, KH, KW, OH, OW, SH, SW, PT, PL, DH, DW, G)
+    return conv_geometry(2, x, weight, bias, stride, padding, dilation, groups)
 
 
 # primitives
@@ -105,64 +44,74 @@ def _images_per_chunk(scratch_elements: int, itemsize: int) -> int:
     return max(1, _CHUNK_BYTES // (scratch_elements * itemsize))
 
 
-def _padded_shape(s: Conv2dGeometry, n: int) -> tuple[int, int, int, int]:
-    """Images that hold every cell that a window touches, from (-PT, -PL) on."""
+def _padded_shape(s: ConvGeometry, n: int) -> tuple[int, int, int, int, int]:
+    """Images that hold every cell that a window touches, from (-PF, -PT, -PL) on."""
+    deep = max((s.OD - 1) * s.SD + (s.KD - 1) * s.DD + 1, s.PF + s.D)
     high = max((s.OH - 1) * s.SH + (s.KH - 1) * s.DH + 1, s.PT + s.H)
     wide = max((s.OW - 1) * s.SW + (s.KW - 1) * s.DW + 1, s.PL + s.W)
-    return n, high, wide, s.C
+    return n, deep, high, wide, s.C
 
 
-def _windows(x: NDArray[Any], s: Conv2dGeometry) -> NDArray[Any]:
-    """A view (G, N, OH, OW, KH, KW, CG) of the zero-padded windows of a few images."""
+def _inside(padded: NDArray[Any], s: ConvGeometry) -> NDArray[Any]:
+    """The view of the images within their padding."""
+    return padded[:, s.PF : s.PF + s.D, s.PT : s.PT + s.H, s.PL : s.PL + s.W]
+
+
+def windows(x: NDArray[Any], s: ConvGeometry) -> NDArray[Any]:
+    """A view (G, N, OD, OH, OW, KD, KH, KW, CG) of the zero-padded windows of a few images."""
+    x = x.reshape(-1, s.D, s.H, s.W, s.C)
     shape = _padded_shape(s, len(x))
     if shape[1:] != x.shape[1:]:
         padded = scratch("conv2d padded", shape, x.dtype)
-        bottom, right = s.PT + s.H, s.PL + s.W
-        padded[:, : s.PT] = 0
-        padded[:, bottom:] = 0
-        padded[:, s.PT : bottom, : s.PL] = 0
-        padded[:, s.PT : bottom, right:] = 0
-        padded[:, s.PT : bottom, s.PL : right] = x
+        back, bottom, right = s.PF + s.D, s.PT + s.H, s.PL + s.W
+        padded[:, : s.PF] = 0
+        padded[:, back:] = 0
+        volume = padded[:, s.PF : back]
+        volume[:, :, : s.PT] = 0
+        volume[:, :, bottom:] = 0
+        volume[:, :, s.PT : bottom, : s.PL] = 0
+        volume[:, :, s.PT : bottom, right:] = 0
+        volume[:, :, s.PT : bottom, s.PL : right] = x
         x = padded
-    n, h, w, c = x.strides
+    n, d, h, w, c = x.strides
     return as_strided(
         x,
-        (s.G, len(x), s.OH, s.OW, s.KH, s.KW, s.CG),
-        (s.CG * c, n, h * s.SH, w * s.SW, h * s.DH, w * s.DW, c),
+        (s.G, len(x), s.OD, s.OH, s.OW, s.KD, s.KH, s.KW, s.CG),
+        (s.CG * c, n, d * s.SD, h * s.SH, w * s.SW, d * s.DD, h * s.DH, w * s.DW, c),
         writeable=False,
     )
 
 
-def _unfold(x: NDArray[Any], s: Conv2dGeometry) -> NDArray[Any]:
+def _unfold(x: NDArray[Any], s: ConvGeometry) -> NDArray[Any]:
     """The windows as matrices (G, pixels, K), a view of a scratch buffer or of x itself."""
-    pixels = len(x) * s.OH * s.OW
-    view = _windows(x, s)
+    view = windows(x, s)
+    pixels = math.prod(view.shape[1:5])
     if s.G == 1 and view.flags.c_contiguous and s.K == s.C:
         return view.reshape(1, pixels, s.C)
     if s.KW * s.CG < _SHORT_RUN:
         columns = scratch("conv2d columns", (s.G, s.K, pixels), x.dtype)
-        into = columns.reshape(s.G, s.KH, s.KW, s.CG, len(x), s.OH, s.OW)
-        np.copyto(into, view.transpose(0, 4, 5, 6, 1, 2, 3))
+        into = columns.reshape(s.G, *view.shape[5:], *view.shape[1:5])
+        np.copyto(into, view.transpose(0, 5, 6, 7, 8, 1, 2, 3, 4))
         return cast("NDArray[Any]", columns.transpose(0, 2, 1))
     columns = scratch("conv2d columns", (s.G, pixels, s.K), x.dtype)
     np.copyto(columns.reshape(view.shape), view)
     return columns
 
 
-def _by_group(y: NDArray[Any], s: Conv2dGeometry, channels: int) -> NDArray[Any]:
+def _by_group(y: NDArray[Any], s: ConvGeometry, channels: int) -> NDArray[Any]:
     """Images (…, G * channels) as matrices (G, pixels, channels), a view."""
     return cast("NDArray[Any]", y.reshape(-1, s.G, channels).transpose(1, 0, 2))
 
 
 @primitive
-def conv2d_forward(x: Array, w: Array, b: Array | None, geometry: Conv2dGeometry) -> Array:
+def conv2d_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
     """y[n,oh,ow,oc] = b[oc] + Σ x[n, oh·SH−PT+kh·DH, ow·SW−PL+kw·DW, g·CG+c] · w[oc,kh,kw,c]
 
     x (N,H,W,C), w (OC,KH,KW,C/G), b (OC) or None -> y (N,OH,OW,OC); x is zero outside the image.
     Cross-correlation as in torch.nn.Conv2d; unfolds windows chunk by chunk and multiplies matrices.
     """
     s = geometry
-    y = buffers.empty((s.N, s.OH, s.OW, s.OC), x.dtype)
+    y = buffers.empty(s.y_shape, x.dtype)
     weights = w.reshape(s.G, s.OCG, s.K).transpose(0, 2, 1)
 
     def images(start: int, stop: int) -> None:
@@ -174,47 +123,48 @@ def conv2d_forward(x: Array, w: Array, b: Array | None, geometry: Conv2dGeometry
         if b is not None:
             out += b
 
-    map_chunks(images, s.N, _images_per_chunk(s.OH * s.OW * s.K * s.G, x.itemsize))
+    map_chunks(images, s.N, _images_per_chunk(s.outputs // s.N * s.K * s.G, x.itemsize))
     return y
 
 
 @primitive
-def conv2d_data_gradient(dy: Array, w: Array, geometry: Conv2dGeometry) -> Array:
+def conv2d_data_gradient(dy: Array, w: Array, geometry: ConvGeometry) -> Array:
     """dx[n,h,w,c] = Σ_{oc,kh,kw} dy[n,oh,ow,oc] · w[oc,kh,kw,c] over the outputs that read (h,w,c).
 
     dy (N,OH,OW,OC), w (OC,KH,KW,C/G) -> dx (N,H,W,C): the adjoint of conv2d_forward in x.
     """
     s = geometry
-    dx = buffers.empty((s.N, s.H, s.W, s.C), dy.dtype)
-    taps = w.reshape(s.G, s.OCG, s.KH, s.KW, s.CG).transpose(2, 3, 0, 1, 4)
+    dx = buffers.empty(s.x_shape, dy.dtype)
+    taps = w.reshape(s.G, s.OCG, s.KD, s.KH, s.KW, s.CG).transpose(2, 3, 4, 0, 1, 5)
     taps = np.ascontiguousarray(taps)
 
     def images(start: int, stop: int) -> None:
         n = stop - start
         padded = scratch("conv2d padded", _padded_shape(s, n), dy.dtype)
         padded[...] = 0
-        product = scratch("conv2d columns", (s.G, n * s.OH * s.OW, s.CG), dy.dtype)
+        product = scratch("conv2d columns", (s.G, n * s.outputs // s.N, s.CG), dy.dtype)
         outputs = _by_group(dy[start:stop], s, s.OCG)
-        for kh in range(s.KH):
-            for kw in range(s.KW):
-                np.matmul(outputs, taps[kh, kw], out=product)
-                top, left = kh * s.DH, kw * s.DW
-                cells = padded[
-                    :,
-                    top : top + (s.OH - 1) * s.SH + 1 : s.SH,
-                    left : left + (s.OW - 1) * s.SW + 1 : s.SW,
-                ]
-                cells = cells.reshape(n, s.OH, s.OW, s.G, s.CG) if s.G > 1 else cells[..., None, :]
-                cells += product.transpose(1, 0, 2).reshape(n, s.OH, s.OW, s.G, s.CG)
-        dx[start:stop] = padded[:, s.PT : s.PT + s.H, s.PL : s.PL + s.W]
+        for tap in np.ndindex(s.KD, s.KH, s.KW):
+            np.matmul(outputs, taps[tap], out=product)
+            front, top, left = tap[0] * s.DD, tap[1] * s.DH, tap[2] * s.DW
+            cells = padded[
+                :,
+                front : front + (s.OD - 1) * s.SD + 1 : s.SD,
+                top : top + (s.OH - 1) * s.SH + 1 : s.SH,
+                left : left + (s.OW - 1) * s.SW + 1 : s.SW,
+            ]
+            shape = (n, s.OD, s.OH, s.OW, s.G, s.CG)
+            cells = cells.reshape(shape) if s.G > 1 else cells[..., None, :]
+            cells += product.transpose(1, 0, 2).reshape(shape)
+        dx[start:stop].reshape(n, s.D, s.H, s.W, s.C)[...] = _inside(padded, s)
 
-    cells = math.prod(_padded_shape(s, 1)) + s.OH * s.OW * s.C
+    cells = math.prod(_padded_shape(s, 1)) + s.outputs // s.N * s.C
     map_chunks(images, s.N, _images_per_chunk(cells, dy.itemsize))
     return dx
 
 
 @primitive
-def conv2d_weight_gradient(dy: Array, x: Array, geometry: Conv2dGeometry) -> Array:
+def conv2d_weight_gradient(dy: Array, x: Array, geometry: ConvGeometry) -> Array:
     """dw[oc,kh,kw,c] = Σ_{n,oh,ow} dy[n,oh,ow,oc] · x[n, oh·SH−PT+kh·DH, ow·SW−PL+kw·DW, g·CG+c]
 
     dy (N,OH,OW,OC), x (N,H,W,C) -> dw (OC,KH,KW,C/G). The sums of the chunks are added in order.
@@ -225,83 +175,126 @@ def conv2d_weight_gradient(dy: Array, x: Array, geometry: Conv2dGeometry) -> Arr
         outputs = _by_group(dy[start:stop], s, s.OCG).transpose(0, 2, 1)
         return cast("NDArray[Any]", np.matmul(outputs, _unfold(x[start:stop], s)))
 
-    dw = sum(map_chunks(images, s.N, _images_per_chunk(s.OH * s.OW * s.K * s.G, x.itemsize)))
-    return cast("Array", dw).reshape(s.OC, s.KH, s.KW, s.CG)
+    dw = sum(map_chunks(images, s.N, _images_per_chunk(s.outputs // s.N * s.K * s.G, x.itemsize)))
+    return cast("Array", dw).reshape(s.w_shape)
 
 
-_naive = KernelFile("conv2d_naive")
-_tiled = KernelFile("conv2d_tiled", *SPECIALISATIONS)
+_naive = KernelFile("conv2d_naive", *({"DIMS": dims} for dims in (2, 3)))
+_tiled = KernelFile(
+    "conv2d_tiled", *({"DIMS": dims, **tile} for dims in (2, 3) for tile in SPECIALISATIONS)
+)
+
+
+def _volumes(s: ConvGeometry) -> int:
+    """1 where the kernels for volumes are needed, 0 where those for images do."""
+    return int(s.dims == 3)
+
+
+def _tiled_kernel(name: str, s: ConvGeometry, width: int) -> Kernel:
+    return _tiled[name, width + len(SPECIALISATIONS) * _volumes(s)]
+
+
+def gather_grid(s: ConvGeometry) -> tuple[int, tuple[int, int, int]]:
+    """(specialisation, grid) of ``kernels/conv2d_gather.cuh``: blocks own pixels of one phase."""
+    axes = ((s.D, s.SD), (s.H, s.SH), (s.W, s.SW))
+    phases = math.prod(min(size, stride) for size, stride in axes)
+    largest = s.N * math.prod(-(-size // stride) for size, stride in axes)
+    index, rows, columns = tile(largest, s.CG)
+    return index, (phases * rows, columns, s.G)
 
 
 def _one_thread_each(outputs: int) -> tuple[int]:
     return (-(-outputs // THREADS),)
 
 
+def _depthwise(s: ConvGeometry) -> bool:
+    """A tile would stay 7/8 empty: a group has one channel, and few outputs made from it."""
+    return s.G > 1 and s.CG == 1 and s.OCG < 4
+
+
+@conv2d_forward.kernel()
+def _forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
+    launch = _naive_forward if _depthwise(geometry) else _tiled_forward
+    return launch(x, w, b, geometry)
+
+
+@conv2d_data_gradient.kernel()
+def _data_gradient(dy: Array, w: Array, geometry: ConvGeometry) -> Array:
+    launch = _naive_data_gradient if _depthwise(geometry) else _tiled_data_gradient
+    return launch(dy, w, geometry)
+
+
+@conv2d_weight_gradient.kernel()
+def _weight_gradient(dy: Array, x: Array, geometry: ConvGeometry) -> Array:
+    launch = _naive_weight_gradient if _depthwise(geometry) else _tiled_weight_gradient
+    return launch(dy, x, geometry)
+
+
 @conv2d_forward.kernel("tiled")
-def _tiled_forward(x: Array, w: Array, b: Array | None, geometry: Conv2dGeometry) -> Array:
+def _tiled_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
     s = geometry
-    y = empty(x, (s.N, s.OH, s.OW, s.OC))
-    index, rows, columns = tile(s.N * s.OH * s.OW, s.OCG)
-    launch = _tiled["conv2d_tiled_forward", index]
-    launch((rows, columns, s.G), (THREADS,), y, x, w, b, *astuple(s))
+    y = empty(x, s.y_shape)
+    index, rows, columns = tile(s.outputs, s.OCG)
+    launch = _tiled_kernel("conv2d_tiled_forward", s, index)
+    launch((rows, columns, s.G), (THREADS,), y, x, w, b, *s.numbers)
     return y
 
 
 @conv2d_data_gradient.kernel("tiled")
-def _tiled_data_gradient(dy: Array, w: Array, geometry: Conv2dGeometry) -> Array:
+def _tiled_data_gradient(dy: Array, w: Array, geometry: ConvGeometry) -> Array:
     s = geometry
-    dx = empty(dy, (s.N, s.H, s.W, s.C))
-    index, rows, columns = tile(s.N * s.H * s.W, s.CG)
-    launch = _tiled["conv2d_tiled_data_gradient", index]
-    launch((rows, columns, s.G), (THREADS,), dx, dy, w, *astuple(s))
+    dx = empty(dy, s.x_shape)
+    index, grid = gather_grid(s)
+    launch = _tiled_kernel("conv2d_tiled_data_gradient", s, index)
+    launch(grid, (THREADS,), dx, dy, w, *s.numbers)
     return dx
 
 
 @conv2d_weight_gradient.kernel("tiled")
-def _tiled_weight_gradient(dy: Array, x: Array, geometry: Conv2dGeometry) -> Array:
+def _tiled_weight_gradient(dy: Array, x: Array, geometry: ConvGeometry) -> Array:
     s = geometry
     index, rows, columns = tile(s.K, s.OCG)
-    count, each = slices(s.N * s.OH * s.OW, rows * columns * s.G, max(1, GRID_YZ // s.G))
-    partial = empty(x, (count, s.OC, s.KH, s.KW, s.CG))
-    launch = _tiled["conv2d_tiled_weight_gradient", index]
-    launch((rows, columns, s.G * count), (THREADS,), partial, dy, x, *astuple(s), each)
+    count, each = slices(s.outputs, rows * columns * s.G, max(1, GRID_YZ // s.G))
+    partial = empty(x, (count, *s.w_shape))
+    launch = _tiled_kernel("conv2d_tiled_weight_gradient", s, index)
+    launch((rows, columns, s.G * count), (THREADS,), partial, dy, x, *s.numbers, each)
     return launch_sum_slices(partial, None)
 
 
 @conv2d_forward.kernel("naive")
-def _naive_forward(x: Array, w: Array, b: Array | None, geometry: Conv2dGeometry) -> Array:
+def _naive_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
     s = geometry
-    y = empty(x, (s.N, s.OH, s.OW, s.OC))
-    launch = _naive["conv2d_naive_forward"]
-    launch(_one_thread_each(y.size), (THREADS,), y, x, w, b, *astuple(s))
+    y = empty(x, s.y_shape)
+    launch = _naive["conv2d_naive_forward", _volumes(s)]
+    launch(_one_thread_each(y.size), (THREADS,), y, x, w, b, *s.numbers)
     return y
 
 
 @conv2d_data_gradient.kernel("naive")
-def _naive_data_gradient(dy: Array, w: Array, geometry: Conv2dGeometry) -> Array:
+def _naive_data_gradient(dy: Array, w: Array, geometry: ConvGeometry) -> Array:
     s = geometry
-    dx = empty(dy, (s.N, s.H, s.W, s.C))
-    launch = _naive["conv2d_naive_data_gradient"]
-    launch(_one_thread_each(dx.size), (THREADS,), dx, dy, w, *astuple(s))
+    dx = empty(dy, s.x_shape)
+    launch = _naive["conv2d_naive_data_gradient", _volumes(s)]
+    launch(_one_thread_each(dx.size), (THREADS,), dx, dy, w, *s.numbers)
     return dx
 
 
 @conv2d_weight_gradient.kernel("naive")
-def _naive_weight_gradient(dy: Array, x: Array, geometry: Conv2dGeometry) -> Array:
+def _naive_weight_gradient(dy: Array, x: Array, geometry: ConvGeometry) -> Array:
     s = geometry
     blocks = _one_thread_each(s.OC * s.K)
-    count, each = slices(s.N * s.OH * s.OW, blocks[0], GRID_YZ)
-    partial = empty(x, (count, s.OC, s.KH, s.KW, s.CG))
-    launch = _naive["conv2d_naive_weight_gradient"]
-    launch((*blocks, count), (THREADS,), partial, dy, x, *astuple(s), each)
+    count, each = slices(s.outputs, blocks[0], GRID_YZ)
+    partial = empty(x, (count, *s.w_shape))
+    launch = _naive["conv2d_naive_weight_gradient", _volumes(s)]
+    launch((*blocks, count), (THREADS,), partial, dy, x, *s.numbers, each)
     return launch_sum_slices(partial, None)
 
 
 # tape
 
 
-class Conv2d(Function):
-    """conv2d and its three gradients."""
+class Convolution(Function):
+    """conv1d, conv2d, conv3d and their three gradients."""
 
     def forward(
         self,
@@ -309,12 +302,13 @@ class Conv2d(Function):
         weight: Array,
         bias: Array | None,
         *,
+        dims: int,
         stride: Any,
         padding: Any,
         dilation: Any,
         groups: Any,
     ) -> Array:
-        self.geometry = conv2d_geometry(x, weight, bias, stride, padding, dilation, groups)
+        self.geometry = conv_geometry(dims, x, weight, bias, stride, padding, dilation, groups)
         if self.recording:
             self.x, self.weight = x, weight
         return self.run(conv2d_forward, x, weight, bias, self.geometry)
@@ -354,9 +348,10 @@ def conv2d(
 
     Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit,
     also for an empty batch and for a dilated window larger than the padded image; DeviceError if
-    the tensors live on two devices. Variants: ``use_variant(conv2d="tiled" | "naive")``.
+    the tensors live on two devices. Variants: ``use_variant(conv2d="tiled" | "naive")``; by default
+    "naive" where groups leave each output one channel (depthwise), else "tiled".
 
     Source: torch.nn.functional.conv2d; arithmetic: Dumoulin and Visin, arXiv:1603.07285.
     """
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return cast("Tensor", Conv2d.apply(x, weight, bias, **options))
+    return cast("Tensor", Convolution.apply(x, weight, bias, dims=2, **options))

@@ -28,44 +28,63 @@ def integer(name: str, value: Any, minimum: int) -> int:
     return number
 
 
+def sizes(name: str, value: Any, count: int, minimum: int = 1) -> tuple[int, ...]:
+    """An int, or ``count`` ints, as one int >= minimum per axis."""
+    if isinstance(value, tuple | list):
+        if len(value) != count:
+            several = {1: "one int", 2: "a pair of ints"}.get(count, f"{count} ints")
+            raise ValueError(f"{name} must be an int or {several}, got {value!r}")
+        return tuple(integer(name, v, minimum) for v in value)
+    return (integer(name, value, minimum),) * count
+
+
 def pair(name: str, value: Any, minimum: int = 1) -> Pair:
     """An int or a pair of ints as (height, width), each >= minimum."""
-    if isinstance(value, tuple | list):
-        if len(value) != 2:
-            raise ValueError(f"{name} must be an int or a pair of ints, got {value!r}")
-        return integer(name, value[0], minimum), integer(name, value[1], minimum)
-    number = integer(name, value, minimum)
-    return number, number
+    high, wide = sizes(name, value, 2, minimum)
+    return high, wide
+
+
+def padding_of_axes(value: Any, count: int) -> tuple[Pair, ...]:
+    """``P``, one number per axis, or one (before, after) per axis, as the last of these."""
+    if isinstance(value, tuple | list) and any(isinstance(v, tuple | list) for v in value):
+        if len(value) != count:
+            ends = {1: "((left, right),)", 2: "((top, bottom), (left, right))"}
+            raise ValueError(
+                f"padding must be an int, one per axis or "
+                f"{ends.get(count, '((front, back), (top, bottom), (left, right))')}, got {value!r}"
+            )
+        return tuple(pair("padding", v, 0) for v in value)
+    return tuple((n, n) for n in sizes("padding", value, count, 0))
 
 
 def padding_pairs(value: Any) -> Padding:
     """``P``, ``(PH, PW)`` or ``((PT, PB), (PL, PR))`` as ((top, bottom), (left, right))."""
-    if isinstance(value, tuple | list) and any(isinstance(v, tuple | list) for v in value):
-        if len(value) != 2:
-            raise ValueError(
-                f"padding must be an int, a pair or ((top, bottom), (left, right)), got {value!r}"
-            )
-        return pair("padding", value[0], 0), pair("padding", value[1], 0)
-    high, wide = pair("padding", value, 0)
-    return (high, high), (wide, wide)
+    rows, columns = padding_of_axes(value, 2)
+    return rows, columns
 
 
-def resolve_padding(value: Any, size: Pair, kernel: Pair, stride: Pair, dilation: Pair) -> Padding:
-    """:func:`padding_pairs`, and "valid" (none) and "same" (ceil(n / stride) outputs).
+def resolve_padding(
+    value: Any,
+    size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> tuple[Pair, ...]:
+    """:func:`padding_of_axes`, and "valid" (none) and "same" (ceil(n / stride) outputs).
 
     "same" puts the odd cell of a total at the bottom and on the right, like TensorFlow and PyTorch.
     """
     if isinstance(value, str):
         if value == "valid":
-            return (0, 0), (0, 0)
+            return ((0, 0),) * len(size)
         if value != "same":
             raise ValueError(f'padding must be numbers, "same" or "valid", got {value!r}')
-        pairs = []
-        for n, k, s, d in zip(size, kernel, stride, dilation, strict=True):
-            total = max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
-            pairs.append((total // 2, total - total // 2))
-        return pairs[0], pairs[1]
-    return padding_pairs(value)
+        totals = [
+            max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
+            for n, k, s, d in zip(size, kernel, stride, dilation, strict=True)
+        ]
+        return tuple((total // 2, total - total // 2) for total in totals)
+    return padding_of_axes(value, len(size))
 
 
 def conv_output_size(
@@ -88,6 +107,43 @@ def conv_output_size(
             f"more than the padded input of {size} + {low} + {high}"
         )
     return (size + low + high - reach) // stride + 1
+
+
+def conv_transpose_output_size(
+    size: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    padding: int | Pair = 0,
+    output_padding: int = 0,
+    dilation: int = 1,
+) -> int:
+    """The length of a transposed convolution's output along one axis, as PyTorch counts it.
+
+    ``(size − 1)·stride − before − after + dilation·(kernel_size − 1) + output_padding + 1``:
+    the size of the input from which a convolution makes ``size`` outputs. Where the stride leaves
+    several such sizes, output_padding, 0 … max(stride, dilation) − 1, chooses: it adds to the end.
+    padding is one number for both ends or (before, after). Raises ValueError if an argument is out
+    of its range or nothing is left of the output.
+    """
+    size, kernel_size = integer("size", size, 1), integer("kernel_size", kernel_size, 1)
+    stride, dilation = integer("stride", stride, 1), integer("dilation", dilation, 1)
+    low, high = pair("padding", padding, 0)
+    extra = integer("output_padding", output_padding, 0)
+    if extra >= max(stride, dilation):
+        raise ValueError(
+            f"output_padding must be 0 … {max(stride, dilation) - 1}, smaller than the stride "
+            f"({stride}) or the dilation ({dilation}), got {extra}"
+        )
+    full = (size - 1) * stride + dilation * (kernel_size - 1) + extra + 1
+    if full > MAX_SIZE:
+        raise ValueError(f"stride: the output size {full} exceeds {MAX_SIZE}")
+    if full <= low + high:
+        raise ValueError(
+            f"padding must leave an output: ({size} - 1) * {stride} + {dilation} * "
+            f"({kernel_size} - 1) + {extra} + 1 = {full} cells less {low} + {high}"
+        )
+    return full - low - high
 
 
 def image_shape(name: str, array: Any) -> tuple[int, int, int, int]:

@@ -1,0 +1,183 @@
+"""2-D transposed convolution: ``kernels/conv_transpose2d.cu``."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from gpucnn.device import Array, empty
+from gpucnn.kernel import KernelFile
+from gpucnn.ops.conv2d import (
+    conv2d_data_gradient,
+    conv2d_forward,
+    conv2d_weight_gradient,
+    gather_grid,
+)
+from gpucnn.ops.conv_geometry import ConvGeometry, conv_transpose_geometry
+from gpucnn.ops.geometry import (
+    Padding,
+    Pair,
+    conv_transpose_output_size,
+    integer,
+    padding_of_axes,
+)
+from gpucnn.ops.reduce import column_sum
+from gpucnn.ops.tile import SPECIALISATIONS, THREADS
+from gpucnn.primitive import primitive
+from gpucnn.tensor import Function, Tensor
+from gpucnn.threads import map_chunks
+
+# geometry
+
+
+def conv_transpose2d_geometry(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    dilation: Any,
+    groups: Any,
+) -> ConvGeometry:
+    """Check the arguments of :func:`conv_transpose2d` -> the sizes of the adjoint convolution."""
+    options = (stride, padding, output_padding, dilation, groups)
+    return conv_transpose_geometry(2, x, weight, bias, *options)
+
+
+def output_padding_for(
+    output_size: Any,
+    x_shape: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: Any,
+    dilation: tuple[int, ...],
+) -> tuple[int, ...]:
+    """The output_padding that makes ``output_size``: (OH, OW), or a whole (N, OH, OW, OC)."""
+    given = tuple(output_size)
+    wanted = tuple(integer("output_size", n, 1) for n in (given[1:3] if len(given) == 4 else given))
+    if len(wanted) != 2 or len(x_shape) != 4:
+        raise ValueError(f"output_size must be (OH, OW) for x (N, H, W, C), got {output_size!r}")
+    pads = padding_of_axes(padding, 2)
+    axes = zip(x_shape[1:3], kernel, stride, pads, dilation, strict=True)
+    least = tuple(
+        conv_transpose_output_size(n, k, stride=s, padding=p, dilation=d) for n, k, s, p, d in axes
+    )
+    extra = tuple(want - low for want, low in zip(wanted, least, strict=True))
+    if not all(0 <= e < s for e, s in zip(extra, stride, strict=True)):
+        most = tuple(low + s - 1 for low, s in zip(least, stride, strict=True))
+        raise ValueError(f"output_size must be {least} … {most}, got {wanted}")
+    return extra
+
+
+# primitives
+
+
+@primitive
+def conv_transpose2d_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
+    """y[n,h,w,o] = b[o] + Σ_{c,kh,kw} x[n,ih,iw,c] · w[c,kh,kw,o], ih·SH−PT+kh·DH = h, likewise w.
+
+    Shapes by the names of the adjoint convolution, which makes x from y: x (N,OH,OW,OC),
+    w (OC,KH,KW,C/G), b (C) or None -> y (N,H,W,C). The data gradient of conv2d, and a bias.
+    """
+    y = cast("Array", conv2d_data_gradient(x, w, geometry))
+    if b is not None:
+
+        def images(start: int, stop: int) -> None:
+            y[start:stop] += b
+
+        map_chunks(images, len(y), 1)
+    return y
+
+
+_kernels = KernelFile("conv_transpose2d", *({"DIMS": 2, **tile} for tile in SPECIALISATIONS))
+
+
+@conv_transpose2d_forward.kernel()
+def _launch_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
+    s = geometry
+    y = empty(x, s.x_shape)
+    index, grid = gather_grid(s)
+    launch = _kernels["conv_transpose2d_forward", index]
+    launch(grid, (THREADS,), y, x, w, b, *s.numbers)
+    return y
+
+
+# tape
+
+
+class ConvTranspose2d(Function):
+    """conv_transpose2d and its three gradients: those of the adjoint convolution, swapped."""
+
+    def forward(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array | None,
+        *,
+        stride: Any,
+        padding: Any,
+        output_padding: Any,
+        dilation: Any,
+        groups: Any,
+    ) -> Array:
+        self.geometry = conv_transpose2d_geometry(
+            x, weight, bias, stride, padding, output_padding, dilation, groups
+        )
+        if self.recording:
+            self.x, self.weight = x, weight
+        return self.run(conv_transpose2d_forward, x, weight, bias, self.geometry)
+
+    def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:
+        needs_x, needs_weight, needs_bias = self.needs
+        s = self.geometry
+        return (
+            self.run(conv2d_forward, dy, self.weight, None, s) if needs_x else None,
+            self.run(conv2d_weight_gradient, self.x, dy, s) if needs_weight else None,
+            self.run(column_sum, dy) if needs_bias else None,
+        )
+
+
+# public
+
+
+def conv_transpose2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | Pair = 1,
+    padding: int | Pair | Padding = 0,
+    output_padding: int | Pair = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """2-D transposed convolution: the adjoint of conv2d with the same weight, plus a bias.
+
+    ``y[n,oh,ow,oc] = bias[oc] + Σ x[n,h,w,c] · weight[c,kh,kw,oc − g·OC/groups]`` over the channels
+    c of the group g of oc and all h, w, kh, kw with ``h·SH − PT + kh·DH = oh`` and
+    ``w·SW − PL + kw·DW = ow``: each x spreads over a window of y. Without bias,
+    ``⟨conv2d(y, weight), x⟩ = ⟨y, conv_transpose2d(x, weight)⟩`` for the same options.
+    ``OH = (H − 1)·SH − PT − PB + DH·(KH − 1) + output_padding + 1``, likewise OW.
+
+    x: (N, H, W, C) float32 (float64 on cpu). weight: (C, KH, KW, OC/groups), the same dtype: the
+    very tensor of a convolution from OC to C channels. bias: (OC) or None. stride, dilation: int or
+    (height, width), >= 1. padding: int, (PH, PW) or ((PT, PB), (PL, PR)): cells cut off from y.
+    output_padding: int or (height, width), 0 … max(stride, dilation) − 1: rows and columns that y
+    has more at the bottom and on the right. They are computed like all others, not filled with
+    zeros: conv2d maps several sizes to one, and this chooses between them. groups: divides C.
+    Returns (N, OH, OW, OC).
+
+    Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit,
+    also for an empty batch and for padding that leaves no output; DeviceError if the tensors live
+    on two devices. The gradients use the kernels of conv2d and their variants.
+
+    Source: torch.nn.functional.conv_transpose2d; Dumoulin and Visin, arXiv:1603.07285.
+    """
+    options = {
+        "stride": stride,
+        "padding": padding,
+        "output_padding": output_padding,
+        "dilation": dilation,
+        "groups": groups,
+    }
+    return cast("Tensor", ConvTranspose2d.apply(x, weight, bias, **options))
