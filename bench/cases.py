@@ -166,6 +166,20 @@ AVG_POOL2D = [
     Pool2dCase((2, 5, 5, 3), 3, {"stride": 1, "padding": "same"}),
 ]
 
+# x (N, OH, OW, C): what is unpooled
+UNPOOL2D = [
+    Pool2dCase((2, 3, 4, 4), 2),
+    Pool2dCase((1, 1, 1, 1), 1),
+    Pool2dCase((1, 1, 1, 3), 3, {"padding": 1}),
+    Pool2dCase((2, 3, 2, 5), 2, {"output_size": (7, 4)}),
+    Pool2dCase((2, 3, 2, 5), 2, {"output_size": (5, 3)}),
+    Pool2dCase((2, 4, 3, 4), 3, {"stride": 2}),
+    Pool2dCase((1, 3, 5, 17), 3, {"stride": 1, "padding": 1}),
+    Pool2dCase((2, 3, 4, 1), (3, 2), {"stride": (1, 2), "padding": ((2, 1), (0, 1))}),
+    Pool2dCase((1, 2, 3, 4), (2, 1), {"stride": 3, "output_size": (6, 5)}),
+    Pool2dCase((2, 2, 1, 3), (2, 5), {"stride": (4, 1), "padding": "valid"}),
+]
+
 # x (..., C)
 ACTIVATION = [(1,), (7,), (3, 5, 7, 3), (2, 3, 4, 8), (1024,), (1030,)]
 

@@ -14,6 +14,7 @@ from gpucnn.ops.activation import (
     tanh,
 )
 from gpucnn.ops.avg_pool2d import avg_pool2d, sum_pool2d
+from gpucnn.ops.avg_unpool2d import avg_unpool2d, sum_unpool2d
 from gpucnn.ops.batch_norm import batch_norm
 from gpucnn.ops.conv1d import conv1d
 from gpucnn.ops.conv2d import conv2d
@@ -25,17 +26,21 @@ from gpucnn.ops.linear import linear
 from gpucnn.ops.local_response_norm import local_response_norm
 from gpucnn.ops.loss import cross_entropy
 from gpucnn.ops.pool2d import max_pool2d
+from gpucnn.ops.pool_indices import convert_pool_indices
 from gpucnn.ops.prelu import prelu
 from gpucnn.ops.softmax import log_softmax, softmax
+from gpucnn.ops.unpool2d import max_unpool2d
 
 __all__ = [
     "add",
     "avg_pool2d",
+    "avg_unpool2d",
     "batch_norm",
     "conv1d",
     "conv2d",
     "conv3d",
     "conv_transpose2d",
+    "convert_pool_indices",
     "cross_entropy",
     "dropout",
     "dropout2d",
@@ -48,6 +53,7 @@ __all__ = [
     "local_response_norm",
     "log_softmax",
     "max_pool2d",
+    "max_unpool2d",
     "prelu",
     "relu",
     "selu",
@@ -56,5 +62,6 @@ __all__ = [
     "softmax",
     "softplus",
     "sum_pool2d",
+    "sum_unpool2d",
     "tanh",
 ]

@@ -20,14 +20,14 @@
 #include "channels.cuh"
 #include "window.cuh"
 
-// The cells of a window from begin on that count along one axis.
+// The cells of a window from begin on that count along one axis, at least 1.
 __device__ __forceinline__ float counted(
     int begin, int K, int size, int low, int high, int INCLUDE, int ZERO) {
     const int end = begin + K, padded = size + high;
     const int from = INCLUDE ? max(begin, -low) : max(begin, 0);
     int count = min(end, INCLUDE ? padded : size) - from;
     if (ZERO) count += max(end - padded, 0);
-    return count;
+    return max(count, 1);
 }
 
 struct Divisor {
@@ -75,7 +75,7 @@ __device__ __forceinline__ void avg_backward(
     if (p.n >= s.N) return;
     store_channels(
         dx + (long long)i * V,
-        sum_of_windows<V>(dy, s, p, [&](int oh, int ow) { return divisor.of(s, oh, ow); }));
+        sum_of_windows<V>(dy, s, p, [&](int oh, int ow) { return 1.0f / divisor.of(s, oh, ow); }));
 }
 
 extern "C" __global__ void __launch_bounds__(256) avg_pool2d_backward(

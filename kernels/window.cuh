@@ -43,11 +43,11 @@ __device__ __forceinline__ Place place_of(unsigned i, int H, int W, int C) {
     return {int(pixel / W / H), int(pixel / W % H), int(pixel % W), int(i % CV * V)};
 }
 
-// Σ x[n][h][w][c] / divisor(h, w) over the cells of window (p.h, p.w) inside the image, in raster
+// Σ x[n][h][w][c] * weight(h, w) over the cells of window (p.h, p.w) inside the image, in raster
 // order.
 template <int V, class F>
 __device__ __forceinline__ Channels<float, V> sum_of_cells(
-    const float* x, const Windows& s, const Place& p, F divisor) {
+    const float* x, const Windows& s, const Place& p, F weight) {
     const int top = p.h * s.SH - s.PT, left = p.w * s.SW - s.PL;
     const int h0 = max(top, 0), h1 = min(top + s.KH, s.H);
     const int w0 = max(left, 0), w1 = min(left + s.KW, s.W);
@@ -55,18 +55,19 @@ __device__ __forceinline__ Channels<float, V> sum_of_cells(
     Channels<float, V> sum = all_channels<float, V>(0.0f);
     for (int h = h0; h < h1; ++h)
         for (int w = w0; w < w1; ++w) {
-            const Channels<float, V> cell = load_channels<V>(image + ((long long)h * s.W + w) * s.C);
-            const float by = divisor(h, w);
+            const Channels<float, V> cell =
+                load_channels<V>(image + ((long long)h * s.W + w) * s.C);
+            const float factor = weight(h, w);
 #pragma unroll
-            for (int v = 0; v < V; ++v) sum.at[v] += cell.at[v] / by;
+            for (int v = 0; v < V; ++v) sum.at[v] += cell.at[v] * factor;
         }
     return sum;
 }
 
-// Σ y[n][oh][ow][c] / divisor(oh, ow) over the windows that hold cell (p.h, p.w), in raster order.
+// Σ y[n][oh][ow][c] * weight(oh, ow) over the windows that hold cell (p.h, p.w), in raster order.
 template <int V, class F>
 __device__ __forceinline__ Channels<float, V> sum_of_windows(
-    const float* y, const Windows& s, const Place& p, F divisor) {
+    const float* y, const Windows& s, const Place& p, F weight) {
     const Span rows = windows_over(p.h, s.KH, s.SH, s.PT, 1, s.OH);
     const Span columns = windows_over(p.w, s.KW, s.SW, s.PL, 1, s.OW);
     const float* image = y + (long long)p.n * s.OH * s.OW * s.C + p.c;
@@ -75,9 +76,9 @@ __device__ __forceinline__ Channels<float, V> sum_of_windows(
         for (int ow = columns.begin; ow < columns.end; ++ow) {
             const Channels<float, V> value =
                 load_channels<V>(image + ((long long)oh * s.OW + ow) * s.C);
-            const float by = divisor(oh, ow);
+            const float factor = weight(oh, ow);
 #pragma unroll
-            for (int v = 0; v < V; ++v) sum.at[v] += value.at[v] / by;
+            for (int v = 0; v < V; ++v) sum.at[v] += value.at[v] * factor;
         }
     return sum;
 }

@@ -23,12 +23,14 @@ from gpucnn.nn.linear import Flatten, Linear
 from gpucnn.nn.module import Module, Parameter, Sequential
 from gpucnn.nn.normalization import BatchNorm1d, BatchNorm2d, LocalResponseNorm
 from gpucnn.nn.pooling import AvgPool2d, MaxPool2d, SumPool2d
+from gpucnn.nn.unpooling import AvgUnpool2d, MaxUnpool2d, SumUnpool2d
 
 __all__ = [
     "ELU",
     "GELU",
     "SELU",
     "AvgPool2d",
+    "AvgUnpool2d",
     "BatchNorm1d",
     "BatchNorm2d",
     "Conv1d",
@@ -45,6 +47,7 @@ __all__ = [
     "LocalResponseNorm",
     "LogSoftmax",
     "MaxPool2d",
+    "MaxUnpool2d",
     "Module",
     "PReLU",
     "Parameter",
@@ -55,6 +58,7 @@ __all__ = [
     "Softmax",
     "Softplus",
     "SumPool2d",
+    "SumUnpool2d",
     "Tanh",
     "init",
 ]

@@ -6,7 +6,8 @@ from typing import Any
 
 from gpucnn import functional as F
 from gpucnn.nn.module import Module
-from gpucnn.ops.geometry import Padding, Pair, padding_pairs, pair
+from gpucnn.nn.unpooling import AvgUnpool2d, LastForward, MaxUnpool2d, SumUnpool2d
+from gpucnn.ops.geometry import Padding, Pair, padding_pairs, pair, resolve_padding
 from gpucnn.ops.window import EDGES
 from gpucnn.tensor import Tensor
 
@@ -28,6 +29,21 @@ class _Pool2d(Module):
         if edge not in EDGES:
             raise ValueError(f"edge must be one of {', '.join(EDGES)}, got {edge!r}")
         self.edge = edge
+        self._last: LastForward | None = None  # once a layer is tied to this one
+
+    def _remembered(self) -> LastForward:
+        """The memory that this layer and the layers tied to it share."""
+        self._last = self._last or LastForward()
+        return self._last
+
+    def _remember(self, x: Tensor, indices: Tensor | None = None) -> None:
+        if self._last is None:
+            return
+        size = x.shape[1], x.shape[2]
+        self._last.input_size, self._last.indices = size, indices
+        self._last.padding = resolve_padding(
+            self.padding, size, self.kernel_size, self.stride, self.dilation
+        )
 
     def _options(self) -> dict[str, Any]:
         """The options that the layer passes on, and shows where they are not the default."""
@@ -55,9 +71,25 @@ class MaxPool2d(_Pool2d):
         self.return_indices = bool(return_indices)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        options, indices = self._options(), self.return_indices
-        return F.max_pool2d(
-            x, self.kernel_size, self.stride, self.padding, return_indices=indices, **options
+        result = F.max_pool2d(
+            x,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            dilation=self.dilation,
+            edge=self.edge,
+            return_indices=self.return_indices or self._last is not None,
+        )
+        if isinstance(result, Tensor):
+            return result
+        self._remember(x, result[1])
+        return result if self.return_indices else result[0]
+
+    def inverse(self, overlap: str = "last") -> MaxUnpool2d:
+        """The unpooling layer that puts values where this pool's last forward pass found them."""
+        reach = tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
+        return MaxUnpool2d(
+            (reach[0], reach[1]), self.stride, self.padding, overlap, tied=self._remembered()
         )
 
     def _options(self) -> dict[str, Any]:
@@ -80,7 +112,14 @@ class AvgPool2d(_Pool2d):
         self.count_include_pad = bool(count_include_pad)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding, **self._options())
+        y = F.avg_pool2d(x, self.kernel_size, self.stride, self.padding, **self._options())
+        self._remember(x)
+        return y
+
+    def inverse(self, mode: str = "repeat") -> AvgUnpool2d:
+        """The unpooling layer that goes back to the size of this pool's last input."""
+        tied = self._remembered()
+        return AvgUnpool2d(self.kernel_size, self.stride, self.padding, mode, tied=tied)
 
     def _options(self) -> dict[str, Any]:
         include = {} if self.count_include_pad else {"count_include_pad": False}
@@ -100,4 +139,11 @@ class SumPool2d(_Pool2d):
         super().__init__(kernel_size, stride, padding, edge)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.sum_pool2d(x, self.kernel_size, self.stride, self.padding, **self._options())
+        y = F.sum_pool2d(x, self.kernel_size, self.stride, self.padding, **self._options())
+        self._remember(x)
+        return y
+
+    def inverse(self, mode: str = "spread") -> SumUnpool2d:
+        """The unpooling layer that goes back to the size of this pool's last input."""
+        tied = self._remembered()
+        return SumUnpool2d(self.kernel_size, self.stride, self.padding, mode, tied=tied)

@@ -65,11 +65,11 @@ def avg_pool2d_geometry(
 def _counted(
     outputs: int, stride: int, kernel: int, size: int, padding: Pair, include: bool, zero: bool
 ) -> Array:
-    """Per window along one axis, how many of its cells count."""
+    """Per window along one axis, how many of its cells count, at least 1."""
     begin = np.arange(outputs) * stride - padding[0]
     end, padded = begin + kernel, size + padding[1]
     count = np.minimum(end, padded if include else size) - (begin if include else begin.clip(0))
-    return count + (end - padded).clip(0) if zero else count
+    return np.maximum(count + (end - padded).clip(0) if zero else count, 1)
 
 
 def window_divisor(geometry: AvgPool2dGeometry, dtype: Any) -> Array:

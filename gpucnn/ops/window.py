@@ -14,6 +14,7 @@ from gpucnn.ops.geometry import (
     Pair,
     conv_output_size,
     image_shape,
+    padding_pairs,
     pair,
     resolve_padding,
     same_float_dtype,
@@ -97,6 +98,39 @@ def pool2d_geometry(
         ZH, ZW = OH, OW
     sizes = (N, H, W, C, *kernel, OH, OW, *steps, rows[0], columns[0], *spread, ZH, ZW)
     return Pool2dGeometry(*sizes), (rows[1], columns[1])
+
+
+def unpool2d_geometry(
+    x: Any, kernel_size: Any, stride: Any, padding: Any, output_size: Any
+) -> tuple[Pool2dGeometry, Pair]:
+    """The pooling (H, W) -> (OH, OW) that an unpooling of x (N, OH, OW, C) goes back, (PB, PR)."""
+    N, OH, OW, C = image_shape("x", x)
+    same_float_dtype(x=x)
+    kernel = pair("kernel_size", kernel_size)
+    steps = kernel if stride is None else pair("stride", stride)
+    if isinstance(padding, str) and padding != "valid":
+        raise ValueError(f'padding must be numbers or "valid", got {padding!r}')
+    pads = padding_pairs(0 if isinstance(padding, str) else padding)
+    wanted = None if output_size is None else pair("output_size", output_size)
+    size = []
+    for axis, n in enumerate((OH, OW)):
+        k, s, (low, high) = kernel[axis], steps[axis], pads[axis]
+        if max(low, high) >= k:
+            raise ValueError(f"padding must be smaller than the window of {k}, got {pads[axis]}")
+        if (n - 1) * s + k > MAX_SIZE:
+            raise ValueError(f"stride: {n} windows of {k} every {s} cells exceed {MAX_SIZE}")
+        default = (n - 1) * s + k - low - high
+        got = default if wanted is None else wanted[axis]
+        if not max(default - s, 0) < got < default + s:
+            raise ValueError(
+                f"output_size must be within {max(default - s + 1, 1)} … {default + s - 1} along "
+                f"axis {axis}, got {got}"
+            )
+        size.append(got)
+    if size[0] * size[1] > MAX_SIZE:
+        raise ValueError(f"output_size: {size[0]} x {size[1]} are more than an int32 index names")
+    sizes = (N, *size, C, *kernel, OH, OW, *steps, pads[0][0], pads[1][0], 1, 1, OH, OW)
+    return Pool2dGeometry(*sizes), (pads[0][1], pads[1][1])
 
 
 _CHUNK = 1 << 18  # outputs of one chunk, at most: few enough for the cache
