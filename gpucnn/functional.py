@@ -16,6 +16,7 @@ from gpucnn.ops.activation import (
 from gpucnn.ops.avg_pool2d import avg_pool2d, sum_pool2d
 from gpucnn.ops.avg_unpool2d import avg_unpool2d, sum_unpool2d
 from gpucnn.ops.batch_norm import batch_norm
+from gpucnn.ops.class_loss import multi_margin_loss, nll_loss
 from gpucnn.ops.conv1d import conv1d
 from gpucnn.ops.conv2d import conv2d
 from gpucnn.ops.conv3d import conv3d
@@ -54,6 +55,8 @@ __all__ = [
     "log_softmax",
     "max_pool2d",
     "max_unpool2d",
+    "multi_margin_loss",
+    "nll_loss",
     "prelu",
     "relu",
     "selu",

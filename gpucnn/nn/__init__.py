@@ -1,6 +1,5 @@
 """Modules: layers that own their parameters, and containers of layers."""
 
-from gpucnn.nn import init
 from gpucnn.nn.activation import (
     ELU,
     GELU,
@@ -20,10 +19,13 @@ from gpucnn.nn.activation import (
 from gpucnn.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose2d
 from gpucnn.nn.dropout import Dropout, Dropout2d
 from gpucnn.nn.linear import Flatten, Linear
+from gpucnn.nn.loss import CrossEntropyLoss, MultiMarginLoss, NLLLoss
 from gpucnn.nn.module import Module, Parameter, Sequential
 from gpucnn.nn.normalization import BatchNorm1d, BatchNorm2d, LocalResponseNorm
 from gpucnn.nn.pooling import AvgPool2d, MaxPool2d, SumPool2d
 from gpucnn.nn.unpooling import AvgUnpool2d, MaxUnpool2d, SumUnpool2d
+
+from gpucnn.nn import init
 
 __all__ = [
     "ELU",
@@ -37,6 +39,7 @@ __all__ = [
     "Conv2d",
     "Conv3d",
     "ConvTranspose2d",
+    "CrossEntropyLoss",
     "Dropout",
     "Dropout2d",
     "Flatten",
@@ -49,6 +52,8 @@ __all__ = [
     "MaxPool2d",
     "MaxUnpool2d",
     "Module",
+    "MultiMarginLoss",
+    "NLLLoss",
     "PReLU",
     "Parameter",
     "ReLU",

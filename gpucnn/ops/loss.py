@@ -1,4 +1,4 @@
-"""Losses: ``kernels/loss.cu``."""
+"""Cross-entropy, and what losses of rows share: ``kernels/loss.cu``."""
 
 from __future__ import annotations
 
@@ -10,96 +10,208 @@ from numpy.typing import NDArray
 from gpucnn import buffers
 from gpucnn.device import Array, DeviceError, empty, to_device
 from gpucnn.kernel import KernelFile
-from gpucnn.ops.elementwise import scale_forward
-from gpucnn.ops.geometry import same_float_dtype
+from gpucnn.ops.elementwise import THREADS, four_each, scale_forward
+from gpucnn.ops.geometry import integer, same_float_dtype
 from gpucnn.ops.reduce import column_sum
 from gpucnn.ops.softmax import row_blocks
-from gpucnn.primitive import primitive
+from gpucnn.primitive import Primitive, primitive
 from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks
 
 # geometry
 
 REDUCTIONS = ("mean", "sum", "none")
+IGNORE_INDEX = -100
 
 
-def check_reduction(reduction: Any) -> None:
-    """Raise ValueError unless reduction is one of REDUCTIONS."""
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+def check_reduction(reduction: Any, allowed: tuple[str, ...] = REDUCTIONS) -> None:
+    """Raise ValueError unless reduction is one of those allowed."""
+    if reduction not in allowed:
+        raise ValueError(f"reduction must be one of {', '.join(allowed)}, got {reduction!r}")
 
 
-def class_indices(target: Any, shape: tuple[int, ...], classes: int, device: str) -> Array:
-    """target as an int32 array of ``shape`` on ``device``, each label in 0…classes − 1.
+def check_scores(input: Tensor) -> None:
+    """Check the input of a loss of rows."""
+    if input.ndim < 2 or input.size == 0:
+        raise ValueError(f"input must have shape (N, …, C) and not be empty, got {input.shape}")
+    same_float_dtype(input=input)
+
+
+def check_ignore_index(value: Any) -> int:
+    """An int32; TypeError or ValueError naming the argument otherwise."""
+    number = integer("ignore_index", value, -(2**31))
+    if number >= 2**31:
+        raise ValueError(f"ignore_index must fit int32, got {value}")
+    return number
+
+
+def constant(name: str, value: Any, device: str) -> Array:
+    """The array of a Tensor on ``device``, or an array or nested lists as they are."""
+    if isinstance(value, Tensor):
+        if value.requires_grad:
+            raise ValueError(f"{name} receives no gradient: pass {name}.detach()")
+        if value.device != device:
+            raise DeviceError(
+                f"{name} must be on {device!r} like input, got a tensor on {value.device!r}"
+            )
+        return value.data
+    return value if hasattr(value, "dtype") else np.asarray(value)
+
+
+def float_constant(name: str, value: Any, shape: tuple[int, ...], input: Tensor) -> Array:
+    """:func:`constant` of ``shape``, with the dtype of input and on its device.
+
+    Arrays and lists in host memory are converted, a Tensor must have the dtype.
+    """
+    array = constant(name, value, input.device)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must be numbers, got {array.dtype}")
+    if tuple(array.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(array.shape)}")
+    if isinstance(value, Tensor):
+        same_float_dtype(input=input, **{name: array})
+    return to_device(array.astype(input.dtype, copy=False), input.device)
+
+
+def class_weights(weight: Any, input: Tensor) -> Array | None:
+    """One weight for each class, or None."""
+    return None if weight is None else float_constant("weight", weight, input.shape[-1:], input)
+
+
+def class_indices(target: Any, input: Tensor, ignore_index: int | None = None) -> Array:
+    """target as an int32 array on the device of input, each label in 0…classes − 1.
 
     target: a Tensor of the device, a NumPy array or nested lists of integers. Labels in host memory
     are checked; those on a GPU are not, because the host would have to wait for them.
     """
-    if isinstance(target, Tensor):
-        if target.device != device:
-            raise DeviceError(
-                f"target must be on {device!r} like input, got a tensor on {target.device!r}"
-            )
-        target = target.data
-    labels = target if hasattr(target, "dtype") else np.asarray(target)
+    labels = constant("target", target, input.device)
+    shape, classes = input.shape[:-1], input.shape[-1]
     if labels.dtype.kind not in "iu":
         raise TypeError(f"target must be integers (class indices), got {labels.dtype}")
     if labels.shape != shape:
         raise ValueError(f"target must have shape {shape}, got {tuple(labels.shape)}")
     if isinstance(labels, np.ndarray):
         bad = (labels < 0) | (labels >= classes)
+        if ignore_index is not None:
+            bad &= labels != ignore_index
         if bad.any():
             at = tuple(int(i) for i in np.argwhere(bad)[0])
             raise ValueError(
                 f"target: the label at {at[0] if len(at) == 1 else at} is {labels[at]}, "
                 f"allowed are 0 to {classes - 1}"
             )
-    return to_device(labels.astype(np.int32, copy=False), device)
+    return to_device(labels.astype(np.int32, copy=False), input.device)
 
 
 # primitives
 
-_CHUNK = 1 << 16  # elements: a few arrays of this many stay in a 2 MiB L2 cache
+CHUNK = 1 << 16  # elements: a few arrays of this many stay in a 2 MiB L2 cache
+
+
+def own_weight(labels: NDArray[Any], known: NDArray[Any], weight: Any, like: Any) -> NDArray[Any]:
+    """The weight of each row's class; NaN where there is no such class."""
+    if weight is None:
+        return np.where(known, 1.0, np.nan).astype(like.dtype)
+    return np.where(known, weight[labels], np.nan).astype(like.dtype)
 
 
 @primitive
 def cross_entropy_forward(
-    x: Array, target: Array, label_smoothing: float, factor: float, gradient: bool
+    x: Array,
+    target: Array,
+    weight: Array | None,
+    label_smoothing: float,
+    ignore_index: int,
+    gradient: bool,
 ) -> tuple[Array, Array | None]:
-    """loss = −factor·Σ_c q_c·log softmax(x)_c and, if wanted, dx = factor·(softmax(x) − q), per row
+    """loss = (1 − ε)·w_y·−log p_y + ε/C·Σ_c w_c·−log p_c and, if wanted, its gradient, per row
 
-    x (R,C), target (R) int32 -> loss (R), dx (R,C) or None. q is 1 − ε at the target plus ε/C
-    everywhere, ε = label_smoothing. log softmax(x)_c = x_c − m − log Σ exp(x − m), m the maximum:
-    nothing overflows. A target outside 0…C−1 makes its row NaN.
+    x (R,C), target (R) int32, weight (C) or None -> (R,2): loss and count w_y, dx (R,C) or None.
+    ε = label_smoothing; log p_c = x_c − m − log Σ exp(x − m), m the maximum: nothing overflows. A
+    row with the target ignore_index is 0 and counts 0; another target outside 0…C−1 makes it NaN.
     """
     rows, C = x.shape
-    loss = np.empty(rows, x.dtype)
+    losses = np.empty((rows, 2), x.dtype)
     dx = buffers.empty_like(x) if gradient else None
+    share = label_smoothing / C
+    weights = C if weight is None else weight.sum()
 
     def part(start: int, stop: int) -> None:
         values, labels = x[start:stop], target[start:stop]
+        kept = labels != ignore_index
         known = (labels >= 0) & (labels < C)
         at = np.arange(stop - start), np.where(known, labels, 0)
+        own = own_weight(at[1], known, weight, x)
         with np.errstate(invalid="ignore", over="ignore"):  # inf - inf is NaN, as it should be
             below = values - values.max(axis=1, keepdims=True)
             powers = np.exp(below)
             sums = powers.sum(axis=1)
-            negative = np.log(sums) - below[at]
+            loss = own * (np.log(sums) - below[at])
             if label_smoothing:
-                uniform = np.log(sums) - below.mean(axis=1)
-                negative = (1 - label_smoothing) * negative + label_smoothing * uniform
-            loss[start:stop] = factor * np.where(known, negative, np.nan)
+                distances = (below if weight is None else below * weight).sum(axis=1)
+                loss = (1 - label_smoothing) * loss
+                loss += share * (weights * np.log(sums) - distances)
+        losses[start:stop, 0] = np.where(kept, loss, 0)
+        losses[start:stop, 1] = np.where(kept & known, own, 0)
         if dx is None:
             return
-        out = dx[start:stop]
-        np.divide(powers, sums[:, None], out=out)
-        out -= label_smoothing / C
-        out[at] -= 1 - label_smoothing
-        out *= factor
-        out[~known] = np.nan
+        out, pull = dx[start:stop], (1 - label_smoothing) * own
+        np.multiply(powers, ((pull + share * weights) / sums)[:, None], out=out)
+        if label_smoothing:
+            out -= share if weight is None else share * weight
+        out[at] -= pull
+        out[~kept] = 0
 
-    map_chunks(part, rows, max(1, _CHUNK // C))
-    return loss, dx
+    map_chunks(part, rows, max(1, CHUNK // C))
+    return losses, dx
+
+
+@primitive
+def cross_entropy_probabilities(
+    x: Array, target: Array, weight: Array | None, label_smoothing: float, gradient: bool
+) -> tuple[Array, Array | None]:
+    """loss = Σ_c v_c·−log p_c, v_c = w_c·((1 − ε)·t_c + ε/C), and its gradient p·Σv − v, per row
+
+    x, target t (R,C), weight (C) or None -> (R,2): loss and count 1, dx (R,C) or None. A class with
+    v = 0 costs nothing, whatever its score.
+    """
+    rows, C = x.shape
+    losses = np.ones((rows, 2), x.dtype)
+    dx = buffers.empty_like(x) if gradient else None
+
+    def part(start: int, stop: int) -> None:
+        values = x[start:stop]
+        wanted = (1 - label_smoothing) * target[start:stop] + label_smoothing / C
+        if weight is not None:
+            wanted *= weight
+        totals = wanted.sum(axis=1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            below = values - values.max(axis=1, keepdims=True)
+            powers = np.exp(below)
+            sums = powers.sum(axis=1)
+            np.multiply(below, wanted, out=below)
+            np.copyto(below, 0, where=wanted == 0)
+            losses[start:stop, 0] = totals * np.log(sums) - below.sum(axis=1)
+        if dx is not None:
+            np.multiply(powers, (totals / sums)[:, None], out=dx[start:stop])
+            dx[start:stop] -= wanted
+
+    map_chunks(part, rows, max(1, CHUNK // C))
+    return losses, dx
+
+
+@primitive
+def mean_of_rows(totals: Array) -> Array:
+    """y = totals[0] / totals[1], the sum of losses by the sum of counts: (2) -> (); NaN for 0/0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(totals[0] / totals[1])
+
+
+@primitive
+def scale_mean(x: Array, dy: Array, totals: Array) -> Array:
+    """y = dy/totals[1]·x, and 0 where nothing counts: x any shape, dy of one element."""
+    factor = dy.reshape(()) / totals[1] if totals[1] != 0 else 0
+    return cast("NDArray[Any]", x * np.asarray(factor, x.dtype))
 
 
 @primitive
@@ -113,14 +225,46 @@ _kernels = KernelFile("loss")
 
 @cross_entropy_forward.kernel()
 def _launch_cross_entropy(
-    x: Array, target: Array, label_smoothing: float, factor: float, gradient: bool
+    x: Array,
+    target: Array,
+    weight: Array | None,
+    label_smoothing: float,
+    ignore_index: int,
+    gradient: bool,
 ) -> tuple[Array, Array | None]:
     rows, C = x.shape
-    loss = empty(x, (rows,))
+    losses = empty(x, (rows, 2))
     dx = empty(x, (rows, C)) if gradient else None
-    launch = _kernels["cross_entropy"]
-    launch(*row_blocks(rows), loss, dx, x, target, rows, C, label_smoothing, factor)
-    return loss, dx
+    launch, sizes = _kernels["cross_entropy"], (rows, C, label_smoothing, ignore_index)
+    launch(*row_blocks(rows), losses, dx, x, target, weight, *sizes)
+    return losses, dx
+
+
+@cross_entropy_probabilities.kernel()
+def _launch_probabilities(
+    x: Array, target: Array, weight: Array | None, label_smoothing: float, gradient: bool
+) -> tuple[Array, Array | None]:
+    rows, C = x.shape
+    losses = empty(x, (rows, 2))
+    dx = empty(x, (rows, C)) if gradient else None
+    launch = _kernels["cross_entropy_probabilities"]
+    launch(*row_blocks(rows), losses, dx, x, target, weight, rows, C, label_smoothing)
+    return losses, dx
+
+
+@mean_of_rows.kernel()
+def _launch_mean_of_rows(totals: Array) -> Array:
+    y = empty(totals, (1,))
+    _kernels["mean_of_rows"]((1,), (1,), y, totals)
+    return y.reshape(())
+
+
+@scale_mean.kernel()
+def _launch_scale_mean(x: Array, dy: Array, totals: Array) -> Array:
+    y = empty(x, x.shape)
+    launch = _kernels["scale_mean"]
+    launch(four_each(x.size), (THREADS,), y, x, dy.reshape(1), totals, x.size)
+    return y
 
 
 @scale_rows.kernel()
@@ -134,26 +278,29 @@ def _launch_scale_rows(x: Array, factor: Array) -> Array:
 # tape
 
 
-class CrossEntropy(Function):
-    """cross_entropy; the forward pass computes the gradient too, up to the factor from above."""
+class RowLoss(Function):
+    """A loss of each row, added up; the forward pass computes the gradients of the rows too."""
 
-    def forward(self, x: Array, *, target: Array, label_smoothing: float, reduction: str) -> Array:
-        rows = target.size
-        factor = 1 / rows if reduction == "mean" else 1.0
-        loss, self.dx = self.run(
-            cross_entropy_forward,
-            x.reshape(rows, -1), target.reshape(rows), label_smoothing, factor, self.recording,
-        )  # fmt: skip
+    def forward(
+        self, x: Array, *, loss: Primitive, arguments: tuple[Any, ...], reduction: str
+    ) -> Array:
         self.shape, self.reduction = x.shape, reduction
+        scores = x.reshape(-1, x.shape[-1])
+        losses, self.dx = self.run(loss, scores, *arguments, self.recording)
         if reduction == "none":
-            return loss.reshape(target.shape)
-        return self.run(column_sum, loss.reshape(rows, 1)).reshape(())
+            return losses[:, 0].copy().reshape(x.shape[:-1])
+        self.totals = self.run(column_sum, losses)
+        if reduction == "sum":
+            return self.totals[:1].reshape(())
+        return self.run(mean_of_rows, self.totals)
 
     def backward(self, dy: Array) -> tuple[Array]:
         if self.reduction == "none":
             dx = self.run(scale_rows, self.dx, dy.reshape(-1))
-        else:
+        elif self.reduction == "sum":
             dx = self.run(scale_forward, self.dx, dy)
+        else:
+            dx = self.run(scale_mean, self.dx, dy, self.totals)
         return (dx.reshape(self.shape),)
 
 
@@ -164,38 +311,57 @@ def cross_entropy(
     input: Tensor,
     target: Any,
     *,
+    weight: Any = None,
+    ignore_index: int = IGNORE_INDEX,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
 ) -> Tensor:
-    """Cross-entropy of the softmax of scores against class indices.
+    """Cross-entropy of the softmax of scores against class indices or probabilities.
 
-    Per row ``loss = −Σ_c q_c · log softmax(input)_c`` with ``q_c = (1 − ε)·[c = target] + ε/C`` and
-    ε = label_smoothing; without smoothing, −log of the target's probability. One pass computes the
-    maximum, the logarithm of the sum and the gradient ``softmax(input) − q``; large scores do not
-    overflow.
+    With log p = log softmax(input), weights w (1 if not given) and ε = label_smoothing, the loss of
+    a row is ``(1 − ε)·w_y·(−log p_y) + ε/C·Σ_c w_c·(−log p_c)`` for the class y, and
+    ``Σ_c w_c·((1 − ε)·t_c + ε/C)·(−log p_c)`` for probabilities t. One pass computes the maximum,
+    the logarithm of the sum and the gradient; large scores do not overflow.
 
     input: (N, C), (N, H, W, C) or any (N, …, C) scores, float32 (float64 on cpu). target: integers
-    0…C−1 of shape (N, …), as NumPy array, list, or Tensor on the device of input. label_smoothing:
-    0 to 1. reduction: "mean" over all rows, "sum", or "none". Returns a 0-d tensor, or (N, …) with
-    "none". A row with a score of +inf or NaN has the loss NaN; −inf is a class that cannot be.
+    0…C−1 of shape (N, …), or floats of the shape of input; a NumPy array, lists, or a Tensor on the
+    device of input. weight: (C) numbers. A row with the target ignore_index costs nothing.
+    label_smoothing: 0 to 1. reduction: "sum", "none", or "mean", which divides by Σ w_y over the
+    rows that are not ignored (NaN with gradient 0 if there are none), for probabilities by the
+    number of rows. Returns a 0-d tensor, or (N, …) with "none". A row with a score of +inf or NaN
+    has the loss NaN; −inf is a class that cannot be.
 
     Raises ValueError or TypeError naming the argument if a shape, dtype, option or label does not
-    fit; DeviceError for a target Tensor on another device. The labels of a Tensor on ``cuda`` are
-    not read by the host: a label outside 0…C−1 there makes the loss of its row, and its gradient,
-    NaN.
+    fit, or target or weight requires a gradient; DeviceError for a Tensor on another device. The
+    labels of a Tensor on ``cuda`` are not read by the host: a label outside 0…C−1 there makes the
+    loss of its row, and its gradient, NaN.
 
     Source: torch.nn.functional.cross_entropy; smoothing: Szegedy et al., arXiv:1512.00567.
     """
-    if input.ndim < 2 or input.size == 0:
-        raise ValueError(f"input must have shape (N, …, C) and not be empty, got {input.shape}")
-    same_float_dtype(input=input)
+    check_scores(input)
     check_reduction(reduction)
+    skip = check_ignore_index(ignore_index)
     if isinstance(label_smoothing, bool) or not isinstance(
         label_smoothing, int | float | np.number
     ):
         raise TypeError(f"label_smoothing must be a number, got {label_smoothing!r}")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must lie between 0 and 1, got {label_smoothing}")
-    labels = class_indices(target, input.shape[:-1], input.shape[-1], input.device)
-    options = {"label_smoothing": float(label_smoothing), "reduction": reduction}
-    return cast("Tensor", CrossEntropy.apply(input, target=labels, **options))
+    weights, smoothing = class_weights(weight, input), float(label_smoothing)
+    given = constant("target", target, input.device)
+    if given.dtype.kind == "f" and given.ndim == input.ndim:
+        if skip != IGNORE_INDEX:
+            raise ValueError(
+                f"ignore_index goes with class indices, not with probabilities, got {ignore_index}"
+            )
+        wanted = float_constant("target", target, input.shape, input).reshape(-1, input.shape[-1])
+        return row_loss(input, cross_entropy_probabilities, (wanted, weights, smoothing), reduction)
+    labels = class_indices(target, input, skip).reshape(-1)
+    arguments = (labels, weights, smoothing, skip)
+    return row_loss(input, cross_entropy_forward, arguments, reduction)
+
+
+def row_loss(input: Tensor, loss: Primitive, arguments: tuple[Any, ...], reduction: str) -> Tensor:
+    """Apply a primitive that takes (x, *arguments, gradient) and returns ((R, 2), dx or None)."""
+    options = {"loss": loss, "arguments": arguments, "reduction": reduction}
+    return cast("Tensor", RowLoss.apply(input, **options))

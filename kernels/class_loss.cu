@@ -1,0 +1,83 @@
+// Losses of the rows of a matrix against class indices y[r], with a weight w[c] of each class.
+//
+//   nll            loss[r] = -w[y]*x[y],                                            counts[r] = w[y]
+//                  dx[r][c] = -w[y]*[c == y]
+//   multi_margin   loss[r] = w[y]/C * sum over c != y of max(0, margin - x[y] + x[c])^p, counts[r] = 1
+//                  dx[r][c] = w[y]/C * slope of the term of c,  dx[r][y] = -their sum;  p is 1 or 2
+//
+// A label outside 0..C-1, which cannot be reported from here, makes its row NaN; in nll a row
+// labelled ignore_index is 0 and counts 0. Exactly at the margin the slope is 0.
+//
+// One warp per row: lanes walk over the row 32 elements at a time, coalesced, and meet in shuffles.
+// nll reads one score of a row and writes 4 bytes per element of dx; multi_margin moves 8 per
+// element: memory-bound. The caller adds losses and counts with column_sum, in a fixed order.
+// weight and dx may be null. Any C.
+
+#include "common.cuh"
+#include "warp.cuh"
+
+#define NOT_A_NUMBER __int_as_float(0x7fffffff)
+
+extern "C" __global__ void __launch_bounds__(256) nll(
+    float* __restrict__ losses,        // (rows, 2): loss and count
+    float* __restrict__ dx,            // (rows, C) or null
+    const float* __restrict__ x,       // (rows, C)
+    const int* __restrict__ target,    // (rows)
+    const float* __restrict__ weight,  // (C) or null
+    int rows, int C, int ignore_index) {
+    const int lane = threadIdx.x % 32;
+    const long long row = (long long)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    if (row >= rows) return;
+    const int label = target[row];
+    const bool ignored = label == ignore_index, known = label >= 0 && label < C;
+    const float own = ignored ? 0.0f : !known ? NOT_A_NUMBER : weight ? weight[label] : 1.0f;
+    if (lane == 0) {
+        losses[2 * row] = ignored || !known ? own : -own * x[row * C + label];
+        losses[2 * row + 1] = known ? own : 0.0f;
+    }
+    if (!dx) return;
+    const float other = ignored || known ? 0.0f : NOT_A_NUMBER;
+#pragma unroll 4
+    for (int c = lane; c < C; c += 32) dx[row * C + c] = c == label ? -own : other;
+}
+
+extern "C" __global__ void __launch_bounds__(256) multi_margin(
+    float* __restrict__ losses,        // (rows, 2): loss and count
+    float* __restrict__ dx,            // (rows, C) or null
+    const float* __restrict__ x,       // (rows, C)
+    const int* __restrict__ target,    // (rows)
+    const float* __restrict__ weight,  // (C) or null
+    int rows, int C, int p, float margin) {
+    const int lane = threadIdx.x % 32;
+    const long long row = (long long)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    if (row >= rows) return;  // a whole warp, so that the shuffles below have all lanes
+    x += row * C;
+    const int label = target[row];
+    const bool known = label >= 0 && label < C;
+    const float scale = known ? (weight ? weight[label] : 1.0f) / C : NOT_A_NUMBER;
+    const float base = known ? margin - x[label] : 0.0f;
+    // By how much a class trespasses; a NaN does.
+    auto excess = [&](int c) {
+        const float m = base + x[c];
+        return c == label || m <= 0.0f ? 0.0f : m;
+    };
+    auto slope = [&](float m) { return p == 2 ? 2.0f * m : m > 0.0f ? 1.0f : m; };
+
+    float sum = 0.0f, slopes = 0.0f;
+#pragma unroll 4
+    for (int c = lane; c < C; c += 32) {
+        const float m = excess(c);
+        sum += p == 2 ? m * m : m;
+        slopes += slope(m);
+    }
+    sum = warp_sum(sum);
+    slopes = warp_sum(slopes);
+    if (lane == 0) {
+        losses[2 * row] = scale * sum;
+        losses[2 * row + 1] = 1.0f;
+    }
+    if (!dx) return;
+#pragma unroll 4
+    for (int c = lane; c < C; c += 32)
+        dx[row * C + c] = scale * (c == label ? -slopes : slope(excess(c)));
+}
