@@ -3,9 +3,8 @@
 from gpucnn import functional, models, nn, optim
 from gpucnn.device import DeviceError, cuda_available, default_device, use_device, why_cpu
 from gpucnn.gradcheck import gradcheck
-from gpucnn.ops.geometry import conv_output_size
-from gpucnn.ops.pool_indices import convert_pool_indices
 from gpucnn.ops.geometry import conv_output_size, conv_transpose_output_size
+from gpucnn.ops.pool_indices import convert_pool_indices
 from gpucnn.primitive import use_variant
 from gpucnn.random import seed
 from gpucnn.startup import compile_at_import
@@ -19,8 +18,8 @@ __all__ = [
     "Tensor",
     "__version__",
     "conv_output_size",
-    "convert_pool_indices",
     "conv_transpose_output_size",
+    "convert_pool_indices",
     "cuda_available",
     "default_device",
     "functional",

@@ -22,7 +22,7 @@ class LastForward:
     """What a pool remembers of its last forward pass for the layers tied to it."""
 
     input_size: Pair | None = None
-    padding: Padding = ((0, 0), (0, 0))
+    padding: tuple[Pair, ...] = ((0, 0), (0, 0))
     indices: Tensor | None = None
 
 
