@@ -22,8 +22,11 @@ def gradcheck(
     fn: tensors -> one float tensor. inputs: float64 tensors on ``cpu``; those with
     ``requires_grad=True`` are checked. The output is weighted with fixed numbers, so that every
     element of it counts. Returns True; raises AssertionError naming the input, the element and both
-    values if |difference| > atol + rtol·|numeric|, ValueError if an input is not float64.
+    values if |difference| > atol + rtol·|numeric|, ValueError if an input is not float64
+    or none requires a gradient.
     """
+    if not any(t.requires_grad for t in inputs):
+        raise ValueError("inputs: one at least must have requires_grad=True")
     for i, t in enumerate(inputs):
         if t.requires_grad and t.dtype != np.float64:
             raise ValueError(f"inputs[{i}] must be float64, got {t.dtype}")

@@ -8,6 +8,7 @@ Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11.
 
 from __future__ import annotations
 
+import operator
 from typing import Final, cast
 
 import numpy as np
@@ -121,6 +122,10 @@ def dropout_generator() -> Generator:
 
 def seed(n: int) -> None:
     """Restart the library's random numbers from seed ``n`` (an integer >= 0)."""
+    try:
+        n = operator.index(n)
+    except TypeError:
+        raise TypeError(f"seed must be an integer, got {n!r}") from None
     if n < 0:
         raise ValueError(f"seed must be >= 0, got {n}")
     for generator in (_default, _dropout):

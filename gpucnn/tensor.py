@@ -41,10 +41,11 @@ class no_grad:
 
 def _as_array(data: Any, device: str) -> Array:
     """``data`` as a C-contiguous array of ``device`` with a dtype that gpucnn computes in."""
-    array = data if hasattr(data, "dtype") else np.asarray(data)
+    typed = isinstance(getattr(data, "dtype", None), np.dtype)
+    array = data if typed else np.asarray(data)
     if array.dtype.kind == "f":
         fits = array.dtype in _FLOATS and (array.dtype == np.float32 or device == "cpu")
-        if not fits or not hasattr(data, "dtype"):
+        if not fits or not typed:
             array = array.astype(np.float32)
     elif array.dtype.kind in "iub":
         if array.dtype not in _INTEGERS:
@@ -126,6 +127,12 @@ class Tensor:
     def numpy(self) -> NDArray[Any]:
         """The values as a NumPy array; shares memory on ``cpu`` and ``emulated``."""
         return cast("NDArray[Any]", to_host(self.data))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """What ``numpy.asarray`` takes; a GPU's memory is copied by ``.numpy()`` only."""
+        if self.device == "cuda":
+            raise TypeError("a Tensor on 'cuda' is no NumPy array; .numpy() copies it")
+        return np.array(self.data, dtype, copy=copy) if copy else np.asarray(self.data, dtype)
 
     def item(self) -> float | int:
         """The one value of a tensor with one element; waits for the GPU."""

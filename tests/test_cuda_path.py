@@ -89,6 +89,8 @@ def test_use_device_and_why() -> None:
         assert gpucnn.Tensor([1.0, 2.0]).device == "cuda"
         assert repr(gpucnn.Tensor([1.5])) == "Tensor([1.5], device='cuda')"
         assert gpucnn.Tensor(3.0).shape == ()
+        with pytest.raises(TypeError, match="no NumPy array"):
+            np.asarray(gpucnn.Tensor([1.0]))
     with pytest.raises(DeviceError, match="got cpu and cuda"):
         gpucnn.Tensor([1.0], device="cpu") + gpucnn.Tensor([1.0], device="cuda")
 

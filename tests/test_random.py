@@ -130,6 +130,8 @@ def test_each_call_of_a_generator_begins_with_a_block() -> None:
     assert generator.position == 28
 
 
-def test_negative_library_seed_is_refused() -> None:
+def test_wrong_library_seeds_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"seed must be an integer, got 1\.5"):
+        random.seed(1.5)
     with pytest.raises(ValueError, match="seed must be >= 0, got -2"):
         random.seed(-2)

@@ -157,6 +157,26 @@ def test_cuda_without_a_gpu_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         Tensor([1.0], device="cuda")
 
 
+def test_what_has_another_librarys_dtype_is_array_like() -> None:
+    class Foreign:
+        dtype = "foreign.float64"
+
+        def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+            return np.array([1.5, 2.5])
+
+    assert Tensor(Foreign()).dtype == np.float32
+    assert Tensor(Foreign()).numpy().tolist() == [1.5, 2.5]
+
+
+def test_numpy_takes_a_tensor() -> None:
+    t = leaf(1.0, 2.0)
+    assert np.asarray(t) is t.data
+    assert np.asarray(t, np.int8).tolist() == [1, 2]
+    copied = np.array(t)
+    copied[0] = 9
+    assert t.numpy().tolist() == [1, 2]
+
+
 def test_gradcheck_finds_a_wrong_gradient() -> None:
     class Wrong(Square):
         def backward(self, dy: Any) -> tuple[Any]:
@@ -168,3 +188,5 @@ def test_gradcheck_finds_a_wrong_gradient() -> None:
         gpucnn.gradcheck(Wrong.apply, [Tensor(x.numpy() * 10, requires_grad=True)])
     with pytest.raises(ValueError, match="must be float64"):
         gpucnn.gradcheck(Square.apply, [Tensor([1.0], requires_grad=True)])
+    with pytest.raises(ValueError, match="one at least must have requires_grad"):
+        gpucnn.gradcheck(Square.apply, [Tensor([1.0])])
