@@ -124,6 +124,12 @@ def test_impossible_launches_are_refused(grid: Any, block: Any, shared: int, say
         kernel("nothing")(grid, block, (), shared)
 
 
+@pytest.mark.parametrize("sizes", [1, None, "xy"])
+def test_a_grid_that_is_no_sequence_of_sizes(sizes: Any) -> None:
+    with pytest.raises(TypeError, match="kernel nothing: grid must be 1 to 3 sizes, got"):
+        kernel("nothing")(sizes, (1,), ())
+
+
 def test_shared_memory_limits() -> None:
     with pytest.raises(ValueError, match="49156 bytes of static"):
         kernel("big_static")((1,), (1,), (np.zeros(1, np.float32),))

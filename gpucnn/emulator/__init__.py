@@ -8,8 +8,10 @@ A kernel is launched as with ``cupy.RawKernel``::
 Threads of a block are fibers that change over at barriers and warp operations; blocks run one
 after another. A checked kernel reports, as ``KernelFault``, accesses out of bounds or misaligned,
 reads of memory nobody wrote, data races, barriers that some threads never reach and warp masks that
-lie. The emulator does not model timing, weak memory order, register limits or approximate math; it
-keeps denormals, and does not contract products and sums into fused multiply-adds.
+lie. Threads of one block are ordered by barriers and warp operations only: what a lock made of
+atomics and fences guards there is reported as a race. The emulator does not model timing, weak
+memory order, register limits or approximate math; it keeps denormals, and does not contract
+products and sums into fused multiply-adds.
 """
 
 from gpucnn.emulator.build import available, why_unavailable

@@ -173,7 +173,10 @@ class RawKernel:
 def _sizes(
     kernel: str, what: str, sizes: Sequence[int], limits: tuple[int, int, int]
 ) -> tuple[int, int, int]:
-    given = tuple(int(s) for s in sizes)
+    try:
+        given = tuple(int(s) for s in sizes)
+    except (TypeError, ValueError):
+        raise TypeError(f"kernel {kernel}: {what} must be 1 to 3 sizes, got {sizes!r}") from None
     if not 1 <= len(given) <= 3:
         raise ValueError(f"kernel {kernel}: {what} {given} must have 1 to 3 sizes")
     full = given + (1,) * (3 - len(given))
