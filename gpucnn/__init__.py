@@ -7,6 +7,7 @@ from gpucnn.ops.geometry import conv_output_size, conv_transpose_output_size
 from gpucnn.ops.pool_indices import convert_pool_indices
 from gpucnn.primitive import use_variant
 from gpucnn.random import seed
+from gpucnn.receptive_field import receptive_field
 from gpucnn.startup import compile_at_import
 from gpucnn.tensor import Function, Tensor, no_grad
 
@@ -28,6 +29,7 @@ __all__ = [
     "nn",
     "no_grad",
     "optim",
+    "receptive_field",
     "seed",
     "use_device",
     "use_variant",

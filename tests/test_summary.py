@@ -78,7 +78,7 @@ def test_reach_of_layers_that_normalise_and_drop() -> None:
 
 
 class Shared(nn.Module):
-    """One layer called twice, and a sum, which is no chain of layers."""
+    """One layer called twice, and a sum: no chain of layers."""
 
     def __init__(self) -> None:
         self.conv = nn.Conv2d(1, 1, 3, padding=1)
@@ -89,12 +89,32 @@ class Shared(nn.Module):
         return self.head(y.reshape(1, -1))
 
 
-def test_shared_parameters_count_once_and_unknown_reach_is_none() -> None:
+class Rolled(nn.Module):
+    """A layer that no rule knows."""
+
+    def forward(self, x: gpucnn.Tensor) -> gpucnn.Tensor:
+        return gpucnn.Tensor(np.roll(x.numpy(), 1, axis=1))
+
+
+def test_unknown_reach_is_none() -> None:
+    rows = summarize(nn.Sequential(nn.Conv2d(1, 1, 3), Rolled(), nn.ReLU()), (6, 6, 1))
+    assert [row.receptive_field for row in rows] == [(3, 3), None, None]
+
+
+def test_transposed_convolution() -> None:
+    model = nn.Sequential(nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2))
+    (row,) = summarize(model, (5, 4, 4))
+    assert row.output_shape == (11, 9, 6)
+    assert row.multiply_adds == 5 * 4 * 4 * 3 * 3 * 3
+    assert row.receptive_field == (2, 2)
+
+
+def test_shared_parameters_count_once_and_branches_join() -> None:
     model = Shared()
     rows = summarize(model, (6, 6, 1))
     assert [row.name for row in rows] == ["conv", "conv", "head"]
     assert [row.parameters for row in rows] == [10, 0, 74]
-    assert [row.receptive_field for row in rows] == [(3, 3), (5, 5), None]
+    assert [row.receptive_field for row in rows] == [(3, 3), (5, 5), (6, 6)]
     assert "forward" not in vars(model.conv)
 
 

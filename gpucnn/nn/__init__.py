@@ -1,5 +1,6 @@
 """Modules: layers that own their parameters, and containers of layers."""
 
+from gpucnn.nn import init
 from gpucnn.nn.activation import (
     ELU,
     GELU,
@@ -24,8 +25,6 @@ from gpucnn.nn.module import Module, Parameter, Sequential
 from gpucnn.nn.normalization import BatchNorm1d, BatchNorm2d, LocalResponseNorm
 from gpucnn.nn.pooling import AvgPool2d, MaxPool2d, SumPool2d
 from gpucnn.nn.unpooling import AvgUnpool2d, MaxUnpool2d, SumUnpool2d
-
-from gpucnn.nn import init
 
 __all__ = [
     "ELU",

@@ -19,7 +19,7 @@ Sizes = int | tuple[int, ...]
 Paddings = int | tuple[int, ...] | tuple[Pair, ...] | str
 
 
-class _Convolution(Module):
+class Convolution(Module):
     """What the convolution layers share: their options, weight and bias."""
 
     dims: int
@@ -75,7 +75,7 @@ class _Convolution(Module):
         return text if self.bias is not None else text + ", bias=False"
 
 
-class Conv1d(_Convolution):
+class Conv1d(Convolution):
     """1-D convolution with its own weight (OC, K, C/groups) and bias (OC); see F.conv1d.
 
     Weight and bias start as U(±1/√fan_in), as in torch.nn.Conv1d.
@@ -102,7 +102,7 @@ class Conv1d(_Convolution):
         return F.conv1d(x, self.weight, self.bias, **self._options())
 
 
-class Conv2d(_Convolution):
+class Conv2d(Convolution):
     """2-D convolution with its own weight (OC, KH, KW, C/groups) and bias (OC); see F.conv2d.
 
     Weight and bias start as U(±1/√fan_in), as in torch.nn.Conv2d.
@@ -134,7 +134,7 @@ class Conv2d(_Convolution):
         return F.conv2d(x, self.weight, self.bias, **self._options())
 
 
-class Conv3d(_Convolution):
+class Conv3d(Convolution):
     """3-D convolution with its own weight (OC, KD, KH, KW, C/groups) and bias (OC); see F.conv3d.
 
     Weight and bias start as U(±1/√fan_in), as in torch.nn.Conv3d.
@@ -161,7 +161,7 @@ class Conv3d(_Convolution):
         return F.conv3d(x, self.weight, self.bias, **self._options())
 
 
-class ConvTranspose2d(_Convolution):
+class ConvTranspose2d(Convolution):
     """2-D transposed convolution with weight (C, KH, KW, OC/groups) and bias (OC).
 
     See F.conv_transpose2d. Weight and bias start as U(±1/√(KH·KW·OC/groups)), as in
