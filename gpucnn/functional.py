@@ -23,6 +23,7 @@ from gpucnn.ops.conv3d import conv3d
 from gpucnn.ops.conv_transpose2d import conv_transpose2d
 from gpucnn.ops.dropout import dropout, dropout2d
 from gpucnn.ops.elementwise import add
+from gpucnn.ops.group_norm import group_norm, layer_norm
 from gpucnn.ops.linear import linear
 from gpucnn.ops.local_response_norm import local_response_norm
 from gpucnn.ops.loss import cross_entropy
@@ -47,8 +48,10 @@ __all__ = [
     "dropout2d",
     "elu",
     "gelu",
+    "group_norm",
     "hardswish",
     "identity",
+    "layer_norm",
     "leaky_relu",
     "linear",
     "local_response_norm",

@@ -22,7 +22,13 @@ from gpucnn.nn.dropout import Dropout, Dropout2d
 from gpucnn.nn.linear import Flatten, Linear
 from gpucnn.nn.loss import CrossEntropyLoss, MultiMarginLoss, NLLLoss
 from gpucnn.nn.module import Module, Parameter, Sequential
-from gpucnn.nn.normalization import BatchNorm1d, BatchNorm2d, LocalResponseNorm
+from gpucnn.nn.normalization import (
+    BatchNorm1d,
+    BatchNorm2d,
+    GroupNorm,
+    LayerNorm,
+    LocalResponseNorm,
+)
 from gpucnn.nn.pooling import AvgPool2d, MaxPool2d, SumPool2d
 from gpucnn.nn.unpooling import AvgUnpool2d, MaxUnpool2d, SumUnpool2d
 
@@ -42,8 +48,10 @@ __all__ = [
     "Dropout",
     "Dropout2d",
     "Flatten",
+    "GroupNorm",
     "Hardswish",
     "Identity",
+    "LayerNorm",
     "LeakyReLU",
     "Linear",
     "LocalResponseNorm",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from gpucnn import functional as F
 from gpucnn.nn.module import Module, Parameter
 from gpucnn.ops.geometry import integer
+from gpucnn.ops.group_norm import normalized_axes
 from gpucnn.ops.local_response_norm import local_response_norm_window
 from gpucnn.optim.optimizer import check_number
 from gpucnn.tensor import Tensor
@@ -55,6 +58,64 @@ class BatchNorm2d(_BatchNorm):
 
     _rank = 4
     _layout = "(N, H, W, C)"
+
+
+class GroupNorm(Module):
+    """Group normalisation of (N, …, C) with weight and bias per channel; see F.group_norm.
+
+    num_channels: C, a multiple of num_groups. affine: False for no weight and bias.
+    """
+
+    def __init__(
+        self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True
+    ) -> None:
+        self.num_groups = integer("num_groups", num_groups, 1)
+        self.num_channels = integer("num_channels", num_channels, 1)
+        if num_channels % num_groups:
+            raise ValueError(
+                f"num_groups must divide num_channels {num_channels}, got {num_groups}"
+            )
+        self.eps = check_number("eps", eps, np.nextafter(0.0, 1.0))
+        self.weight = Parameter(np.ones(num_channels, np.float32)) if affine else None
+        self.bias = Parameter(np.zeros(num_channels, np.float32)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim < 2 or x.shape[-1] != self.num_channels:
+            raise ValueError(f"x must have shape (N, …, {self.num_channels}), got {x.shape}")
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        text = f"{self.num_groups}, {self.num_channels}, eps={self.eps:g}"
+        return text if self.weight is not None else text + ", affine=False"
+
+
+class LayerNorm(Module):
+    """Normalisation of the last axes with weight and bias per element; see F.layer_norm.
+
+    elementwise_affine: False for no weight and bias. bias: False for none beside the weight.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+    ) -> None:
+        self.normalized_shape = normalized_axes(normalized_shape)
+        self.eps = check_number("eps", eps, np.nextafter(0.0, 1.0))
+        ones = np.ones(self.normalized_shape, np.float32)
+        self.weight = Parameter(ones) if elementwise_affine else None
+        self.bias = Parameter(np.zeros_like(ones)) if elementwise_affine and bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        text = f"{self.normalized_shape}, eps={self.eps:g}"
+        if self.weight is None:
+            return text + ", elementwise_affine=False"
+        return text if self.bias is not None else text + ", bias=False"
 
 
 class LocalResponseNorm(Module):
