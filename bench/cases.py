@@ -180,6 +180,16 @@ UNPOOL2D = [
     Pool2dCase((2, 2, 1, 3), (2, 5), {"stride": (4, 1), "padding": "valid"}),
 ]
 
+# x (N, H, W, C), output_size
+ADAPTIVE_POOL2D: list[tuple[tuple[int, int, int, int], Any]] = [
+    ((1, 1, 1, 1), 1),
+    ((2, 5, 7, 3), 1),
+    ((2, 7, 5, 8), (3, 2)),
+    ((3, 6, 4, 5), (None, 2)),
+    ((1, 3, 2, 4), (5, 7)),
+    ((2, 8, 9, 33), (3, 4)),
+]
+
 # x (..., C)
 ACTIVATION = [(1,), (7,), (3, 5, 7, 3), (2, 3, 4, 8), (1024,), (1030,)]
 

@@ -13,6 +13,12 @@ from gpucnn.ops.activation import (
     softplus,
     tanh,
 )
+from gpucnn.ops.adaptive_pool2d import (
+    adaptive_avg_pool2d,
+    adaptive_max_pool2d,
+    global_avg_pool2d,
+    global_max_pool2d,
+)
 from gpucnn.ops.avg_pool2d import avg_pool2d, sum_pool2d
 from gpucnn.ops.avg_unpool2d import avg_unpool2d, sum_unpool2d
 from gpucnn.ops.batch_norm import batch_norm
@@ -34,6 +40,8 @@ from gpucnn.ops.softmax import log_softmax, softmax
 from gpucnn.ops.unpool2d import max_unpool2d
 
 __all__ = [
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
     "add",
     "avg_pool2d",
     "avg_unpool2d",
@@ -48,6 +56,8 @@ __all__ = [
     "dropout2d",
     "elu",
     "gelu",
+    "global_avg_pool2d",
+    "global_max_pool2d",
     "group_norm",
     "hardswish",
     "identity",

@@ -29,13 +29,23 @@ from gpucnn.nn.normalization import (
     LayerNorm,
     LocalResponseNorm,
 )
-from gpucnn.nn.pooling import AvgPool2d, MaxPool2d, SumPool2d
+from gpucnn.nn.pooling import (
+    AdaptiveAvgPool2d,
+    AdaptiveMaxPool2d,
+    AvgPool2d,
+    GlobalAvgPool2d,
+    GlobalMaxPool2d,
+    MaxPool2d,
+    SumPool2d,
+)
 from gpucnn.nn.unpooling import AvgUnpool2d, MaxUnpool2d, SumUnpool2d
 
 __all__ = [
     "ELU",
     "GELU",
     "SELU",
+    "AdaptiveAvgPool2d",
+    "AdaptiveMaxPool2d",
     "AvgPool2d",
     "AvgUnpool2d",
     "BatchNorm1d",
@@ -48,6 +58,8 @@ __all__ = [
     "Dropout",
     "Dropout2d",
     "Flatten",
+    "GlobalAvgPool2d",
+    "GlobalMaxPool2d",
     "GroupNorm",
     "Hardswish",
     "Identity",

@@ -147,3 +147,46 @@ class SumPool2d(_Pool2d):
         """The unpooling layer that goes back to the size of this pool's last input."""
         tied = self._remembered()
         return SumUnpool2d(self.kernel_size, self.stride, self.padding, mode, tied=tied)
+
+
+class AdaptiveAvgPool2d(Module):
+    """The means of regions that cover the image; see F.adaptive_avg_pool2d."""
+
+    def __init__(self, output_size: int | tuple[int | None, int | None]) -> None:
+        self.output_size = output_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(x, self.output_size)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}"
+
+
+class AdaptiveMaxPool2d(Module):
+    """The maxima of regions that cover the image; see F.adaptive_max_pool2d."""
+
+    def __init__(
+        self, output_size: int | tuple[int | None, int | None], return_indices: bool = False
+    ) -> None:
+        self.output_size = output_size
+        self.return_indices = bool(return_indices)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return F.adaptive_max_pool2d(x, self.output_size, return_indices=self.return_indices)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}"
+
+
+class GlobalAvgPool2d(Module):
+    """The mean of each channel, (N, C); see F.global_avg_pool2d."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.global_avg_pool2d(x)
+
+
+class GlobalMaxPool2d(Module):
+    """The maximum of each channel, (N, C); see F.global_max_pool2d."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.global_max_pool2d(x)

@@ -1,0 +1,292 @@
+"""2-D pooling to a given size, and of whole images: ``kernels/adaptive_pool2d.cu``."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from gpucnn import buffers
+from gpucnn.device import Array, empty
+from gpucnn.kernel import KernelFile
+from gpucnn.ops.geometry import MAX_SIZE, image_shape, integer, same_float_dtype
+from gpucnn.ops.window import THREADS, blocks
+from gpucnn.primitive import primitive
+from gpucnn.tensor import Function, Tensor
+from gpucnn.threads import map_chunks, scratch
+
+# geometry
+
+
+@dataclass(frozen=True)
+class AdaptivePool2dGeometry:
+    """The sizes of one pooling, in the order in which the kernels take them."""
+
+    N: int
+    H: int
+    W: int
+    C: int
+    OH: int
+    OW: int
+
+
+def adaptive_pool2d_geometry(x: Any, output_size: Any) -> AdaptivePool2dGeometry:
+    """Check the arguments of the adaptive poolings and work out their sizes."""
+    N, H, W, C = image_shape("x", x)
+    same_float_dtype(x=x)
+    several = isinstance(output_size, tuple | list)
+    wanted = tuple(output_size) if several else (output_size, output_size)
+    if len(wanted) != 2:
+        raise ValueError(f"output_size must be an int or a pair of ints, got {output_size!r}")
+    OH, OW = (
+        size if given is None else integer("output_size", given, 1)
+        for given, size in zip(wanted, (H, W), strict=True)
+    )
+    for outputs, size in ((OH, H), (OW, W)):
+        if (outputs + 1) * (size + 1) > MAX_SIZE:
+            raise ValueError(f"output_size: {outputs} regions of {size} cells exceed int32")
+    return AdaptivePool2dGeometry(N, H, W, C, OH, OW)
+
+
+def _regions(size: int, outputs: int) -> list[slice]:
+    """The positions that each output along one axis pools."""
+    return [slice(i * size // outputs, -(-(i + 1) * size // outputs)) for i in range(outputs)]
+
+
+def _areas(s: AdaptivePool2dGeometry, dtype: Any) -> Array:
+    """The cells of each region: (OH, OW, 1)."""
+    rows, columns = (
+        np.array([part.stop - part.start for part in _regions(*axis)])
+        for axis in ((s.H, s.OH), (s.W, s.OW))
+    )
+    return (rows[:, None, None] * columns[:, None]).astype(dtype)
+
+
+# primitives
+
+_CHUNK = 1 << 18  # inputs of one chunk, about
+
+
+def _images_per_chunk(s: AdaptivePool2dGeometry) -> int:
+    return max(1, _CHUNK // (s.H * s.W * s.C))
+
+
+@primitive
+def adaptive_avg_pool2d_forward(x: Array, geometry: AdaptivePool2dGeometry) -> Array:
+    """y[n,oh,ow,c] = mean of x[n,h,w,c], ⌊oh·H/OH⌋ <= h < ⌈(oh+1)·H/OH⌉, w likewise
+
+    x (N,H,W,C) -> y (N,OH,OW,C).
+    """
+    s = geometry
+    y = buffers.empty((s.N, s.OH, s.OW, s.C), x.dtype)
+    areas = _areas(s, x.dtype)
+
+    @np.errstate(invalid="ignore", over="ignore")  # infinities meet
+    def images(start: int, stop: int) -> None:
+        rows = scratch("adaptive rows", (stop - start, s.OH, s.W, s.C), x.dtype)
+        for oh, part in enumerate(_regions(s.H, s.OH)):
+            np.add.reduce(x[start:stop, part], axis=1, out=rows[:, oh])
+        for ow, part in enumerate(_regions(s.W, s.OW)):
+            np.add.reduce(rows[:, :, part], axis=2, out=y[start:stop, :, ow])
+        np.divide(y[start:stop], areas, out=y[start:stop])
+
+    map_chunks(images, s.N, _images_per_chunk(s))
+    return y
+
+
+@primitive
+def adaptive_avg_pool2d_backward(dy: Array, geometry: AdaptivePool2dGeometry) -> Array:
+    """dx[n,h,w,c] = Σ dy[n,oh,ow,c] / (cells of the region) over the regions that hold (h, w)
+
+    dy (N,OH,OW,C) -> dx (N,H,W,C): the adjoint of adaptive_avg_pool2d_forward.
+    """
+    s = geometry
+    dx = buffers.empty((s.N, s.H, s.W, s.C), dy.dtype)
+    areas = _areas(s, dy.dtype)
+
+    @np.errstate(invalid="ignore", over="ignore")  # infinities meet
+    def images(start: int, stop: int) -> None:
+        share = dy[start:stop] / areas
+        rows = scratch("adaptive rows", (stop - start, s.OH, s.W, s.C), dy.dtype)
+        rows[...] = 0
+        for ow, part in enumerate(_regions(s.W, s.OW)):
+            rows[:, :, part] += share[:, :, ow, None]
+        dx[start:stop] = 0
+        for oh, part in enumerate(_regions(s.H, s.OH)):
+            dx[start:stop, part] += rows[:, oh, None]
+
+    map_chunks(images, s.N, _images_per_chunk(s))
+    return dx
+
+
+@primitive
+def adaptive_max_pool2d_forward(x: Array, geometry: AdaptivePool2dGeometry) -> tuple[Array, Array]:
+    """y[n,oh,ow,c] = max of x[n,h,w,c], ⌊oh·H/OH⌋ <= h < ⌈(oh+1)·H/OH⌉, w likewise
+
+    x (N,H,W,C) -> y (N,OH,OW,C), indices (N,OH,OW,C) int32 = h·W + w of the winner: the first
+    maximum in raster order; a NaN wins over numbers, the last one over other NaNs.
+    """
+    s = geometry
+    y = buffers.empty((s.N, s.OH, s.OW, s.C), x.dtype)
+    indices = buffers.empty(y.shape, np.int32)
+
+    def images(start: int, stop: int) -> None:
+        for oh, rows in enumerate(_regions(s.H, s.OH)):
+            for ow, columns in enumerate(_regions(s.W, s.OW)):
+                wide = columns.stop - columns.start
+                cells = x[start:stop, rows, columns].reshape(stop - start, -1, s.C)
+                at = cells.argmax(axis=1)  # the first NaN, if there is one
+                best = np.take_along_axis(cells, at[:, None], axis=1)[:, 0]
+                nan = np.isnan(best)
+                if nan.any():
+                    at[nan] = (cells.shape[1] - 1 - np.isnan(cells[:, ::-1]).argmax(axis=1))[nan]
+                y[start:stop, oh, ow] = best
+                indices[start:stop, oh, ow] = (rows.start + at // wide) * s.W + (
+                    columns.start + at % wide
+                )
+
+    map_chunks(images, s.N, _images_per_chunk(s))
+    return y, indices
+
+
+@primitive
+def adaptive_max_pool2d_backward(
+    dy: Array, indices: Array, geometry: AdaptivePool2dGeometry
+) -> Array:
+    """dx[n,h,w,c] = Σ dy[n,oh,ow,c] over the regions with indices[n,oh,ow,c] = h·W + w
+
+    dy, indices (N,OH,OW,C) -> dx (N,H,W,C): the adjoint of adaptive_max_pool2d_forward.
+    """
+    s = geometry
+    dx = buffers.empty((s.N, s.H, s.W, s.C), dy.dtype)
+    cells = dx.reshape(s.N, s.H * s.W, s.C)
+    c = np.arange(s.C)
+
+    def images(start: int, stop: int) -> None:
+        cells[start:stop] = 0
+        n = np.arange(start, stop)[:, None]
+        for oh, ow in np.ndindex(s.OH, s.OW):
+            cells[n, indices[start:stop, oh, ow], c] += dy[start:stop, oh, ow]
+
+    map_chunks(images, s.N, _images_per_chunk(s))
+    return dx
+
+
+_kernels = KernelFile("adaptive_pool2d")
+
+
+@adaptive_avg_pool2d_forward.kernel()
+def _launch_avg_forward(x: Array, geometry: AdaptivePool2dGeometry) -> Array:
+    s = geometry
+    y = empty(x, (s.N, s.OH, s.OW, s.C))
+    _kernels["adaptive_avg_pool2d_forward"](blocks(y.size, s.C), (THREADS,), y, x, *astuple(s))
+    return y
+
+
+@adaptive_avg_pool2d_backward.kernel()
+def _launch_avg_backward(dy: Array, geometry: AdaptivePool2dGeometry) -> Array:
+    s = geometry
+    dx = empty(dy, (s.N, s.H, s.W, s.C))
+    _kernels["adaptive_avg_pool2d_backward"](blocks(dx.size, s.C), (THREADS,), dx, dy, *astuple(s))
+    return dx
+
+
+@adaptive_max_pool2d_forward.kernel()
+def _launch_max_forward(x: Array, geometry: AdaptivePool2dGeometry) -> tuple[Array, Array]:
+    s = geometry
+    y = empty(x, (s.N, s.OH, s.OW, s.C))
+    indices = empty(x, y.shape, np.int32)
+    launch = _kernels["adaptive_max_pool2d_forward"]
+    launch(blocks(y.size, s.C), (THREADS,), y, indices, x, *astuple(s))
+    return y, indices
+
+
+@adaptive_max_pool2d_backward.kernel()
+def _launch_max_backward(dy: Array, indices: Array, geometry: AdaptivePool2dGeometry) -> Array:
+    s = geometry
+    dx = empty(dy, (s.N, s.H, s.W, s.C))
+    launch = _kernels["adaptive_max_pool2d_backward"]
+    launch(blocks(dx.size, s.C), (THREADS,), dx, dy, indices, *astuple(s))
+    return dx
+
+
+# tape
+
+
+class AdaptiveAvgPool2d(Function):
+    """adaptive_avg_pool2d; each cell of a region gets the same share of its gradient."""
+
+    def forward(self, x: Array, *, output_size: Any) -> Array:
+        self.geometry = adaptive_pool2d_geometry(x, output_size)
+        return self.run(adaptive_avg_pool2d_forward, x, self.geometry)
+
+    def backward(self, dy: Array) -> tuple[Array]:
+        return (self.run(adaptive_avg_pool2d_backward, dy, self.geometry),)
+
+
+class AdaptiveMaxPool2d(Function):
+    """adaptive_max_pool2d; its gradient goes to the cells that won."""
+
+    def forward(self, x: Array, *, output_size: Any) -> tuple[Array, Array]:
+        self.geometry = adaptive_pool2d_geometry(x, output_size)
+        y, indices = self.run(adaptive_max_pool2d_forward, x, self.geometry)
+        if self.recording:
+            self.indices = indices
+        return y, indices
+
+    def backward(self, dy: Array, *_: None) -> tuple[Array]:
+        return (self.run(adaptive_max_pool2d_backward, dy, self.indices, self.geometry),)
+
+
+# public
+
+
+def adaptive_avg_pool2d(x: Tensor, output_size: int | tuple[int | None, int | None]) -> Tensor:
+    """The means of OH x OW regions that cover the image, whatever its size.
+
+    Region oh holds the rows ``⌊oh·H/OH⌋ <= h < ⌈(oh + 1)·H/OH⌉``, columns likewise: regions may
+    share a row, and repeat one if OH > H.
+
+    x: (N, H, W, C) float32 (float64 on cpu). output_size: int or (OH, OW), >= 1; None in the pair
+    keeps that size. Returns (N, OH, OW, C). Raises ValueError or TypeError naming the argument if a
+    shape, dtype or number does not fit.
+
+    Source: torch.nn.functional.adaptive_avg_pool2d.
+    """
+    return cast("Tensor", AdaptiveAvgPool2d.apply(x, output_size=output_size))
+
+
+def adaptive_max_pool2d(
+    x: Tensor, output_size: int | tuple[int | None, int | None], *, return_indices: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The maxima of the regions of :func:`adaptive_avg_pool2d`.
+
+    The first maximum in raster order wins and has the gradient; a NaN wins over numbers, the last
+    NaN over others. Returns y (N, OH, OW, C), or (y, indices) with ``return_indices``: int32,
+    ``h·W + w`` of the winner. Arguments and errors as there.
+
+    Source: torch.nn.functional.adaptive_max_pool2d.
+    """
+    y, indices = AdaptiveMaxPool2d.apply(x, output_size=output_size)
+    return (y, indices) if return_indices else y
+
+
+def global_avg_pool2d(x: Tensor) -> Tensor:
+    """The mean of each channel over the image: ``y[n,c] = Σ x[n,h,w,c] / (H·W)``.
+
+    x: (N, H, W, C) float32 (float64 on cpu), at least one element -> (N, C). Raises ValueError or
+    TypeError naming x if its shape or dtype does not fit. Source: Lin et al., arXiv 1312.4400.
+    """
+    y = adaptive_avg_pool2d(x, 1)
+    return y.reshape(y.shape[0], y.shape[3])
+
+
+def global_max_pool2d(x: Tensor) -> Tensor:
+    """The maximum of each channel over the image: ``y[n,c] = max x[n,h,w,c]``.
+
+    The first maximum in raster order has the gradient; a NaN wins over numbers. Shapes and errors
+    as in :func:`global_avg_pool2d`.
+    """
+    y = cast("Tensor", adaptive_max_pool2d(x, 1))
+    return y.reshape(y.shape[0], y.shape[3])
