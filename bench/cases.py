@@ -302,3 +302,18 @@ LOCAL_RESPONSE_NORM = [
     LocalResponseNormCase((1, 3, 4, 5), 9, {"region": "within", "convention": "caffe"}),
     LocalResponseNormCase((2, 1, 1, 1), 1, {"region": "within"}),
 ]
+
+# (function, options)
+REGRESSION_LOSS: list[tuple[str, dict[str, Any]]] = [
+    ("l1_loss", {}),
+    ("mse_loss", {}),
+    ("huber_loss", {}),
+    ("huber_loss", {"delta": 0.3}),
+    ("smooth_l1_loss", {}),
+    ("smooth_l1_loss", {"beta": 0.3}),
+    ("smooth_l1_loss", {"beta": 0.0}),
+    ("binary_cross_entropy_with_logits", {}),
+    ("hinge_loss", {}),
+    ("kl_div", {}),
+    ("kl_div", {"log_target": True}),
+]

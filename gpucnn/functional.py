@@ -36,6 +36,15 @@ from gpucnn.ops.loss import cross_entropy
 from gpucnn.ops.pool2d import max_pool2d
 from gpucnn.ops.pool_indices import convert_pool_indices
 from gpucnn.ops.prelu import prelu
+from gpucnn.ops.regression_loss import (
+    binary_cross_entropy_with_logits,
+    hinge_loss,
+    huber_loss,
+    kl_div,
+    l1_loss,
+    mse_loss,
+    smooth_l1_loss,
+)
 from gpucnn.ops.softmax import log_softmax, softmax
 from gpucnn.ops.unpool2d import max_unpool2d
 
@@ -46,6 +55,7 @@ __all__ = [
     "avg_pool2d",
     "avg_unpool2d",
     "batch_norm",
+    "binary_cross_entropy_with_logits",
     "conv1d",
     "conv2d",
     "conv3d",
@@ -60,7 +70,11 @@ __all__ = [
     "global_max_pool2d",
     "group_norm",
     "hardswish",
+    "hinge_loss",
+    "huber_loss",
     "identity",
+    "kl_div",
+    "l1_loss",
     "layer_norm",
     "leaky_relu",
     "linear",
@@ -68,6 +82,7 @@ __all__ = [
     "log_softmax",
     "max_pool2d",
     "max_unpool2d",
+    "mse_loss",
     "multi_margin_loss",
     "nll_loss",
     "prelu",
@@ -75,6 +90,7 @@ __all__ = [
     "selu",
     "sigmoid",
     "silu",
+    "smooth_l1_loss",
     "softmax",
     "softplus",
     "sum_pool2d",

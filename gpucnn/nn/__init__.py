@@ -1,6 +1,5 @@
 """Modules: layers that own their parameters, and containers of layers."""
 
-from gpucnn.nn import init
 from gpucnn.nn.activation import (
     ELU,
     GELU,
@@ -20,7 +19,18 @@ from gpucnn.nn.activation import (
 from gpucnn.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose2d
 from gpucnn.nn.dropout import Dropout, Dropout2d
 from gpucnn.nn.linear import Flatten, Linear
-from gpucnn.nn.loss import CrossEntropyLoss, MultiMarginLoss, NLLLoss
+from gpucnn.nn.loss import (
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    HingeLoss,
+    HuberLoss,
+    KLDivLoss,
+    L1Loss,
+    MSELoss,
+    MultiMarginLoss,
+    NLLLoss,
+    SmoothL1Loss,
+)
 from gpucnn.nn.module import Module, Parameter, Sequential
 from gpucnn.nn.normalization import (
     BatchNorm1d,
@@ -40,6 +50,8 @@ from gpucnn.nn.pooling import (
 )
 from gpucnn.nn.unpooling import AvgUnpool2d, MaxUnpool2d, SumUnpool2d
 
+from gpucnn.nn import init
+
 __all__ = [
     "ELU",
     "GELU",
@@ -48,6 +60,7 @@ __all__ = [
     "AdaptiveMaxPool2d",
     "AvgPool2d",
     "AvgUnpool2d",
+    "BCEWithLogitsLoss",
     "BatchNorm1d",
     "BatchNorm2d",
     "Conv1d",
@@ -62,12 +75,17 @@ __all__ = [
     "GlobalMaxPool2d",
     "GroupNorm",
     "Hardswish",
+    "HingeLoss",
+    "HuberLoss",
     "Identity",
+    "KLDivLoss",
+    "L1Loss",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
     "LocalResponseNorm",
     "LogSoftmax",
+    "MSELoss",
     "MaxPool2d",
     "MaxUnpool2d",
     "Module",
@@ -79,6 +97,7 @@ __all__ = [
     "Sequential",
     "SiLU",
     "Sigmoid",
+    "SmoothL1Loss",
     "Softmax",
     "Softplus",
     "SumPool2d",

@@ -8,17 +8,97 @@ import numpy as np
 
 from gpucnn import functional as F
 from gpucnn.nn.module import Module
-from gpucnn.ops.loss import IGNORE_INDEX, check_reduction
+from gpucnn.ops.activation import check_positive, check_real
+from gpucnn.ops.loss import IGNORE_INDEX, REDUCTIONS, check_reduction
+from gpucnn.ops.regression_loss import KL_REDUCTIONS
 from gpucnn.tensor import Tensor
 
 
 class _Loss(Module):
+    _reductions = REDUCTIONS
+
     def __init__(self, reduction: str = "mean") -> None:
-        check_reduction(reduction)
+        check_reduction(reduction, self._reductions)
         self.reduction = reduction
 
     def extra_repr(self) -> str:
         return f"reduction={self.reduction!r}"
+
+
+class L1Loss(_Loss):
+    """Mean absolute error; see F.l1_loss."""
+
+    def forward(self, input: Tensor, target: Any) -> Tensor:
+        return F.l1_loss(input, target, reduction=self.reduction)
+
+
+class MSELoss(_Loss):
+    """Mean squared error; see F.mse_loss."""
+
+    def forward(self, input: Tensor, target: Any) -> Tensor:
+        return F.mse_loss(input, target, reduction=self.reduction)
+
+
+class HuberLoss(_Loss):
+    """Squared near 0, linear beyond delta; see F.huber_loss."""
+
+    def __init__(self, reduction: str = "mean", delta: float = 1.0) -> None:
+        super().__init__(reduction)
+        self.delta = check_positive("delta", delta)
+
+    def forward(self, input: Tensor, target: Any) -> Tensor:
+        return F.huber_loss(input, target, delta=self.delta, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"delta={self.delta:g}, {super().extra_repr()}"
+
+
+class SmoothL1Loss(_Loss):
+    """The Huber loss divided by its threshold beta; see F.smooth_l1_loss."""
+
+    def __init__(self, reduction: str = "mean", beta: float = 1.0) -> None:
+        super().__init__(reduction)
+        self.beta = check_real("beta", beta)
+        if beta < 0:
+            raise ValueError(f"beta must be >= 0, got {beta}")
+
+    def forward(self, input: Tensor, target: Any) -> Tensor:
+        return F.smooth_l1_loss(input, target, beta=self.beta, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"beta={self.beta:g}, {super().extra_repr()}"
+
+
+class BCEWithLogitsLoss(_Loss):
+    """Binary cross-entropy of scores; see F.binary_cross_entropy_with_logits."""
+
+    def forward(self, input: Tensor, target: Any) -> Tensor:
+        return F.binary_cross_entropy_with_logits(input, target, reduction=self.reduction)
+
+
+class HingeLoss(_Loss):
+    """max(0, 1 − t·x) with targets −1 and 1; see F.hinge_loss."""
+
+    def forward(self, input: Tensor, target: Any) -> Tensor:
+        return F.hinge_loss(input, target, reduction=self.reduction)
+
+
+class KLDivLoss(_Loss):
+    """Divergence of log-probabilities from a target; see F.kl_div."""
+
+    _reductions = KL_REDUCTIONS
+
+    def __init__(self, reduction: str = "mean", log_target: bool = False) -> None:
+        super().__init__(reduction)
+        if not isinstance(log_target, bool):
+            raise TypeError(f"log_target must be True or False, got {log_target!r}")
+        self.log_target = log_target
+
+    def forward(self, input: Tensor, target: Any) -> Tensor:
+        return F.kl_div(input, target, log_target=self.log_target, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"log_target={self.log_target}, {super().extra_repr()}"
 
 
 class _ClassLoss(_Loss):

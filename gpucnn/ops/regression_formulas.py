@@ -1,0 +1,96 @@
+"""The losses of pairs of numbers on one piece of x and t: values and slopes, both written.
+
+In float32 or float64. NaN passes; exp() only sees numbers <= 0, or logarithms of probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpucnn.threads import scratch
+
+Floats = NDArray[Any]
+
+
+def _l1(x: Floats, t: Floats, loss: Floats, slope: Floats) -> None:
+    np.subtract(x, t, out=slope)
+    np.abs(slope, out=loss)
+    np.sign(slope, out=slope)
+
+
+def _mse(x: Floats, t: Floats, loss: Floats, slope: Floats) -> None:
+    np.subtract(x, t, out=slope)
+    np.multiply(slope, slope, out=loss)
+    slope *= 2
+
+
+def _huber(
+    x: Floats, t: Floats, loss: Floats, slope: Floats, delta: float, curvature: float
+) -> None:
+    np.subtract(x, t, out=slope)
+    distance = np.abs(slope, out=scratch("loss a", x.shape, x.dtype))
+    near = np.minimum(distance, delta, out=scratch("loss b", x.shape, x.dtype))
+    np.multiply(near, 0.5, out=loss)
+    np.subtract(distance, loss, out=loss)
+    near *= curvature
+    loss *= near
+    np.clip(slope, -delta, delta, out=slope)
+    slope *= curvature
+
+
+def _bce_with_logits(x: Floats, t: Floats, loss: Floats, slope: Floats) -> None:
+    power = np.abs(x, out=scratch("loss a", x.shape, x.dtype))
+    np.negative(power, out=power)
+    np.exp(power, out=power)
+    below = np.minimum(x, 0, out=scratch("loss b", x.shape, x.dtype))
+    np.exp(below, out=slope)  # x < 0: e^x; else 1
+    np.log1p(power, out=loss)
+    power += 1
+    slope /= power
+    slope -= t
+    below *= t
+    loss -= below
+    above = np.maximum(x, 0, out=below)
+    above *= np.subtract(1, t, out=power)
+    loss += above
+
+
+def _hinge(x: Floats, t: Floats, loss: Floats, slope: Floats) -> None:
+    np.multiply(t, x, out=loss)
+    np.subtract(1, loss, out=loss)
+    np.maximum(loss, 0, out=loss)
+    np.sign(loss, out=slope)
+    slope *= t
+    np.negative(slope, out=slope)
+
+
+def _kl_div(x: Floats, t: Floats, loss: Floats, slope: Floats) -> None:
+    np.log(t, out=loss)
+    loss -= x
+    loss *= t
+    np.copyto(loss, 0, where=(t == 0) & (x == x))
+    np.negative(t, out=slope)
+
+
+def _kl_div_log(x: Floats, t: Floats, loss: Floats, slope: Floats) -> None:
+    np.exp(t, out=slope)
+    np.subtract(t, x, out=loss)
+    loss *= slope
+    np.copyto(loss, 0, where=(slope == 0) & (x == x))
+    np.negative(slope, out=slope)
+
+
+# name -> what writes loss and slope of a piece of x and t
+LOSSES: dict[str, Callable[..., None]] = {
+    "l1_loss": _l1,
+    "mse_loss": _mse,
+    "huber_loss": _huber,
+    "bce_with_logits_loss": _bce_with_logits,
+    "hinge_loss": _hinge,
+    "kl_div": _kl_div,
+    "kl_div_log": _kl_div_log,
+}

@@ -1,0 +1,350 @@
+"""Losses of pairs of numbers, element by element: ``kernels/regression_loss.cu``."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+
+from gpucnn import buffers
+from gpucnn.device import Array, empty
+from gpucnn.kernel import KernelFile
+from gpucnn.ops.activation import check_positive, check_real
+from gpucnn.ops.elementwise import THREADS, scale_forward
+from gpucnn.ops.geometry import same_float_dtype
+from gpucnn.ops.loss import check_reduction, constant, float_constant
+from gpucnn.ops.reduce import launch_column_sum
+from gpucnn.ops.regression_formulas import LOSSES
+from gpucnn.primitive import primitive
+from gpucnn.tensor import Function, Tensor
+from gpucnn.threads import map_chunks, scratch
+
+# geometry
+
+KL_REDUCTIONS = ("mean", "batchmean", "sum", "none")
+
+
+def check_numbers(input: Tensor) -> None:
+    """Check the input of a loss of pairs."""
+    if input.size == 0:
+        raise ValueError(f"input must not be empty, got shape {input.shape}")
+    same_float_dtype(input=input)
+
+
+def signs(target: Any, input: Tensor) -> Array:
+    """target as −1 and 1 in the dtype of input; values in host memory are checked."""
+    given = constant("target", target, input.device)
+    if given.dtype.kind not in "fi":
+        raise TypeError(f"target must be numbers, -1 or 1, got {given.dtype}")
+    if isinstance(given, np.ndarray):
+        bad = np.argwhere((given != 1) & (given != -1))
+        if len(bad):
+            at = tuple(int(i) for i in bad[0])
+            raise ValueError(f"target must be -1 or 1, got {given[at]} at {at}")
+    return float_constant("target", given, input.shape, input)
+
+
+# primitives
+
+_CHUNK = 1 << 15  # elements: a few arrays of this many stay in a 2 MiB L2 cache
+
+
+@primitive
+def regression_loss_forward(
+    x: Array,
+    target: Array,
+    name: str,
+    parameters: tuple[float, ...],
+    factor: float,
+    add: bool,
+    gradient: bool,
+) -> tuple[Array, Array | None]:
+    """loss = factor·LOSSES[name](x, target), added up or not, and, if wanted, factor·slope
+
+    x, target of one shape -> loss () if add, else of that shape; dx of that shape or None. Sums of
+    pieces are added in order.
+    """
+    inputs, targets = x.reshape(-1), target.reshape(-1)
+    loss = None if add else buffers.empty_like(x)
+    dx = buffers.empty_like(x) if gradient else None
+
+    def part(start: int, stop: int) -> float:
+        size = (stop - start,)
+        values = scratch("loss", size, x.dtype) if loss is None else loss.reshape(-1)[start:stop]
+        slopes = scratch("loss dx", size, x.dtype) if dx is None else dx.reshape(-1)[start:stop]
+        with np.errstate(all="ignore"):
+            LOSSES[name](inputs[start:stop], targets[start:stop], values, slopes, *parameters)
+            values *= factor
+            if dx is not None:
+                slopes *= factor
+            return float(values.sum(dtype=np.float64)) if add else 0.0
+
+    sums = map_chunks(part, x.size, _CHUNK)
+    with np.errstate(over="ignore"):
+        return np.asarray(sum(sums)).astype(x.dtype) if loss is None else loss, dx
+
+
+@primitive
+def regression_loss_backward(
+    dy: Array, x: Array, target: Array, name: str, parameters: tuple[float, ...]
+) -> Array:
+    """dx = dy·slope of LOSSES[name] at x and target, all of one shape."""
+    inputs, targets, gradients = x.reshape(-1), target.reshape(-1), dy.reshape(-1)
+    dx = buffers.empty_like(x)
+
+    def part(start: int, stop: int) -> None:
+        values = scratch("loss", (stop - start,), x.dtype)
+        slopes = dx.reshape(-1)[start:stop]
+        with np.errstate(all="ignore"):
+            LOSSES[name](inputs[start:stop], targets[start:stop], values, slopes, *parameters)
+            slopes *= gradients[start:stop]
+
+    map_chunks(part, x.size, _CHUNK)
+    return dx
+
+
+_MOST_BLOCKS = 2048  # their sums are added by one more block
+
+_kernels = KernelFile("regression_loss")
+
+
+def _blocks(n: int) -> tuple[int, int]:
+    """(blocks, elements of each)."""
+    step = 4 * THREADS
+    each = step * -(-n // (step * _MOST_BLOCKS))
+    return -(-n // each), each
+
+
+@regression_loss_forward.kernel()
+def _launch_forward(
+    x: Array,
+    target: Array,
+    name: str,
+    parameters: tuple[float, ...],
+    factor: float,
+    add: bool,
+    gradient: bool,
+) -> tuple[Array, Array | None]:
+    blocks, each = _blocks(x.size)
+    loss = None if add else empty(x, (x.size,))
+    sums = empty(x, (blocks, 1)) if add else None
+    dx = empty(x, (x.size,)) if gradient else None
+    arrays = (loss, sums, dx, x.reshape(-1), target.reshape(-1), None)
+    _kernels[name]((blocks,), (THREADS,), *arrays, x.size, each, factor, *parameters)
+    result = launch_column_sum(sums).reshape(()) if loss is None else loss.reshape(x.shape)
+    return result, None if dx is None else dx.reshape(x.shape)
+
+
+@regression_loss_backward.kernel()
+def _launch_backward(
+    dy: Array, x: Array, target: Array, name: str, parameters: tuple[float, ...]
+) -> Array:
+    blocks, each = _blocks(x.size)
+    dx = empty(x, (x.size,))
+    arrays = (None, None, dx, x.reshape(-1), target.reshape(-1), dy.reshape(-1))
+    _kernels[name]((blocks,), (THREADS,), *arrays, x.size, each, 1.0, *parameters)
+    return dx.reshape(x.shape)
+
+
+# tape
+
+
+class PairLoss(Function):
+    """One of LOSSES; those of a distance are symmetric, so that target has a gradient as well.
+
+    Added up, the forward pass computes the gradients too; otherwise the backward pass does.
+    """
+
+    def forward(
+        self,
+        x: Array,
+        target: Array,
+        *,
+        name: str,
+        parameters: tuple[float, ...],
+        factor: float,
+        add: bool,
+    ) -> Array:
+        self.loss, self.add, pair = (name, parameters), add, (x, target)
+        rest = (name, parameters, factor, add)
+        loss, dx = self.run(
+            regression_loss_forward, *pair, *rest, add and self.recording and self.needs[0]
+        )
+        if not self.recording:
+            return loss
+        if not add:
+            self.pair = pair
+        elif self.needs[1]:
+            _, dtarget = self.run(regression_loss_forward, *pair[::-1], *rest, True)
+            self.gradients = dx, dtarget
+        else:
+            self.gradients = dx, None
+        return loss
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        if self.add:
+            return tuple(
+                None if g is None else self.run(scale_forward, g, dy) for g in self.gradients
+            )
+        orders = self.pair, self.pair[::-1]
+        return tuple(
+            self.run(regression_loss_backward, dy, *order, *self.loss) if needed else None
+            for order, needed in zip(orders, self.needs, strict=True)
+        )
+
+
+def _apply(
+    input: Tensor, target: Tensor | Array, reduction: str, name: str, *parameters: float
+) -> Tensor:
+    if not isinstance(target, Tensor):
+        target = Tensor(target, device=input.device)
+    count = {"mean": input.size, "batchmean": input.shape[0] if input.ndim else 1}
+    options = {"factor": 1 / count.get(reduction, 1), "add": reduction != "none"}
+    loss = PairLoss.apply(input, target, name=name, parameters=parameters, **options)
+    return cast("Tensor", loss)
+
+
+def _distance(input: Tensor, target: Any, reduction: str, name: str, *parameters: float) -> Tensor:
+    check_numbers(input)
+    check_reduction(reduction)
+    if not (isinstance(target, Tensor) and target.requires_grad):
+        return _apply(
+            input,
+            float_constant("target", target, input.shape, input),
+            reduction,
+            name,
+            *parameters,
+        )
+    float_constant("target", target.detach(), input.shape, input)
+    return _apply(input, target, reduction, name, *parameters)
+
+
+# public
+
+
+def l1_loss(input: Tensor, target: Any, *, reduction: str = "mean") -> Tensor:
+    """Mean absolute error: ``|input − target|``; the gradient where both are equal is 0.
+
+    input: any shape with at least one element, float32 (float64 on cpu). target: numbers of its
+    shape, as NumPy array, lists, or Tensor on the device of input; a Tensor may require a gradient.
+    reduction: "mean" over all elements, "sum" or "none". Returns a 0-d tensor, or one of the shape
+    of input with "none".
+
+    Raises ValueError or TypeError naming the argument if a shape, dtype or option does not fit
+    (nothing is broadcast), DeviceError for a target Tensor on another device.
+
+    Source: torch.nn.functional.l1_loss.
+    """
+    return _distance(input, target, reduction, "l1_loss")
+
+
+def mse_loss(input: Tensor, target: Any, *, reduction: str = "mean") -> Tensor:
+    """Mean squared error: ``(input − target)²``, without the ½ that some texts put in front.
+
+    input: any shape with at least one element, float32 (float64 on cpu). target: numbers of its
+    shape, as NumPy array, lists, or Tensor on the device of input; a Tensor may require a gradient.
+    reduction: "mean" over all elements, "sum" or "none". Returns a 0-d tensor, or one of the shape
+    of input with "none".
+
+    Raises ValueError or TypeError naming the argument if a shape, dtype or option does not fit
+    (nothing is broadcast), DeviceError for a target Tensor on another device.
+
+    Source: torch.nn.functional.mse_loss.
+    """
+    return _distance(input, target, reduction, "mse_loss")
+
+
+def huber_loss(
+    input: Tensor, target: Any, *, delta: float = 1.0, reduction: str = "mean"
+) -> Tensor:
+    """``½·d²`` where |d| <= delta, else ``delta·(|d| − ½·delta)``, with d = input − target.
+
+    delta > 0; the rest as in :func:`l1_loss`.
+
+    Source: Huber (1964); torch.nn.functional.huber_loss.
+    """
+    return _distance(input, target, reduction, "huber_loss", check_positive("delta", delta), 1.0)
+
+
+def smooth_l1_loss(
+    input: Tensor, target: Any, *, beta: float = 1.0, reduction: str = "mean"
+) -> Tensor:
+    """``½·d²/beta`` where |d| < beta, else ``|d| − ½·beta``, with d = input − target.
+
+    This is huber_loss with delta = beta, divided by beta. beta >= 0; 0 (below 1.2e-38) is l1_loss.
+    The rest as in :func:`l1_loss`.
+
+    Source: Girshick, arXiv:1504.08083; torch.nn.functional.smooth_l1_loss.
+    """
+    if check_real("beta", beta) < 0:
+        raise ValueError(f"beta must be >= 0, got {beta}")
+    if beta < np.finfo(np.float32).tiny:
+        return l1_loss(input, target, reduction=reduction)
+    return _distance(input, target, reduction, "huber_loss", float(beta), 1 / float(beta))
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor, target: Any, *, reduction: str = "mean"
+) -> Tensor:
+    """``−t·log sigmoid(x) − (1 − t)·log sigmoid(−x)`` for scores x = input and t = target.
+
+    The gradient is sigmoid(x) − t. The sigmoid is never taken the logarithm of, so that scores of
+    ±1e4 cost their distance. input: any shape with at least one element, float32 (float64 on cpu).
+    target: numbers of its shape, 0…1 (not checked), as NumPy array, lists, or Tensor on the device
+    of input. reduction: "mean" over all elements, "sum" or "none". Returns a 0-d tensor, or one of
+    the shape of input with "none".
+
+    Raises ValueError or TypeError naming the argument if a shape, dtype or option does not fit, or
+    target requires a gradient; DeviceError for a target Tensor on another device.
+
+    Source: torch.nn.functional.binary_cross_entropy_with_logits.
+    """
+    check_numbers(input)
+    check_reduction(reduction)
+    wanted = float_constant("target", target, input.shape, input)
+    return _apply(input, wanted, reduction, "bce_with_logits_loss")
+
+
+def hinge_loss(input: Tensor, target: Any, *, reduction: str = "mean") -> Tensor:
+    """``max(0, 1 − t·x)`` for scores x = input and t = target, −1 or 1.
+
+    The gradient is −t where t·x < 1, and 0 exactly at the margin. input: any shape with at least
+    one element, float32 (float64 on cpu). target: −1 and 1 of its shape, as NumPy array, lists, or
+    Tensor (of integers too) on the device of input; those on a GPU are not checked. reduction:
+    "mean" over all elements, "sum" or "none". Returns a 0-d tensor, or one of the shape of input
+    with "none". For several classes see multi_margin_loss; with t = 1 for the right class and −1
+    for the others, the sum over a row is the one-vs-all hinge loss of Caffe and Chainer.
+
+    Raises ValueError or TypeError naming the argument if a shape, dtype, value or option does not
+    fit, or target requires a gradient; DeviceError for a target Tensor on another device.
+
+    Source: Cortes and Vapnik (1995); Chainer's and Caffe's hinge loss without the class dimension.
+    """
+    check_numbers(input)
+    check_reduction(reduction)
+    return _apply(input, signs(target, input), reduction, "hinge_loss")
+
+
+def kl_div(
+    input: Tensor, target: Any, *, log_target: bool = False, reduction: str = "mean"
+) -> Tensor:
+    """Kullback–Leibler divergence: ``t·(log t − x)``, x = input in log-probabilities, t = target.
+
+    With log_target the target is in log-probabilities too: ``exp(t)·(t − x)``. Where the
+    probability is 0 the loss is 0, whatever x. input: any shape with at least one element, as from
+    log_softmax, float32 (float64 on cpu). target: numbers of its shape, as NumPy array, lists, or
+    Tensor on the device of input. reduction: "sum", "none", "batchmean", which divides by the
+    length of the first axis and is the divergence itself, or "mean", which divides by the number of
+    elements. Returns a 0-d tensor, or one of the shape of input with "none".
+
+    Raises ValueError or TypeError naming the argument if a shape, dtype or option does not fit, or
+    target requires a gradient; DeviceError for a target Tensor on another device.
+
+    Source: torch.nn.functional.kl_div.
+    """
+    check_numbers(input)
+    check_reduction(reduction, KL_REDUCTIONS)
+    if not isinstance(log_target, bool):
+        raise TypeError(f"log_target must be True or False, got {log_target!r}")
+    wanted = float_constant("target", target, input.shape, input)
+    return _apply(input, wanted, reduction, "kl_div_log" if log_target else "kl_div")
