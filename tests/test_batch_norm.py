@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import gpucnn
 from bench.cases import BATCH_NORM
-from gpucnn import Tensor
+from gpucnn import Tensor, nn
 from gpucnn import functional as F
 from gpucnn.device import DeviceError, to_host
 from gpucnn.ops.batch_norm import (
@@ -206,6 +206,16 @@ def test_running_statistics_are_updated_in_place(device: str) -> None:
     assert_close(var.numpy(), x.numpy().var(axis=0, ddof=1), "float32", 9)
 
 
+def test_the_running_variance_is_the_unbiased_one(device: str) -> None:
+    """1 and 3: biased variance 1, which normalises, and unbiased 2, which is kept (as PyTorch)."""
+    x = Tensor(np.array([[1], [3]], np.float32), device=device)
+    mean, var = (Tensor(np.full(1, v, np.float32), device=device) for v in (0, 1))
+    y = F.batch_norm(x, None, None, mean, var, training=True, momentum=0.1, eps=1e-9)
+    assert_close(y.numpy(), np.array([[-1], [1]]), "float32")
+    assert_close(mean.numpy(), np.array([0.2]), "float32")
+    assert_close(var.numpy(), np.array([0.9 + 0.1 * 2]), "float32")
+
+
 def test_inference_gradient_uses_the_statistics_of_its_forward_pass(device: str) -> None:
     """The running statistics may move between forward and backward."""
     x, gamma, beta, mean, var = [randn(9, 3), *parameters(3)]
@@ -267,6 +277,58 @@ def test_agrees_with_pytorch(
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         assert_close(actual[name], value, "torch", rows_of(shape), name)
+
+
+@needs_torch
+@pytest.mark.parametrize("momentum", [0.1, 0.0, 1.0, None])
+@pytest.mark.parametrize("tracked", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("shape", [(5, 3), (2, 4, 3), (2, 3, 2, 3)], ids=str)
+def test_layers_agree_with_pytorch(
+    shape: tuple[int, ...], affine: bool, tracked: bool, momentum: float | None
+) -> None:
+    """Three steps of training, then inference; the states have the same names."""
+    name = "BatchNorm2d" if len(shape) == 4 else "BatchNorm1d"
+    options = {"momentum": momentum, "affine": affine, "track_running_stats": tracked}
+    ours, theirs = getattr(nn, name)(3, **options), getattr(torch.nn, name)(3, **options)
+    for t in range(4):
+        if t == 3:
+            ours.eval()
+            theirs.eval()
+        x = randn(*shape, seed=t) + np.float32(t)
+        y = theirs(torch.tensor(x).movedim(-1, 1)).movedim(1, -1)
+        assert_close(ours(Tensor(x)).numpy(), y.detach().numpy(), "torch", rows_of(shape))
+    state = {k: v.numpy() for k, v in theirs.state_dict().items()}
+    if momentum is not None:
+        state.pop("num_batches_tracked", None)
+    assert ours.state_dict().keys() == state.keys()
+    for key, value in ours.state_dict().items():
+        assert_close(value, state[key], "torch", rows_of(shape), key)
+
+
+def test_the_average_of_all_batches_continues_after_loading(device: str) -> None:
+    first, second = (nn.BatchNorm1d(2, momentum=None).to(device) for _ in range(2))
+    batches = [randn(4, 2, seed=i) for i in range(3)]
+    for x in batches[:2]:
+        first(Tensor(x, device=device))
+    second.load_state_dict(first.state_dict())
+    second(Tensor(batches[2], device=device))
+    mean = np.mean([x.mean(axis=0) for x in batches], axis=0)
+    assert_close(second.running_mean.numpy(), mean, "float32", 4)
+    assert second.num_batches_tracked.item() == 3
+    second.eval()(Tensor(batches[2], device=device))
+    assert second.num_batches_tracked.item() == 3
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        second.train()(Tensor(batches[0][:1], device=device))
+    assert second.num_batches_tracked.item() == 3
+
+
+def test_layer_repr() -> None:
+    assert repr(nn.BatchNorm1d(3)) == "BatchNorm1d(3, eps=1e-05, momentum=0.1)"
+    layer = nn.BatchNorm2d(3, momentum=None, affine=False, track_running_stats=False)
+    expected = "(3, eps=1e-05, momentum=None, affine=False, track_running_stats=False)"
+    assert repr(layer) == "BatchNorm2d" + expected
+    assert not layer.state_dict()
 
 
 X = (4, 3)

@@ -137,7 +137,14 @@ def test_default_initialisation_is_pytorchs() -> None:
         (lambda: nn.MaxPool2d(2, edge="wrap"), ValueError, "edge must be"),
         (lambda: nn.BatchNorm2d(0), ValueError, "num_features must be >= 1"),
         (lambda: nn.BatchNorm2d(3, eps=-1), ValueError, "eps must be"),
-        (lambda: nn.BatchNorm1d(3)(gpucnn.Tensor(randn(1, 2, 3))), ValueError, r"shape \(N, C\)"),
+        (
+            lambda: nn.BatchNorm1d(3)(gpucnn.Tensor(randn(2, 2, 2, 3))),
+            ValueError,
+            r"shape \(N, C\) or \(N, L, C\), C = 3, got \(2, 2, 2, 3\)",
+        ),
+        (lambda: nn.BatchNorm2d(3)(gpucnn.Tensor(randn(2, 2, 2, 4))), ValueError, "C = 3"),
+        (lambda: nn.BatchNorm2d(3, eps=0), ValueError, "eps must be"),
+        (lambda: nn.BatchNorm2d(3, momentum=1.5), ValueError, "momentum must be"),
         (lambda: nn.Sequential(3), TypeError, r"layers\[0\] must be a Module"),
         (lambda: nn.init.xavier_normal_(nn.Parameter(randn(3))), ValueError, "2 dimensions"),
         (

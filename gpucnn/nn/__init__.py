@@ -1,5 +1,6 @@
 """Modules: layers that own their parameters, and containers of layers."""
 
+from gpucnn.nn import init
 from gpucnn.nn.activation import (
     ELU,
     GELU,
@@ -49,8 +50,6 @@ from gpucnn.nn.pooling import (
     SumPool2d,
 )
 from gpucnn.nn.unpooling import AvgUnpool2d, MaxUnpool2d, SumUnpool2d
-
-from gpucnn.nn import init
 
 __all__ = [
     "ELU",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -16,48 +17,80 @@ from gpucnn.tensor import Tensor
 
 
 class _BatchNorm(Module):
-    _rank = 0
-    _layout = ""
+    _layouts: ClassVar[dict[int, str]] = {}  # of x, by its number of axes
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        self.num_features = integer("num_features", num_features, 1)
-        self.eps = check_number("eps", eps, 0.0)
-        self.momentum = check_number("momentum", momentum, 0.0, np.nextafter(1.0, 2.0))
-        self.weight = Parameter(np.ones(num_features, np.float32))
-        self.bias = Parameter(np.zeros(num_features, np.float32))
-        self.running_mean = Tensor(np.zeros(num_features, np.float32))
-        self.running_var = Tensor(np.ones(num_features, np.float32))
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+    ) -> None:
+        C = self.num_features = integer("num_features", num_features, 1)
+        self.eps = check_number("eps", eps, np.nextafter(0.0, 1.0))
+        self.momentum = momentum
+        if momentum is not None:
+            self.momentum = check_number("momentum", momentum, 0.0, np.nextafter(1.0, 2.0))
+        self.weight = Parameter(np.ones(C, np.float32)) if affine else None
+        self.bias = Parameter(np.zeros(C, np.float32)) if affine else None
+        self.running_mean = Tensor(np.zeros(C, np.float32)) if track_running_stats else None
+        self.running_var = Tensor(np.ones(C, np.float32)) if track_running_stats else None
+        if track_running_stats and momentum is None:
+            self.num_batches_tracked = Tensor(np.array(0, np.int32))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != self._rank:
-            raise ValueError(f"x must have shape {self._layout}, got {x.shape}")
-        return F.batch_norm(
+        if x.ndim not in self._layouts or x.shape[-1] != self.num_features:
+            layouts = " or ".join(self._layouts.values())
+            raise ValueError(f"x must have shape {layouts}, C = {self.num_features}, got {x.shape}")
+        training = self.training or self.running_mean is None
+        momentum, batches = self.momentum, 0
+        if momentum is None:
+            momentum = 0.0
+            if self.training and self.running_mean is not None:
+                batches = int(self.num_batches_tracked.item()) + 1
+                momentum = 1 / batches
+        y = F.batch_norm(
             x,
             self.weight,
             self.bias,
             self.running_mean,
             self.running_var,
-            training=self.training,
-            momentum=self.momentum,
+            training=training,
+            momentum=momentum,
             eps=self.eps,
         )
+        if batches:
+            self.num_batches_tracked.data[...] = batches
+        return y
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, eps={self.eps:g}, momentum={self.momentum:g}"
+        momentum = "None" if self.momentum is None else f"{self.momentum:g}"
+        text = f"{self.num_features}, eps={self.eps:g}, momentum={momentum}"
+        if self.weight is None:
+            text += ", affine=False"
+        return text if self.running_mean is not None else text + ", track_running_stats=False"
 
 
 class BatchNorm1d(_BatchNorm):
-    """Batch normalisation of (N, C) with γ = weight, β = bias and running statistics."""
+    """Batch normalisation of (N, C) or (N, L, C), with γ = weight and β = bias; see F.batch_norm.
 
-    _rank = 2
-    _layout = "(N, C)"
+    momentum: the weight of a new batch in the running statistics; None for the plain average of all
+    batches, counted in the buffer num_batches_tracked (reading it waits for the GPU). affine: False
+    for no weight and bias. track_running_stats: False for the statistics of the batch at inference,
+    too, and no running ones.
+    """
+
+    _layouts: ClassVar = {2: "(N, C)", 3: "(N, L, C)"}
 
 
 class BatchNorm2d(_BatchNorm):
-    """Batch normalisation of (N, H, W, C) with γ = weight, β = bias and running statistics."""
+    """Batch normalisation of (N, H, W, C), with γ = weight and β = bias; see F.batch_norm.
 
-    _rank = 4
-    _layout = "(N, H, W, C)"
+    momentum, affine, track_running_stats: as in :class:`BatchNorm1d`.
+    """
+
+    _layouts: ClassVar = {4: "(N, H, W, C)"}
 
 
 class GroupNorm(Module):
