@@ -15,7 +15,7 @@ from gpucnn.tensor import Tensor
 
 
 class _Loss(Module):
-    _reductions = REDUCTIONS
+    _reductions: tuple[str, ...] = REDUCTIONS
 
     def __init__(self, reduction: str = "mean") -> None:
         check_reduction(reduction, self._reductions)
