@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from gpucnn.training import (
 )
 from gpucnn.training.build import make_optimizer
 from gpucnn.training.progress import Reporter
+from gpucnn.training.run import make_default_folder
 
 CONFIG = Config(
     dataset="toy",
@@ -422,6 +424,31 @@ def test_a_run_folder_must_be_new_or_empty(tmp_path: Path) -> None:
         RunFolder.create(tmp_path / "file", CONFIG)
     with pytest.raises(ValueError, match="is not a run folder"):
         RunFolder.open(tmp_path)
+
+
+def test_runs_that_begin_at_once_get_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda form: "now")
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(lambda _: make_default_folder("toy", "net"), range(16)))
+    names = ["toy-net-now", *(f"toy-net-now-{i}" for i in range(2, 17))]
+    assert sorted(paths) == sorted(Path("runs") / name for name in names)
+    (tmp_path / "file").mkdir()
+    monkeypatch.chdir(tmp_path / "file")
+    Path("runs").write_text("no folder")
+    with pytest.raises(ValueError, match="run folder runs/toy-net-now cannot be written"):
+        make_default_folder("toy", "net")
+
+
+def test_a_folder_taken_a_moment_ago_is_not_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RunFolder.create(tmp_path / "run", CONFIG)
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter(()))
+    with pytest.raises(ValueError, match="must be new or empty, it is not empty"):
+        RunFolder.create(tmp_path / "run", CONFIG)
 
 
 def test_two_processes_cannot_train_in_one_folder(run: RunFolder) -> None:

@@ -15,7 +15,7 @@ from gpucnn.nn import Module
 from gpucnn.threads import thread_count
 from gpucnn.training.checkpoint import load_checkpoint
 from gpucnn.training.recipes import OPTIMIZERS, recipe
-from gpucnn.training.run import Config, RunFolder, default_run_path
+from gpucnn.training.run import Config, RunFolder, make_default_folder
 from gpucnn.training.trainer import Trainer
 
 MOMENTUM: Final = 0.9
@@ -53,7 +53,7 @@ def _sizes(shape: tuple[int, ...]) -> str:
 
 
 def _make_trainer(
-    config: Config, run: RunFolder, train: data.Dataset, test: data.Dataset
+    config: Config, run: RunFolder | None, train: data.Dataset, test: data.Dataset
 ) -> Trainer:
     gpucnn.seed(config.seed)
     model = models.create(config.model).to(config.device)
@@ -124,9 +124,9 @@ def start(
         mean=train.mean,
         std=train.std,
     )
-    folder = RunFolder(default_run_path(dataset, model) if out is None else out)
-    trainer = _make_trainer(config, folder, train, test)
-    trainer.run = RunFolder.create(folder.path, config)
+    trainer = _make_trainer(config, None, train, test)
+    path = make_default_folder(dataset, model) if out is None else out
+    trainer.run = RunFolder.create(path, config)
     return trainer
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import platform
@@ -79,14 +80,20 @@ class RunFolder:
         """
         run = cls(path)
         try:
-            run.path.mkdir(parents=True, exist_ok=True)
-            if any(run.path.iterdir()):
-                raise ValueError(f"run folder {run.path} must be new or empty, it is not empty")
-            run.checkpoints.mkdir()
+            try:
+                run.path.mkdir(parents=True, exist_ok=True)
+            except FileExistsError:
+                raise ValueError(f"run folder {run.path} must be a folder, it is a file") from None
+            try:
+                if any(run.path.iterdir()):
+                    raise FileExistsError
+                run.checkpoints.mkdir()  # one of two processes that find the folder empty does
+            except FileExistsError:
+                raise ValueError(
+                    f"run folder {run.path} must be new or empty, it is not empty"
+                ) from None
             run._write_json("config.json", asdict(config))
             run._write_json("environment.json", environment())
-        except FileExistsError:
-            raise ValueError(f"run folder {run.path} must be a folder, it is a file") from None
         except OSError as error:
             raise ValueError(
                 f"run folder {run.path} cannot be written ({error.strerror})"
@@ -224,15 +231,23 @@ class RunFolder:
         write_atomically(self.metrics, text.encode())
 
 
-def default_run_path(dataset: str, model: str) -> Path:
-    """``runs/<dataset>-<model>-<local time>``, with a number added where that exists."""
+def make_default_folder(dataset: str, model: str) -> Path:
+    """Make ``runs/<dataset>-<model>-<local time>``, with a number added where that exists.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
     stem = f"{dataset}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path = Path("runs") / stem
-    number = 2
-    while path.exists():
-        path = Path("runs") / f"{stem}-{number}"
-        number += 1
-    return path
+    for number in itertools.count(1):
+        path = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:  # of a run that began in the same second, maybe a moment ago
+            continue
+        except OSError as error:
+            raise ValueError(f"run folder {path} cannot be written ({error.strerror})") from None
+        return path
+    raise AssertionError("the numbers do not end")
 
 
 def environment() -> dict[str, Any]:
