@@ -26,10 +26,11 @@ import torch
 import gpucnn
 from gpucnn import functional as F
 from gpucnn import nn, optim
+from gpucnn.data import SHAPES_TRAIN_IMAGES
 from gpucnn.threads import single_threaded_blas, thread_count
 from gpucnn.training.recipes import RECIPES, recipe
 
-IMAGES = {"shapes": 12_000, "fashion-mnist": 60_000}
+IMAGES = {"shapes": SHAPES_TRAIN_IMAGES, "fashion-mnist": 60_000}
 TURNS, STEPS = 9, 8
 
 
