@@ -23,19 +23,21 @@ from gpucnn.ops.avg_pool2d import avg_pool2d, sum_pool2d
 from gpucnn.ops.avg_unpool2d import avg_unpool2d, sum_unpool2d
 from gpucnn.ops.batch_norm import batch_norm
 from gpucnn.ops.class_loss import multi_margin_loss, nll_loss
+from gpucnn.ops.concatenate import concatenate
 from gpucnn.ops.conv1d import conv1d
 from gpucnn.ops.conv2d import conv2d
 from gpucnn.ops.conv3d import conv3d
 from gpucnn.ops.conv_transpose2d import conv_transpose2d
 from gpucnn.ops.dropout import dropout, dropout2d
-from gpucnn.ops.elementwise import add
+from gpucnn.ops.elementwise import add, multiply, negate, subtract
 from gpucnn.ops.group_norm import group_norm, layer_norm
-from gpucnn.ops.linear import linear
+from gpucnn.ops.linear import linear, matmul
 from gpucnn.ops.local_response_norm import local_response_norm
 from gpucnn.ops.loss import cross_entropy
 from gpucnn.ops.pool2d import max_pool2d
 from gpucnn.ops.pool_indices import convert_pool_indices
 from gpucnn.ops.prelu import prelu
+from gpucnn.ops.reduce import max, mean, sum
 from gpucnn.ops.regression_loss import (
     binary_cross_entropy_with_logits,
     hinge_loss,
@@ -46,6 +48,7 @@ from gpucnn.ops.regression_loss import (
     smooth_l1_loss,
 )
 from gpucnn.ops.softmax import log_softmax, softmax
+from gpucnn.ops.transpose import transpose
 from gpucnn.ops.unpool2d import max_unpool2d
 
 __all__ = [
@@ -56,6 +59,7 @@ __all__ = [
     "avg_unpool2d",
     "batch_norm",
     "binary_cross_entropy_with_logits",
+    "concatenate",
     "conv1d",
     "conv2d",
     "conv3d",
@@ -80,10 +84,15 @@ __all__ = [
     "linear",
     "local_response_norm",
     "log_softmax",
+    "matmul",
+    "max",
     "max_pool2d",
     "max_unpool2d",
+    "mean",
     "mse_loss",
     "multi_margin_loss",
+    "multiply",
+    "negate",
     "nll_loss",
     "prelu",
     "relu",
@@ -93,7 +102,10 @@ __all__ = [
     "smooth_l1_loss",
     "softmax",
     "softplus",
+    "subtract",
+    "sum",
     "sum_pool2d",
     "sum_unpool2d",
     "tanh",
+    "transpose",
 ]

@@ -66,6 +66,8 @@ class Tensor:
     Raises TypeError for data that is not numeric, :class:`DeviceError` for a device not at hand.
     """
 
+    __array_ufunc__ = None  # NumPy numbers leave operators to the tensor
+
     device: str
     data: Array
     requires_grad: bool
@@ -155,10 +157,63 @@ class Tensor:
         """The same elements in another shape; one size may be -1."""
         return cast("Tensor", Reshape.apply(self, shape=shape))
 
-    def __add__(self, other: Tensor) -> Tensor:
+    def transpose(self, *axes: int) -> Tensor:
+        """Axis ``axes[i]`` becomes axis i; without axes their order is reversed."""
+        from gpucnn.ops.transpose import transpose
+
+        return transpose(self, axes or None)
+
+    def sum(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
+        """The sum of all elements, or along axes; see ``functional.sum``."""
+        from gpucnn.ops.reduce import sum
+
+        return sum(self, axis, keepdims=keepdims)
+
+    def mean(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
+        """The mean of all elements, or along axes; see ``functional.mean``."""
+        from gpucnn.ops.reduce import mean
+
+        return mean(self, axis, keepdims=keepdims)
+
+    def max(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
+        """The maximum of all elements, or along axes; see ``functional.max``."""
+        from gpucnn.ops.reduce import max
+
+        return max(self, axis, keepdims=keepdims)
+
+    def __add__(self, other: Tensor | float) -> Tensor:
         from gpucnn.ops.elementwise import add
 
         return add(self, other)
+
+    def __sub__(self, other: Tensor | float) -> Tensor:
+        from gpucnn.ops.elementwise import subtract
+
+        return subtract(self, other)
+
+    def __mul__(self, other: Tensor | float) -> Tensor:
+        from gpucnn.ops.elementwise import multiply
+
+        return multiply(self, other)
+
+    def __neg__(self) -> Tensor:
+        from gpucnn.ops.elementwise import negate
+
+        return negate(self)
+
+    def __radd__(self, other: float) -> Tensor:
+        return self + other
+
+    def __rsub__(self, other: float) -> Tensor:
+        return -self + other
+
+    def __rmul__(self, other: float) -> Tensor:
+        return self * other
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        from gpucnn.ops.linear import matmul
+
+        return matmul(self, other)
 
     def backward(self, grad: Any = None) -> None:
         """Compute ``.grad`` of every tensor with ``requires_grad`` that this one depends on.

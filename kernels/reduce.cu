@@ -1,29 +1,46 @@
-// Sums in a fixed order: the columns of a matrix, and the slices of a split matrix product.
+// Sums and maxima in a fixed order, along an axis in the middle of an array.
 //
-//   column_sum   partial[j][c] = sum of x[r][c] over the rows r of chunk j
+//   axis_sum     partial[o][j][c] = factor * sum of x[o][r][c] over the rows r of chunk j
+//   axis_max     the largest x[o][r][c], and the first r where it stands; a NaN is larger than all
+//   spread       dx[o][r][c] = factor * dy[o][c], or dy[o][c] where r is index[o][c], else 0
 //   sum_slices   y[i] = sum over s of partial[s][i] (+ bias[i % C])
 //
-// column_sum: a block of TX x TY threads takes TX columns and one chunk of rows. A thread adds every
-// TY-th row of its column, then the TY sums of a column are added pairwise through shared memory.
-// TX is the power of two that covers C, 32 at most, so that a warp reads whole rows back to back
-// also when there are few channels. sum_slices: one thread per element, slices in ascending order.
-// No atomics: the order of additions depends on the shape alone.
+// axis_sum, axis_max: a block of TX x TY threads takes TX columns and one chunk of the rows of one o.
+// A thread goes through every TY-th row of its column, then the TY results of a column are joined
+// pairwise through shared memory. TX is the power of two that covers C, 32 at most, so that a warp
+// reads whole rows back to back also when there are few channels. With several chunks, a second
+// launch reduces the partial results in the same way. sum_slices: one thread per element, slices in
+// ascending order. spread: four consecutive elements per thread. No atomics: the order of
+// operations depends on the shape alone. 4 bytes per element: memory-bound. Any O, R, C.
 
 #include "common.cuh"
 
-extern "C" __global__ void __launch_bounds__(256) column_sum(
-    float* __restrict__ partial,  // (chunks, C)
-    const float* __restrict__ x,  // (rows, C)
-    int rows, int C, int chunk_rows) {
+// What a block works on: blockIdx.x counts column groups within chunks within o.
+struct Part {
+    long long o, begin, end, result;  // rows begin .. end - 1 of the whole x; o * chunks + chunk
+    int c;                            // this thread's column
+};
+__device__ __forceinline__ Part part_of_block(int rows, int C, int chunks, int chunk_rows) {
+    const unsigned groups = (C + blockDim.x - 1) / blockDim.x;
+    const long long result = blockIdx.x / groups, o = result / chunks;
+    const long long begin = result % chunks * chunk_rows;
+    const long long end = min(begin + chunk_rows, (long long)rows);
+    const int c = blockIdx.x % groups * blockDim.x + threadIdx.x;
+    return {o, o * rows + begin, o * rows + end, result, c};
+}
+
+extern "C" __global__ void __launch_bounds__(256) axis_sum(
+    float* __restrict__ partial,  // (O, chunks, C)
+    const float* __restrict__ x,  // (O, rows, C)
+    int rows, int C, int chunks, int chunk_rows, float factor) {
     __shared__ float sums[256];
     const int TX = blockDim.x, TY = blockDim.y;
-    const int c = blockIdx.y * TX + threadIdx.x;
-    const long long begin = (long long)blockIdx.x * chunk_rows;
-    const long long end = min(begin + chunk_rows, (long long)rows);
+    const Part part = part_of_block(rows, C, chunks, chunk_rows);
+    const int c = part.c;
 
     float sum = 0.0f;
     if (c < C)
-        for (long long r = begin + threadIdx.y; r < end; r += TY) sum += x[r * C + c];
+        for (long long r = part.begin + threadIdx.y; r < part.end; r += TY) sum += x[r * C + c];
     sums[threadIdx.y * TX + threadIdx.x] = sum;
 
     for (int half = TY / 2; half > 0; half /= 2) {
@@ -31,7 +48,69 @@ extern "C" __global__ void __launch_bounds__(256) column_sum(
         if (threadIdx.y < half)
             sums[threadIdx.y * TX + threadIdx.x] += sums[(threadIdx.y + half) * TX + threadIdx.x];
     }
-    if (threadIdx.y == 0 && c < C) partial[(long long)blockIdx.x * C + c] = sums[threadIdx.x];
+    if (threadIdx.y == 0 && c < C)
+        partial[part.result * C + c] = factor * sums[threadIdx.x];
+}
+
+// Whether v at index i goes before w at index j: NaN first, then the larger, then the first.
+__device__ __forceinline__ bool goes_before(float v, int i, float w, int j) {
+    const bool v_is_nan = v != v, w_is_nan = w != w;
+    if (v_is_nan != w_is_nan) return v_is_nan;
+    if (v_is_nan || v == w) return i < j;
+    return v > w;
+}
+
+extern "C" __global__ void __launch_bounds__(256) axis_max(
+    float* __restrict__ partial,  // (O, chunks, C)
+    int* __restrict__ index,      // (O, chunks, C)
+    const float* __restrict__ x,  // (O, rows, C)
+    const int* __restrict__ at,   // (O, rows, C): the index of each x; null where it is the row
+    int rows, int C, int chunks, int chunk_rows) {
+    __shared__ float values[256];
+    __shared__ int places[256];
+    const int TX = blockDim.x, TY = blockDim.y, t = threadIdx.y * TX + threadIdx.x;
+    const Part part = part_of_block(rows, C, chunks, chunk_rows);
+    const int c = part.c;
+
+    // Behind every element, also where all are -inf.
+    float best = -GPUCNN_INFINITY;
+    int place = 0x7fffffff;
+    if (c < C)
+        for (long long r = part.begin + threadIdx.y; r < part.end; r += TY) {
+            const float v = x[r * C + c];
+            const int i = at ? at[r * C + c] : (int)(r - part.o * rows);
+            if (goes_before(v, i, best, place)) best = v, place = i;
+        }
+    values[t] = best, places[t] = place;
+
+    for (int half = TY / 2; half > 0; half /= 2) {
+        __syncthreads();  // the upper half's results are written by other warps
+        const int other = t + half * TX;
+        if (threadIdx.y < half && goes_before(values[other], places[other], values[t], places[t]))
+            values[t] = values[other], places[t] = places[other];
+    }
+    if (threadIdx.y == 0 && c < C) {
+        partial[part.result * C + c] = values[t];
+        index[part.result * C + c] = places[t];
+    }
+}
+
+extern "C" __global__ void spread(
+    float* __restrict__ dx,         // (O, rows, C)
+    const float* __restrict__ dy,   // (O, C)
+    const int* __restrict__ index,  // (O, C) or null
+    int n, int rows, int C, float factor) {
+    const unsigned first = first_of_four();
+    if (first >= n) return;
+    float values[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        const unsigned i = first + j;
+        if (i >= n) break;
+        const unsigned c = i % C, r = i / C % rows, from = i / C / rows * C + c;
+        values[j] = index ? (index[from] == (int)r ? dy[from] : 0.0f) : factor * dy[from];
+    }
+    store_four(dx, first, n, make_float4(values[0], values[1], values[2], values[3]));
 }
 
 extern "C" __global__ void sum_slices(

@@ -13,7 +13,8 @@ from gpucnn.ops.clip import clip_norm, clip_value
 from gpucnn.optim import EMA, SGD, clip_grad_norm_, clip_grad_value_
 from tests.support import assert_close, needs_torch, on, randn, torch
 
-SIZES = [(1,), (3,), (4, 1, 5), (1021,), (9000, 7)]
+SIZES = [(1,), (3,), (4, 1, 5), (1021,), (9000, 7), (2,) * 300]
+ids = pytest.mark.parametrize("sizes", SIZES, ids=lambda s: f"{len(s)}x{s[0]}")
 
 
 def loops(arrays: list[np.ndarray], max_norm: float) -> tuple[float, list[np.ndarray]]:
@@ -26,7 +27,7 @@ def loops(arrays: list[np.ndarray], max_norm: float) -> tuple[float, list[np.nda
 
 
 @pytest.mark.parametrize("max_norm", [0.0, 0.5, 1e6, float("inf")])
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@ids
 def test_norm(sizes: tuple[int, ...], max_norm: float, device: str) -> None:
     dtype = np.float64 if device == "cpu" else np.float32
     given = [randn(n, seed=i, dtype=dtype) for i, n in enumerate(sizes)]
@@ -121,6 +122,16 @@ def test_agrees_with_pytorch(through: str, limit: float, device: str) -> None:
         for p, t in zip(params, tensors, strict=True):
             if p.grad is not None:
                 assert_close(p.grad.numpy(), t.grad.numpy(), "torch")
+
+
+def test_tensors_that_share_a_gradient_are_scaled_once(device: str) -> None:
+    a, b = (gpucnn.Tensor(randn(3, seed=i), requires_grad=True, device=device) for i in (0, 1))
+    dy = np.array([3, 0, 4], np.float32)
+    (a + b).backward(dy)
+    assert clip_grad_norm_([a, b], 50**0.5 / 2).item() == pytest.approx(50**0.5)
+    for t in (a, b):
+        assert_close(t.grad.numpy(), dy / 2, "float32")
+    assert dy.tolist() == [3, 0, 4]
 
 
 def test_no_gradients_have_the_norm_0(device: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import gpucnn
+from gpucnn import functional as F
 from gpucnn import kernel, models
 from gpucnn.device import DeviceError
 from gpucnn.kernel import FILES
@@ -29,7 +30,7 @@ from gpucnn.optim import (
 )
 from gpucnn.startup import compile_at_import
 from tests import fake_cupy
-from tests.support import randn
+from tests.support import assert_close, randn
 from tests.test_emulated_training import losses
 
 pytestmark = pytest.mark.emulated
@@ -69,6 +70,24 @@ def test_groups_clipping_and_averages() -> None:
 
     for a, b in zip(train("cuda"), train("emulated"), strict=True):
         assert np.array_equal(a, b)
+
+
+def test_tensor_operators() -> None:
+    def compute(device: str) -> list[np.ndarray]:
+        a, b, v = (
+            gpucnn.Tensor(randn(*s), requires_grad=True, device=device)
+            for s in [(6, 5), (5, 6), (5,)]
+        )
+        joined = F.concatenate([(a - v) * v + 1.5, a * a, -b.transpose()])
+        columns = joined.reshape(3, 2, 15).max((0, 2)).mean() + joined.sum(0).max()
+        total = columns + (a @ b).reshape(1, 36).sum() * 0.5
+        total.backward()
+        return [total.numpy(), *(t.grad.numpy() for t in (a, b, v) if t.grad is not None)]
+
+    results = [compute(device) for device in ("cuda", "emulated", "cpu")]
+    for cuda, emulated, cpu in zip(*results, strict=True):
+        assert np.array_equal(cuda, emulated)
+        assert_close(cuda, cpu, "torch", 36)
 
 
 def test_checkpoints_and_inference() -> None:

@@ -17,6 +17,7 @@ from gpucnn.nn.activation import (
     Softplus,
     Tanh,
 )
+from gpucnn.nn.branches import Concat, Residual
 from gpucnn.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose2d
 from gpucnn.nn.dropout import Dropout, Dropout2d
 from gpucnn.nn.linear import Flatten, Linear
@@ -62,6 +63,7 @@ __all__ = [
     "BCEWithLogitsLoss",
     "BatchNorm1d",
     "BatchNorm2d",
+    "Concat",
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -93,6 +95,7 @@ __all__ = [
     "PReLU",
     "Parameter",
     "ReLU",
+    "Residual",
     "Sequential",
     "SiLU",
     "Sigmoid",

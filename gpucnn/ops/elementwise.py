@@ -1,8 +1,9 @@
-"""Sums and multiples of tensors, element by element: ``kernels/elementwise.cu``."""
+"""Sums, differences, products and multiples, element by element: ``kernels/elementwise.cu``."""
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 
@@ -12,14 +13,100 @@ from gpucnn.kernel import KernelFile
 from gpucnn.ops.geometry import same_float_dtype
 from gpucnn.primitive import primitive
 from gpucnn.tensor import Function, Tensor
+from gpucnn.threads import map_chunks
+
+# geometry
+
+
+def is_vector(a: Any, b: Any) -> bool:
+    """Whether ``b`` is a vector along the last axis of ``a``, and not of its shape."""
+    return bool(b.ndim == 1 and a.ndim > 1 and b.shape == a.shape[-1:])
+
+
+def _check_pair(name: str, a: Any, b: Any) -> None:
+    if a.shape != b.shape and not is_vector(a, b):
+        vector = f" or be a vector ({a.shape[-1]},)" if a.ndim > 1 else ""
+        raise ValueError(f"{name}: b must have the shape of a, {a.shape}{vector}, got {b.shape}")
+    if a.size == 0:
+        raise ValueError(f"{name}: a must not be empty, got shape {a.shape}")
+    same_float_dtype(a=a, b=b)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} must be a Tensor or a number, got {type(value).__name__}")
+    return float(value)
+
 
 # primitives
+
+_CHUNK = 1 << 17  # elements: three arrays of this many stay in a 2 MiB L2 cache
+
+
+def _combine(ufunc: Callable[..., Any], a: Array, b: Array) -> Array:
+    y = buffers.empty_like(a)
+    left, right, out = a.reshape(-1), b.reshape(-1), y.reshape(-1)
+
+    def part(start: int, stop: int) -> None:
+        ufunc(left[start:stop], right[start:stop], out=out[start:stop])
+
+    map_chunks(part, a.size, _CHUNK)
+    return y
+
+
+def _combine_rows(ufunc: Callable[..., Any], a: Array, b: Array) -> Array:
+    y = buffers.empty_like(a)
+    left, out = a.reshape(-1, b.size), y.reshape(-1, b.size)
+
+    def part(start: int, stop: int) -> None:
+        ufunc(left[start:stop], b, out=out[start:stop])
+
+    map_chunks(part, len(left), max(1, _CHUNK // b.size))
+    return y
 
 
 @primitive
 def add_forward(a: Array, b: Array) -> Array:
     """y = a + b, arrays of one shape."""
-    return np.add(a, b, out=buffers.empty_like(a))
+    return _combine(np.add, a, b)
+
+
+@primitive
+def subtract_forward(a: Array, b: Array) -> Array:
+    """y = a - b, arrays of one shape."""
+    return _combine(np.subtract, a, b)
+
+
+@primitive
+def multiply_forward(a: Array, b: Array) -> Array:
+    """y = a * b, arrays of one shape."""
+    return _combine(np.multiply, a, b)
+
+
+@primitive
+def affine_forward(x: Array, scale: float, shift: float) -> Array:
+    """y = scale * x + shift, with numbers."""
+    y = buffers.empty_like(x)
+    inputs, out = x.reshape(-1), y.reshape(-1)
+
+    def part(start: int, stop: int) -> None:
+        np.multiply(inputs[start:stop], scale, out=out[start:stop])
+        out[start:stop] += shift
+
+    map_chunks(part, x.size, _CHUNK)
+    return y
+
+
+@primitive
+def add_vector(a: Array, b: Array, sign: float) -> Array:
+    """y[…,c] = a[…,c] + sign·b[c]: a (…, C), b (C); sign is 1 or -1."""
+    return _combine_rows(np.add if sign > 0 else np.subtract, a, b)
+
+
+@primitive
+def multiply_vector(a: Array, b: Array) -> Array:
+    """y[…,c] = a[…,c]·b[c]: a (…, C), b (C)."""
+    return _combine_rows(np.multiply, a, b)
 
 
 @primitive
@@ -38,42 +125,143 @@ def four_each(n: int) -> tuple[int]:
     return (-(-n // (4 * THREADS)),)
 
 
+def _launch(name: str, like: Array, *args: Any) -> Array:
+    """Launch on flat arrays: a kernel takes no 0-d one."""
+    y = empty(like, (like.size,))
+    flat = (a.reshape(-1) if hasattr(a, "reshape") else a for a in args)
+    _kernels[name](four_each(y.size), (THREADS,), y, *flat)
+    return y.reshape(like.shape)
+
+
 @add_forward.kernel()
 def _launch_add(a: Array, b: Array) -> Array:
-    y = empty(a, a.shape)
-    _kernels["add"](four_each(y.size), (THREADS,), y, a, b, y.size)
-    return y
+    return _launch("add", a, a, b, a.size)
+
+
+@subtract_forward.kernel()
+def _launch_subtract(a: Array, b: Array) -> Array:
+    return _launch("subtract", a, a, b, a.size)
+
+
+@multiply_forward.kernel()
+def _launch_multiply(a: Array, b: Array) -> Array:
+    return _launch("multiply", a, a, b, a.size)
+
+
+@affine_forward.kernel()
+def _launch_affine(x: Array, scale: float, shift: float) -> Array:
+    return _launch("affine", x, x, x.size, scale, shift)
+
+
+@add_vector.kernel()
+def _launch_add_vector(a: Array, b: Array, sign: float) -> Array:
+    return _launch("add_vector", a, a, b, a.size, b.size, sign)
+
+
+@multiply_vector.kernel()
+def _launch_multiply_vector(a: Array, b: Array) -> Array:
+    return _launch("multiply_vector", a, a, b, a.size, b.size)
 
 
 @scale_forward.kernel()
 def _launch_scale(x: Array, factor: Array) -> Array:
-    y = empty(x, x.shape)
-    _kernels["scale"](four_each(y.size), (THREADS,), y, x, factor.reshape(1), y.size)
-    return y
+    return _launch("scale", x, x, factor, x.size)
 
 
 # tape
 
 
 class Add(Function):
-    """a + b; both receive the gradient of the sum."""
+    """a + sign·b; a vector b receives the sum of the gradient's rows."""
+
+    def forward(self, a: Array, b: Array, *, sign: float) -> Array:
+        _check_pair("add" if sign > 0 else "subtract", a, b)
+        self.sign, self.vector = sign, is_vector(a, b)
+        if self.vector:
+            return self.run(add_vector, a, b, sign)
+        return self.run(add_forward if sign > 0 else subtract_forward, a, b)
+
+    def backward(self, dy: Array) -> tuple[Array, Array | None]:
+        from gpucnn.ops.reduce import column_sum
+
+        if not self.needs[1]:
+            return dy, None
+        db = self.run(column_sum, dy) if self.vector else dy
+        return dy, db if self.sign > 0 else self.run(affine_forward, db, -1.0, 0.0)
+
+
+class Multiply(Function):
+    """a · b; each receives the gradient times the other."""
 
     def forward(self, a: Array, b: Array) -> Array:
-        if a.shape != b.shape:
-            raise ValueError(f"add: b must have the shape of a, {a.shape}, got {b.shape}")
-        same_float_dtype(a=a, b=b)
-        return self.run(add_forward, a, b)
+        _check_pair("multiply", a, b)
+        if self.recording:
+            self.a, self.b = a, b
+        self.vector = is_vector(a, b)
+        return self.run(multiply_vector if self.vector else multiply_forward, a, b)
 
-    def backward(self, dy: Array) -> tuple[Array, Array]:
-        return dy, dy
+    def backward(self, dy: Array) -> tuple[Array | None, Array | None]:
+        from gpucnn.ops.reduce import column_sum
+
+        da = db = None
+        if self.needs[0]:
+            da = self.run(multiply_vector if self.vector else multiply_forward, dy, self.b)
+        if self.needs[1]:
+            db = self.run(multiply_forward, dy, self.a)
+            if self.vector:
+                db = self.run(column_sum, db)
+        return da, db
+
+
+class Affine(Function):
+    """scale · x + shift with numbers."""
+
+    def forward(self, x: Array, *, scale: float, shift: float) -> Array:
+        if x.size == 0:
+            raise ValueError(f"a must not be empty, got shape {x.shape}")
+        same_float_dtype(a=x)
+        self.scale = scale
+        return self.run(affine_forward, x, scale, shift)
+
+    def backward(self, dy: Array) -> tuple[Array]:
+        return (dy if self.scale == 1.0 else self.run(affine_forward, dy, self.scale, 0.0),)
 
 
 # public
 
 
-def add(a: Tensor, b: Tensor) -> Tensor:
-    """a + b for tensors of one shape and dtype, as in a skip connection.
+def add(a: Tensor, b: Tensor | float) -> Tensor:
+    """``a + b``, element by element; also ``a + b`` with the operator.
 
-    Raises ValueError for two shapes (nothing is broadcast), TypeError for integers.
+    a: any shape, float32 (float64 on cpu). b: a tensor of the shape of a, as in a skip connection,
+    a vector (C) that is added along the last axis of a (…, C), or a number. Returns a tensor like
+    a. Nothing else is broadcast.
+
+    Raises ValueError or TypeError naming the argument for shapes or dtypes that do not fit, or an
+    empty a; DeviceError for tensors of two devices.
     """
-    return cast("Tensor", Add.apply(a, b))
+    if isinstance(b, Tensor):
+        return cast("Tensor", Add.apply(a, b, sign=1.0))
+    return cast("Tensor", Affine.apply(a, scale=1.0, shift=_number("b", b)))
+
+
+def subtract(a: Tensor, b: Tensor | float) -> Tensor:
+    """``a - b``, element by element; arguments and errors as those of :func:`add`."""
+    if isinstance(b, Tensor):
+        return cast("Tensor", Add.apply(a, b, sign=-1.0))
+    return cast("Tensor", Affine.apply(a, scale=1.0, shift=-_number("b", b)))
+
+
+def multiply(a: Tensor, b: Tensor | float) -> Tensor:
+    """``a * b``, element by element; arguments and errors as those of :func:`add`.
+
+    The gradients are ``da = dy·b`` and ``db = dy·a``, summed over rows for a vector b.
+    """
+    if isinstance(b, Tensor):
+        return cast("Tensor", Multiply.apply(a, b))
+    return cast("Tensor", Affine.apply(a, scale=_number("b", b), shift=0.0))
+
+
+def negate(a: Tensor) -> Tensor:
+    """``-a``: any shape, float32 (float64 on cpu). Errors as those of :func:`add`."""
+    return cast("Tensor", Affine.apply(a, scale=-1.0, shift=0.0))

@@ -1,4 +1,4 @@
-"""Fully connected layer: ``kernels/linear.cu``."""
+"""Fully connected layer and matrix product: ``kernels/linear.cu``."""
 
 from __future__ import annotations
 
@@ -152,7 +152,43 @@ class Linear(Function):
         )
 
 
+class Matmul(Function):
+    """a b: the data gradient of a linear layer; its gradients are the other two products."""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        if a.ndim != 2 or 0 in a.shape:
+            raise ValueError(f"a must have shape (M, K), not empty, got {tuple(a.shape)}")
+        if b.ndim != 2 or 0 in b.shape or b.shape[0] != a.shape[1]:
+            raise ValueError(f"b must have shape ({a.shape[1]}, N), got {tuple(b.shape)}")
+        same_float_dtype(a=a, b=b)
+        self.geometry = LinearGeometry(a.shape[0], b.shape[1], a.shape[1])
+        if self.recording:
+            self.a, self.b = a, b
+        return self.run(linear_data_gradient, a, b, self.geometry)
+
+    def backward(self, dy: Array) -> tuple[Array | None, Array | None]:
+        needs_a, needs_b = self.needs
+        return (
+            self.run(linear_forward, dy, self.b, None, self.geometry) if needs_a else None,
+            self.run(linear_weight_gradient, self.a, dy, self.geometry) if needs_b else None,
+        )
+
+
 # public
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product ``y[m,n] = Σ_k a[m,k]·b[k,n]``; also ``a @ b``.
+
+    a: (M, K) float32 (float64 on cpu). b: (K, N), the same dtype. Returns (M, N). The gradients are
+    ``da = dy bᵀ`` and ``db = aᵀ dy``.
+
+    Raises ValueError or TypeError naming the argument if a shape or dtype does not fit, also for an
+    empty matrix; DeviceError if the tensors live on two devices.
+
+    Source: torch.matmul.
+    """
+    return cast("Tensor", Matmul.apply(a, b))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

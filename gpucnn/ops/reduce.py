@@ -1,20 +1,69 @@
-"""Sums in a fixed order: ``kernels/reduce.cu``. Used by the gradients of other families."""
+"""Sums, means and maxima in a fixed order: ``kernels/reduce.cu``."""
 
 from __future__ import annotations
 
+import builtins
+import math
+import operator
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
+from gpucnn.ops.elementwise import four_each
+from gpucnn.ops.geometry import same_float_dtype
+from gpucnn.ops.transpose import transpose
 from gpucnn.primitive import primitive
+from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks
+
+Axes = int | Sequence[int] | None
+
+# geometry
+
+
+def reduced_axes(axis: Axes, ndim: int) -> tuple[int, ...]:
+    """The axes to reduce, ascending and not negative; all for None."""
+    if axis is None:
+        return tuple(range(ndim))
+    try:
+        given = (
+            tuple(axis) if isinstance(axis, tuple | list) else (operator.index(cast(int, axis)),)
+        )
+        axes = tuple(operator.index(a) for a in given)
+    except TypeError:
+        raise TypeError(f"axis must be None, an int or several, got {axis!r}") from None
+    if any(not -ndim <= a < ndim for a in axes):
+        raise ValueError(f"axis must lie between {-ndim} and {ndim - 1}, got {axis!r}")
+    found = tuple(sorted({a % ndim for a in axes}))
+    if len(found) != len(axes):
+        raise ValueError(f"axis must not name an axis twice, got {axis!r}")
+    return found
+
+
+def _as_three_axes(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, int, int] | None:
+    """(O, R, C) where the reduced axes lie together, sizes of 1 apart; None where they do not."""
+    wide = [a for a in axes if shape[a] > 1]
+    if not wide:
+        return math.prod(shape), 1, 1
+    first, last = wide[0], wide[-1]
+    if any(shape[a] > 1 and a not in axes for a in range(first, last)):
+        return None
+    return (
+        math.prod(shape[:first]),
+        math.prod(shape[first : last + 1]),
+        math.prod(shape[last + 1 :]),
+    )
+
 
 # primitives
 
 _ROWS = 4096  # per partial sum: float32 loses little over so few, and a slice of x stays in cache
+_CHUNK = 1 << 16  # elements of x that a thread takes at once
 
 
 @primitive
@@ -28,6 +77,67 @@ def column_sum(x: Array) -> Array:
 
     parts = np.stack(map_chunks(part, len(rows), _ROWS))
     return parts.sum(axis=0, dtype=np.float64).astype(x.dtype)
+
+
+@primitive
+def axis_sum(x: Array, factor: float) -> Array:
+    """y[o,c] = factor·Σ_r x[o,r,c]: x (O, R, C) -> (O, C)."""
+    O, R, C = x.shape
+    if O == 1:
+        return cast("NDArray[Any]", column_sum(x) * x.dtype.type(factor)).reshape(1, C)
+    y = buffers.empty((O, C), x.dtype)
+    ones = np.ones(min(R, _ROWS), x.dtype)
+
+    def part(start: int, stop: int) -> None:
+        total = np.zeros((stop - start, C))
+        for r in range(0, R, _ROWS):
+            rows = x[start:stop, r : r + _ROWS]
+            weights = ones[: rows.shape[1]]
+            total += (rows[..., 0] @ weights)[:, None] if C == 1 else np.matmul(weights, rows)
+        total *= factor
+        y[start:stop] = total
+
+    map_chunks(part, O, builtins.max(1, _CHUNK // (R * C)))
+    return y
+
+
+@primitive
+def axis_max(x: Array) -> tuple[Array, Array]:
+    """y[o,c] = max_r x[o,r,c] and the first r where it stands: x (O, R, C) -> (O, C), int32 (O, C).
+
+    A NaN is larger than every number.
+    """
+    O, R, C = x.shape
+    y, index = buffers.empty((O, C), x.dtype), buffers.empty((O, C), np.int32)
+
+    def part(start: int, stop: int) -> None:
+        found = x[start:stop].argmax(axis=1)
+        index[start:stop] = found
+        y[start:stop] = np.take_along_axis(x[start:stop], found[:, None], axis=1)[:, 0]
+
+    map_chunks(part, O, builtins.max(1, _CHUNK // (R * C)))
+    return y, index
+
+
+@primitive
+def spread(dy: Array, index: Array | None, R: int, factor: float) -> Array:
+    """dx[o,r,c] = factor·dy[o,c], or with index (O, C): dy[o,c] where r = index[o,c], else 0.
+
+    dy (O, C) -> (O, R, C).
+    """
+    O, C = dy.shape
+    dx = buffers.empty((O, R, C), dy.dtype)
+
+    def part(start: int, stop: int) -> None:
+        out, gradient = dx[start:stop], dy[start:stop, None]
+        if index is None:
+            np.multiply(gradient, factor, out=out)
+        else:
+            out[...] = 0
+            np.put_along_axis(out, index[start:stop, None].astype(np.int64), gradient, axis=1)
+
+    map_chunks(part, O, builtins.max(1, _CHUNK // (R * C)))
+    return dx
 
 
 @primitive
@@ -53,7 +163,7 @@ def column_blocks(rows: int, columns: int) -> tuple[tuple[int, int], tuple[int, 
     width = 1
     while width < min(columns, 32):
         width *= 2
-    each = max(16 * _THREADS // width, -(-rows // _MOST_CHUNKS))
+    each = builtins.max(16 * _THREADS // width, -(-rows // _MOST_CHUNKS))
     return (-(-rows // each), -(-columns // width)), (width, _THREADS // width), each
 
 
@@ -68,11 +178,134 @@ def launch_sum_slices(partial: Array, bias: Array | None) -> Array:
     return y
 
 
+@axis_sum.kernel()
+def _launch_axis_sum(x: Array, factor: float) -> Array:
+    O, rows, C = x.shape
+    (chunks, groups), block, each = column_blocks(rows, C)
+    launch = _kernels["axis_sum"]
+    partial = empty(x, (O, chunks, C))
+    first = factor if chunks == 1 else 1.0
+    launch((O * chunks * groups,), block, partial, x, rows, C, chunks, each, first)
+    if chunks == 1:
+        return partial.reshape(O, C)
+    y = empty(x, (O, C))
+    launch((O * groups,), block, y, partial, chunks, C, 1, chunks, factor)
+    return y
+
+
 @column_sum.kernel()
 def launch_column_sum(x: Array) -> Array:
-    columns = x.shape[-1]
-    rows = x.size // columns
-    grid, block, each = column_blocks(rows, columns)
-    partial = empty(x, (grid[0], columns))
-    _kernels["column_sum"](grid, block, partial, x, rows, columns, each)
-    return launch_sum_slices(partial, None)
+    return _launch_axis_sum(x.reshape(1, -1, x.shape[-1]), 1.0).reshape(x.shape[-1])
+
+
+@axis_max.kernel()
+def _launch_axis_max(x: Array) -> tuple[Array, Array]:
+    O, rows, C = x.shape
+    (chunks, groups), block, each = column_blocks(rows, C)
+    launch = _kernels["axis_max"]
+    partial, at = empty(x, (O, chunks, C)), empty(x, (O, chunks, C), np.int32)
+    launch((O * chunks * groups,), block, partial, at, x, None, rows, C, chunks, each)
+    if chunks == 1:
+        return partial.reshape(O, C), at.reshape(O, C)
+    y, index = empty(x, (O, C)), empty(x, (O, C), np.int32)
+    launch((O * groups,), block, y, index, partial, at, chunks, C, 1, chunks)
+    return y, index
+
+
+@spread.kernel()
+def _launch_spread(dy: Array, index: Array | None, R: int, factor: float) -> Array:
+    O, C = dy.shape
+    dx = empty(dy, (O, R, C))
+    grid = four_each(dx.size)
+    _kernels["spread"](grid, (_THREADS,), dx, dy, index, dx.size, R, C, factor)
+    return dx
+
+
+# tape
+
+
+class AxisSum(Function):
+    """factor times the sum of x as (O, R, C) over R."""
+
+    def forward(
+        self, x: Array, *, sizes: tuple[int, int, int], shape: tuple[int, ...], factor: float
+    ) -> Array:
+        self.shape, self.sizes, self.factor = x.shape, sizes, factor
+        return self.run(axis_sum, x.reshape(sizes), factor).reshape(shape)
+
+    def backward(self, dy: Array) -> tuple[Array]:
+        O, R, C = self.sizes
+        dx = self.run(spread, dy.reshape(O, C), None, R, self.factor)
+        return (dx.reshape(self.shape),)
+
+
+class AxisMax(Function):
+    """The maximum of x as (O, R, C) over R; the first one receives the gradient."""
+
+    def forward(self, x: Array, *, sizes: tuple[int, int, int], shape: tuple[int, ...]) -> Array:
+        self.shape, self.sizes = x.shape, sizes
+        y, self.index = self.run(axis_max, x.reshape(sizes))
+        return y.reshape(shape)
+
+    def backward(self, dy: Array) -> tuple[Array]:
+        O, R, C = self.sizes
+        dx = self.run(spread, dy.reshape(O, C), self.index, R, 1.0)
+        return (dx.reshape(self.shape),)
+
+
+def _reduce(
+    function: type[Function], x: Tensor, axis: Axes, keepdims: bool, mean: bool = False
+) -> Tensor:
+    if x.size == 0:
+        raise ValueError(f"x must not be empty, got shape {x.shape}")
+    same_float_dtype(x=x)
+    axes = reduced_axes(axis, x.ndim)
+    if not axes and x.ndim:
+        raise ValueError(f"axis must name at least one axis, got {axis!r}")
+    kept = tuple(a for a in range(x.ndim) if a not in axes)
+    shape = tuple(1 if a in axes else n for a, n in enumerate(x.shape) if keepdims or a in kept)
+    sizes = _as_three_axes(x.shape, axes)
+    if sizes is None:
+        count = math.prod(x.shape[a] for a in axes)
+        x, sizes = transpose(x, kept + axes), (x.size // count, count, 1)
+    options: dict[str, Any] = {"sizes": sizes, "shape": shape}
+    if function is AxisSum:
+        options["factor"] = 1.0 / sizes[1] if mean else 1.0
+    return cast("Tensor", function.apply(x, **options))
+
+
+# public
+
+
+def sum(x: Tensor, axis: Axes = None, *, keepdims: bool = False) -> Tensor:
+    """The sum of all elements, or along one or several axes, in a fixed order.
+
+    x: any shape with at least one element, float32 (float64 on cpu). axis: None for all, an int or
+    several, negative ones from the end. Returns a 0-d tensor or one without the reduced axes; with
+    keepdims they stay as 1.
+
+    Raises ValueError or TypeError naming the argument for an axis x does not have, an axis given
+    twice, an empty x or integers.
+
+    Source: torch.sum.
+    """
+    return _reduce(AxisSum, x, axis, keepdims)
+
+
+def mean(x: Tensor, axis: Axes = None, *, keepdims: bool = False) -> Tensor:
+    """The mean of all elements, or along one or several axes; arguments as those of :func:`sum`.
+
+    Source: torch.mean.
+    """
+    return _reduce(AxisSum, x, axis, keepdims, mean=True)
+
+
+def max(x: Tensor, axis: Axes = None, *, keepdims: bool = False) -> Tensor:
+    """The maximum of all elements, or along one or several axes; arguments as those of :func:`sum`.
+
+    A NaN is larger than every number. The whole gradient goes to the first maximum, in memory order
+    of the reduced axes (PyTorch's amax shares it among equal elements).
+
+    Source: torch.max.
+    """
+    return _reduce(AxisMax, x, axis, keepdims)

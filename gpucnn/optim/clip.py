@@ -23,7 +23,14 @@ def _gradients(target: Optimizer | Tensor | Iterable[Tensor]) -> tuple[list[Arra
     for i, t in enumerate(tensors):
         if not isinstance(t, Tensor):
             raise TypeError(f"parameters[{i}] must be a Tensor, got {type(t).__name__}")
-    found = [t.grad.data.reshape(-1) for t in tensors if t.grad is not None]
+    found: list[Array] = []
+    for t in tensors:
+        if t.grad is None:
+            continue
+        array: Array = t.grad.data
+        if array is not t._gradient_home:  # the tape may hand one array to two tensors
+            array = t.grad.data = array.copy()
+        found.append(array.reshape(-1))
     return found, common_device(tensors), tensors[0].data
 
 
