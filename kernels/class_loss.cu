@@ -15,8 +15,7 @@
 
 #include "common.cuh"
 #include "warp.cuh"
-
-#define NOT_A_NUMBER __int_as_float(0x7fffffff)
+#include "row.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) nll(
     float* __restrict__ losses,        // (rows, 2): loss and count
@@ -26,7 +25,7 @@ extern "C" __global__ void __launch_bounds__(256) nll(
     const float* __restrict__ weight,  // (C) or null
     int rows, int C, int ignore_index) {
     const int lane = threadIdx.x % 32;
-    const long long row = (long long)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    const long long row = row_of_warp();
     if (row >= rows) return;
     const int label = target[row];
     const bool ignored = label == ignore_index, known = label >= 0 && label < C;
@@ -49,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(256) multi_margin(
     const float* __restrict__ weight,  // (C) or null
     int rows, int C, int p, float margin) {
     const int lane = threadIdx.x % 32;
-    const long long row = (long long)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    const long long row = row_of_warp();
     if (row >= rows) return;  // a whole warp, so that the shuffles below have all lanes
     x += row * C;
     const int label = target[row];

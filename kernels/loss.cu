@@ -23,26 +23,7 @@
 
 #include "common.cuh"
 #include "warp.cuh"
-
-#define NOT_A_NUMBER __int_as_float(0x7fffffff)
-
-__device__ __forceinline__ long long row_of_warp() {
-    return (long long)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-}
-
-// The maximum of this warp's row and the sum of exp(x - maximum), the same in all lanes.
-__device__ __forceinline__ void log_sum_exp(
-    const float* x, int C, float& largest, float& sum) {
-    const int lane = threadIdx.x % 32;
-    largest = -GPUCNN_INFINITY;
-#pragma unroll 4
-    for (int c = lane; c < C; c += 32) largest = fmaxf(largest, x[c]);
-    largest = warp_max(largest);
-    sum = 0.0f;
-#pragma unroll 4
-    for (int c = lane; c < C; c += 32) sum += expf(x[c] - largest);
-    sum = warp_sum(sum);
-}
+#include "row.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) cross_entropy(
     float* __restrict__ losses,        // (rows, 2): loss and count

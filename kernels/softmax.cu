@@ -14,25 +14,20 @@
 
 #include "common.cuh"
 #include "warp.cuh"
+#include "row.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) softmax_forward(
     float* __restrict__ y,        // (rows, C)
     const float* __restrict__ x,  // (rows, C)
     int rows, int C) {
     const int lane = threadIdx.x % 32;
-    const long long row = (long long)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    const long long row = row_of_warp();
     if (row >= rows) return;  // a whole warp, so that the shuffles below have all lanes
     x += row * C;
     y += row * C;
 
-    float largest = -GPUCNN_INFINITY;
-#pragma unroll 4
-    for (int c = lane; c < C; c += 32) largest = fmaxf(largest, x[c]);
-    largest = warp_max(largest);
-    float sum = 0.0f;
-#pragma unroll 4
-    for (int c = lane; c < C; c += 32) sum += expf(x[c] - largest);
-    sum = warp_sum(sum);
+    float largest, sum;
+    log_sum_exp(x, C, largest, sum);
 #pragma unroll 4
     for (int c = lane; c < C; c += 32) y[c] = expf(x[c] - largest) / sum;
 }
@@ -43,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(256) softmax_backward(
     const float* __restrict__ y,   // (rows, C)
     int rows, int C) {
     const int lane = threadIdx.x % 32;
-    const long long row = (long long)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    const long long row = row_of_warp();
     if (row >= rows) return;  // a whole warp
     dx += row * C;
     dy += row * C;
@@ -62,19 +57,14 @@ extern "C" __global__ void __launch_bounds__(256) log_softmax_forward(
     const float* __restrict__ x,  // (rows, C)
     int rows, int C) {
     const int lane = threadIdx.x % 32;
-    const long long row = (long long)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    const long long row = row_of_warp();
     if (row >= rows) return;  // a whole warp
     x += row * C;
     y += row * C;
 
-    float largest = -GPUCNN_INFINITY;
-#pragma unroll 4
-    for (int c = lane; c < C; c += 32) largest = fmaxf(largest, x[c]);
-    largest = warp_max(largest);
-    float sum = 0.0f;
-#pragma unroll 4
-    for (int c = lane; c < C; c += 32) sum += expf(x[c] - largest);
-    const float log_sum = logf(warp_sum(sum));
+    float largest, sum;
+    log_sum_exp(x, C, largest, sum);
+    const float log_sum = logf(sum);
 #pragma unroll 4
     for (int c = lane; c < C; c += 32) y[c] = x[c] - largest - log_sum;
 }
@@ -85,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(256) log_softmax_backward(
     const float* __restrict__ y,   // (rows, C)
     int rows, int C) {
     const int lane = threadIdx.x % 32;
-    const long long row = (long long)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    const long long row = row_of_warp();
     if (row >= rows) return;  // a whole warp
     dx += row * C;
     dy += row * C;
