@@ -39,5 +39,5 @@ $(VENV)/.train: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	@command -v g++ >/dev/null || \
 		echo "g++ is missing, so the emulator's tests will be skipped; on Debian: apt install g++" >&2
-	$(BIN)/pip install --quiet -e ".[test]"
+	extra=$$($(PYTHON) gpucnn/driver.py); $(BIN)/pip install --quiet -e ".[test,$${extra:-cuda13x}]"
 	@touch $@

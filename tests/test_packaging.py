@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -21,6 +22,26 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
     (path,) = folder.glob("*.whl")
     return path
+
+
+def test_training_and_tests_install_one_and_the_same_cupy(tmp_path: Path) -> None:
+    """Whatever the driver: two CuPy packages in one environment do not work."""
+    said = {"": ("plot", "test,cuda13x")}
+    said |= {extra: (f"plot,{extra}", f"test,{extra}") for extra in ("cuda12x", "cuda13x")}
+    for extra, expected in said.items():
+        python = tmp_path / "python"
+        python.write_text(f"#!/bin/sh\necho {extra}\n")
+        python.chmod(0o755)
+        for target, extras in zip(("train", "test"), expected, strict=True):
+            make = ["make", "-n", "-B", f"PYTHON={python}", f".venv/.{target}"]
+            recipe = subprocess.run(make, cwd=ROOT, check=True, capture_output=True, text=True)
+            (install,) = [line for line in recipe.stdout.splitlines() if "pip install" in line]
+            shown = install.replace(".venv/bin/pip install --quiet -e", "echo")
+            done = subprocess.run(["sh", "-c", shown], capture_output=True, text=True, check=True)
+            assert done.stdout == f".[{extras}]\n"
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (test,) = re.findall(r"(?ms)^test = \[(.*?)^\]", project)
+    assert "cuda" not in test
 
 
 def test_every_source_is_in_the_wheel(wheel: Path) -> None:
