@@ -94,6 +94,18 @@ CONV_TRANSPOSE2D = [
 ]
 
 
+# weight (OC, KH, KW, C): one of these per output position
+LOCALLY_CONNECTED2D = [
+    ConvCase((2, 4, 5, 3), (4, 3, 2, 3)),
+    ConvCase((1, 1, 1, 1), (1, 1, 1, 1)),
+    ConvCase((3, 4, 3, 2), (5, 4, 3, 2), bias=False),
+    ConvCase((2, 5, 4, 3), (2, 3, 3, 3), {"padding": 1}),
+    ConvCase((2, 5, 6, 1), (18, 3, 2, 1), {"stride": (2, 3), "padding": ((0, 2), (1, 0))}),
+    ConvCase((1, 6, 5, 2), (3, 2, 2, 2), {"stride": 4}),
+    ConvCase((35, 3, 2, 9), (3, 2, 2, 9), {"padding": "same"}),
+]
+
+
 @dataclass(frozen=True)
 class LinearCase:
     """x (M, I), weight (O, I)."""

@@ -33,6 +33,7 @@ from gpucnn.ops.elementwise import add, multiply, negate, subtract
 from gpucnn.ops.group_norm import group_norm, layer_norm
 from gpucnn.ops.linear import linear, matmul
 from gpucnn.ops.local_response_norm import local_response_norm
+from gpucnn.ops.locally_connected2d import locally_connected2d
 from gpucnn.ops.loss import cross_entropy
 from gpucnn.ops.pool2d import max_pool2d
 from gpucnn.ops.pool_indices import convert_pool_indices
@@ -83,6 +84,7 @@ __all__ = [
     "leaky_relu",
     "linear",
     "local_response_norm",
+    "locally_connected2d",
     "log_softmax",
     "matmul",
     "max",

@@ -195,8 +195,8 @@ class Trace:
         fields = [self.field(t) for t in inputs]
         if isinstance(function, Reshape):
             return fields[0]
-        elementwise = type(function).__module__.endswith((".elementwise", ".activation"))
-        if not elementwise and type(function).__name__ != "Concat":
+        family = type(function).__module__.rsplit(".", 1)[-1]
+        if family not in ("activation", "concatenate", "elementwise"):
             return None
         joined: Field | None = None
         for t, field in zip(inputs, fields, strict=True):

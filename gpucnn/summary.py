@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gpucnn.nn import Linear, Module
+from gpucnn.nn import Linear, LocallyConnected2d, Module
 from gpucnn.nn.conv import Convolution
 from gpucnn.receptive_field import Trace
 from gpucnn.tensor import Tensor
@@ -39,6 +39,8 @@ def _multiply_adds(module: Module, x: Tensor, y: Tensor) -> int:
         # Transposed, (C, ..., OC/groups): each input is multiplied with the last dimensions.
         each = x if module.transposed else y
         return math.prod(each.shape[1:]) * math.prod(module.weight.shape[1:])
+    if isinstance(module, LocallyConnected2d):
+        return math.prod(module.weight.shape)
     if isinstance(module, Linear):
         return math.prod(y.shape[1:]) * module.weight.shape[1]
     return 0

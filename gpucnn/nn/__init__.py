@@ -18,7 +18,7 @@ from gpucnn.nn.activation import (
     Tanh,
 )
 from gpucnn.nn.branches import Concat, Residual
-from gpucnn.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose2d
+from gpucnn.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose2d, LocallyConnected2d
 from gpucnn.nn.dropout import Dropout, Dropout2d
 from gpucnn.nn.linear import Flatten, Linear
 from gpucnn.nn.loss import (
@@ -85,6 +85,7 @@ __all__ = [
     "LeakyReLU",
     "Linear",
     "LocalResponseNorm",
+    "LocallyConnected2d",
     "LogSoftmax",
     "MSELoss",
     "MaxPool2d",

@@ -12,7 +12,17 @@ from gpucnn import functional as F
 from gpucnn.nn import init
 from gpucnn.nn.module import Module, Parameter
 from gpucnn.ops.conv_transpose2d import output_padding_for
-from gpucnn.ops.geometry import Padding, Pair, integer, padding_of_axes, sizes
+from gpucnn.ops.geometry import (
+    Padding,
+    Pair,
+    conv_output_size,
+    integer,
+    padding_of_axes,
+    padding_pairs,
+    pair,
+    resolve_padding,
+    sizes,
+)
 from gpucnn.tensor import Tensor
 
 Sizes = int | tuple[int, ...]
@@ -206,3 +216,50 @@ class ConvTranspose2d(Convolution):
     def extra_repr(self) -> str:
         extra = self.output_padding
         return super().extra_repr() + (f", output_padding={extra}" if any(extra) else "")
+
+
+class LocallyConnected2d(Module):
+    """2-D convolution whose output positions have their own filters; see F.locally_connected2d.
+
+    It keeps the local connections of Conv2d and drops the sharing of weights, so that either idea
+    can be measured without the other. Weight (OH, OW, OC, KH, KW, C) and bias (OH, OW, OC) fit one
+    input_size, (H, W), and start as U(±1/√(KH·KW·C)) like those of Conv2d.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        input_size: int | Pair,
+        kernel_size: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair | Padding | str = 0,
+        bias: bool = True,
+    ) -> None:
+        self.in_channels = integer("in_channels", in_channels, 1)
+        self.out_channels = integer("out_channels", out_channels, 1)
+        self.input_size = pair("input_size", input_size)
+        self.kernel_size = pair("kernel_size", kernel_size)
+        self.stride = pair("stride", stride)
+        self.padding = padding if isinstance(padding, str) else padding_pairs(padding)
+        pads = resolve_padding(padding, self.input_size, self.kernel_size, self.stride, (1, 1))
+        axes = zip(self.input_size, self.kernel_size, self.stride, pads, strict=True)
+        out = [conv_output_size(n, k, stride=s, padding=p) for n, k, s, p in axes]
+        shape = (*out, self.out_channels, *self.kernel_size, self.in_channels)
+        bound = 1.0 / math.sqrt(math.prod(shape[3:]))
+        self.weight = init.uniform_(Parameter(np.empty(shape, np.float32)), bound)
+        self.bias = (
+            init.uniform_(Parameter(np.empty(shape[:3], np.float32)), bound) if bias else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 4 and x.shape[1:3] != self.input_size:
+            raise ValueError(f"x must be images of input_size {self.input_size}, got {x.shape}")
+        return F.locally_connected2d(
+            x, self.weight, self.bias, stride=self.stride, padding=self.padding
+        )
+
+    def extra_repr(self) -> str:
+        text = f"{self.in_channels}, {self.out_channels}, input_size={self.input_size}"
+        text += f", kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding!r}"
+        return text if self.bias is not None else text + ", bias=False"
