@@ -210,6 +210,51 @@ def test_agrees_with_pytorch(
     assert_close(dx, tx.grad.numpy(), "torch", size)
 
 
+def torch_formula(
+    x: Any, size: int, numbers: tuple[float, ...], region: str, convention: str
+) -> Any:
+    """Each convention's formula, in PyTorch's own operations."""
+    alpha, beta, k = numbers
+    low, high = size // 2, (size - 1) // 2
+    leaning_after, both_sides = (high, low), (low, low)
+    reaches = {"onnx": leaning_after, "matconvnet": leaning_after, "alexnet": both_sides,
+               "chainer": both_sides, "tf": (size, size)}  # fmt: skip
+    before, after = reaches.get(convention, (low, high))
+    if convention in ("torch", "onnx", "caffe"):
+        alpha /= size if region == "across" else size**2
+    squares = x**2
+    if region == "across":
+        padded = torch.nn.functional.pad(squares, (before, after))
+        sums = padded.unfold(-1, before + after + 1, 1).sum(dim=-1)
+    else:
+        padded = torch.nn.functional.pad(squares.movedim(-1, 1), (before, after, before, after))
+        sums = torch.nn.functional.avg_pool2d(padded, size, 1).movedim(1, -1) * size**2
+    return x / (k + alpha * sums) ** beta
+
+
+@needs_torch
+@given(
+    shape=st.tuples(*[st.integers(1, 6)] * 3, st.integers(1, 13)),
+    size=st.integers(1, 9),
+    numbers=st.tuples(*[st.sampled_from(v) for v in ([0.0, 1.0, 3.0], [0.75, 1.3], [1.0, 0.5])]),
+    meaning=st.sampled_from([*(("across", c) for c in CONVENTIONS), ("within", "torch"),
+                             ("within", "caffe")]),
+)  # fmt: skip
+def test_every_convention_agrees_with_its_formula_in_pytorch(
+    shape: tuple[int, ...], size: int, numbers: tuple[float, ...], meaning: tuple[str, str]
+) -> None:
+    region, convention = meaning
+    size -= size % 2 == 0 and convention == "caffe"
+    x, dy = randn(*shape), randn(*shape, seed=1)
+    tx = torch.tensor(x.astype(np.float64), requires_grad=True)
+    ty = torch_formula(tx, size, numbers, region, convention)
+    ty.backward(torch.tensor(dy.astype(np.float64)))
+    options = {"region": region, "convention": convention}
+    y, (dx,) = gradients(lambda t: F.local_response_norm(t, size, *numbers, **options), [x], dy)
+    assert_close(y, ty.detach().numpy(), "torch")
+    assert_close(dx, tx.grad.numpy(), "torch", size)
+
+
 @pytest.mark.parametrize("region", ["across", "within"])
 @pytest.mark.parametrize("beta", [0.75, 0.6])
 def test_large_numbers_stay_finite(region: str, beta: float, device: str) -> None:
