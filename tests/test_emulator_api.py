@@ -435,10 +435,13 @@ def test_interrupt_is_honoured_at_a_block_boundary(cache: dict[str, str]) -> Non
         [sys.executable, "-c", textwrap.dedent(code)], env=cache, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=20)[0] == "interrupted\n"
+    try:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20)[0] == "interrupted\n"
+    finally:
+        process.kill()
 
 
 def test_threads_take_turns() -> None:
