@@ -1,0 +1,81 @@
+"""Every network by name: its shapes, and that it trains."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import functional as F
+from gpucnn import models, optim
+from tests.support import randn
+
+CLASSIFIERS = [name for name in models.names() if models.kind(name) == "image"]
+SEGMENTERS = [name for name in models.names() if models.kind(name) == "pixel"]
+
+
+def fall(name: str, target: np.ndarray, steps: int, lr: float) -> float:
+    """The loss after some steps on one batch, as a share of the first."""
+    gpucnn.seed(0)
+    model = models.create(name, num_classes=int(target.max()) + 1)
+    optimizer = optim.Adam(model.parameters(), lr=lr)
+    x = gpucnn.Tensor(randn(len(target), *models.input_shape(name)))
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), target)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(p.grad is not None for p in model.parameters()), "every parameter takes part"
+    return losses[-1] / losses[0]
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_classifiers_train(name: str) -> None:
+    steps = 60 if name == "alexnet_mini" else 12  # no batch norm, and dropout
+    assert fall(name, np.arange(6) % 3, steps, 2e-3) < 0.6
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_segmenters_train(name: str) -> None:
+    high, wide, _ = models.input_shape(name)
+    target = np.zeros((2, high, wide), int)
+    target[:, 20:50, 10:40] = 1
+    assert fall(name, target, 8, 1e-2) < 0.7
+
+
+def test_the_autoencoder_trains() -> None:
+    gpucnn.seed(0)
+    model = models.create("autoencoder")
+    optimizer = optim.Adam(model.parameters(), lr=1e-2)
+    rows = np.linspace(0, 1, 28, dtype=np.float32)
+    x = gpucnn.Tensor(np.stack([np.outer(rows, rows), np.outer(rows, 1 - rows)])[..., None])
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = F.mse_loss(model(x), x)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 3
+
+
+def test_shapes() -> None:
+    for name in CLASSIFIERS:
+        model = models.create(name, num_classes=5).eval()
+        assert model(gpucnn.Tensor(randn(2, *models.input_shape(name)))).shape == (2, 5)
+    for name in SEGMENTERS:
+        model = models.create(name, num_classes=5).eval()
+        high, wide, channels = models.input_shape(name)
+        assert model(gpucnn.Tensor(randn(1, high, wide, channels))).shape == (1, high, wide, 5)
+    model = models.create("autoencoder")
+    assert model(gpucnn.Tensor(randn(2, 28, 28, 1))).shape == (2, 28, 28, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("lenet5", 61_706), ("resnet20", 269_722 + 2_752)]
+)
+def test_published_sizes(name: str, parameters: int) -> None:
+    """LeNet-5 fully connected: 61,706. ResNet-20: 269,722, and 2,752 in two projections."""
+    assert sum(p.size for p in models.create(name).parameters()) == parameters
