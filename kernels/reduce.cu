@@ -9,7 +9,8 @@
 // A thread goes through every TY-th row of its column, then the TY results of a column are joined
 // pairwise through shared memory. TX is the power of two that covers C, 32 at most, so that a warp
 // reads whole rows back to back also when there are few channels. With several chunks, a second
-// launch reduces the partial results in the same way. sum_slices: one thread per element, slices in
+// launch reduces the partial results in the same way; rows too short for a block (C = 1) are
+// transposed first, so that lanes run along o. sum_slices: one thread per element, slices in
 // ascending order. spread: four consecutive elements per thread. No atomics: the order of
 // operations depends on the shape alone. 4 bytes per element: memory-bound. Any O, R, C.
 

@@ -47,6 +47,8 @@ def test_column_sum_keeps_its_precision() -> None:
 
 
 AXIS_SHAPES = [
+    (300, 3, 1),
+    (3, 255, 1),
     (1, 1, 1),
     (3, 5, 1),
     (2, 7, 3),

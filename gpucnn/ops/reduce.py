@@ -16,7 +16,7 @@ from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.elementwise import four_each
 from gpucnn.ops.geometry import same_float_dtype
-from gpucnn.ops.transpose import transpose
+from gpucnn.ops.transpose import launch_transpose, transpose
 from gpucnn.primitive import primitive
 from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks
@@ -49,7 +49,7 @@ def _as_three_axes(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, 
     """(O, R, C) where the reduced axes lie together, sizes of 1 apart; None where they do not."""
     wide = [a for a in axes if shape[a] > 1]
     if not wide:
-        return math.prod(shape), 1, 1
+        return 1, 1, math.prod(shape)
     first, last = wide[0], wide[-1]
     if any(shape[a] > 1 and a not in axes for a in range(first, last)):
         return None
@@ -167,6 +167,14 @@ def column_blocks(rows: int, columns: int) -> tuple[tuple[int, int], tuple[int, 
     return (-(-rows // each), -(-columns // width)), (width, _THREADS // width), each
 
 
+def _short_rows_as_columns(x: Array) -> Array:
+    """(O, R, 1) as (1, R, O) where a row is too short for a block: lanes then run along O."""
+    O, R, C = x.shape
+    if C > 1 or O == 1 or R >= _THREADS:
+        return x
+    return launch_transpose(x, (2, 1, 0))
+
+
 @sum_slices.kernel()
 def launch_sum_slices(partial: Array, bias: Array | None) -> Array:
     slices, shape = partial.shape[0], partial.shape[1:]
@@ -180,6 +188,8 @@ def launch_sum_slices(partial: Array, bias: Array | None) -> Array:
 
 @axis_sum.kernel()
 def _launch_axis_sum(x: Array, factor: float) -> Array:
+    shape = x.shape[0], x.shape[2]
+    x = _short_rows_as_columns(x)
     O, rows, C = x.shape
     (chunks, groups), block, each = column_blocks(rows, C)
     launch = _kernels["axis_sum"]
@@ -187,8 +197,8 @@ def _launch_axis_sum(x: Array, factor: float) -> Array:
     first = factor if chunks == 1 else 1.0
     launch((O * chunks * groups,), block, partial, x, rows, C, chunks, each, first)
     if chunks == 1:
-        return partial.reshape(O, C)
-    y = empty(x, (O, C))
+        return partial.reshape(shape)
+    y = empty(x, shape)
     launch((O * groups,), block, y, partial, chunks, C, 1, chunks, factor)
     return y
 
@@ -200,14 +210,16 @@ def launch_column_sum(x: Array) -> Array:
 
 @axis_max.kernel()
 def _launch_axis_max(x: Array) -> tuple[Array, Array]:
+    shape = x.shape[0], x.shape[2]
+    x = _short_rows_as_columns(x)
     O, rows, C = x.shape
     (chunks, groups), block, each = column_blocks(rows, C)
     launch = _kernels["axis_max"]
     partial, at = empty(x, (O, chunks, C)), empty(x, (O, chunks, C), np.int32)
     launch((O * chunks * groups,), block, partial, at, x, None, rows, C, chunks, each)
     if chunks == 1:
-        return partial.reshape(O, C), at.reshape(O, C)
-    y, index = empty(x, (O, C)), empty(x, (O, C), np.int32)
+        return partial.reshape(shape), at.reshape(shape)
+    y, index = empty(x, shape), empty(x, shape, np.int32)
     launch((O * groups,), block, y, index, partial, at, chunks, C, 1, chunks)
     return y, index
 

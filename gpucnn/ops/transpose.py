@@ -95,7 +95,7 @@ _kernels = KernelFile("transpose")
 
 
 @transpose_forward.kernel()
-def _launch_transpose(x: Array, axes: Axes) -> Array:
+def launch_transpose(x: Array, axes: Axes) -> Array:
     for B, R, C, S in exchanges(x.shape, axes):
         y = empty(x, x.shape)
         if S == 1:
