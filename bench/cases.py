@@ -202,6 +202,18 @@ ADAPTIVE_POOL2D: list[tuple[tuple[int, int, int, int], Any]] = [
     ((2, 8, 9, 33), (3, 4)),
 ]
 
+# x (N, D, H, W, C), the window and the options of max_pool3d
+POOL3D: list[tuple[tuple[int, ...], Any, dict[str, Any]]] = [
+    ((2, 4, 4, 6, 4), 2, {}),
+    ((1, 1, 1, 1, 1), 1, {}),
+    ((2, 3, 5, 5, 3), 2, {"edge": "ceil"}),
+    ((2, 3, 5, 5, 3), 2, {"edge": "zero"}),
+    ((1, 5, 4, 6, 5), 3, {"stride": 2, "padding": 1}),
+    ((1, 4, 5, 3, 2), (3, 2, 1), {"stride": (1, 2, 2), "padding": (2, 1, 0), "edge": "zero"}),
+    ((1, 5, 6, 5, 1), 2, {"stride": 1, "dilation": (3, 1, 2), "padding": "same"}),
+    ((1, 1, 1, 3, 2), 2, {"stride": 1, "dilation": (2, 2, 1), "padding": 1}),
+]
+
 # x (..., C)
 ACTIVATION = [(1,), (7,), (3, 5, 7, 3), (2, 3, 4, 8), (1024,), (1030,)]
 
@@ -377,4 +389,29 @@ REGRESSION_LOSS: list[tuple[str, dict[str, Any]]] = [
     ("hinge_loss", {}),
     ("kl_div", {}),
     ("kl_div", {"log_target": True}),
+]
+
+# n of add, subtract, multiply, affine and scale
+ELEMENTWISE = [1, 3, 4, 5, 1023, 1024, 4099]
+
+# a (..., C) with a vector b (C)
+ELEMENTWISE_VECTOR = [(1, 1), (3, 5), (5, 4), (2, 3, 4, 33), (1030, 1), (7, 300)]
+
+# n of one optimizer step
+OPTIMIZER = [1, 2, 3, 4, 1021]
+
+# the sizes of the buffers that are clipped together
+CLIP: list[tuple[int, ...]] = [(1,), (3,), (4, 1, 5), (1021,), (9000, 7), (2,) * 300]
+
+# (O, R, C) reduced over R
+AXIS_REDUCE = [
+    (1, 1, 1),
+    (3, 5, 1),
+    (300, 3, 1),
+    (3, 255, 1),
+    (2, 7, 3),
+    (5, 1, 33),
+    (2, 300, 34),
+    (1, 9001, 1),
+    (2, 4500, 1),
 ]

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import gpucnn
+from bench.cases import CLIP
 from gpucnn.device import to_host
 from gpucnn.ops.clip import clip_norm, clip_value
 from gpucnn.optim import EMA, SGD, clip_grad_norm_, clip_grad_value_
 from tests.support import assert_close, needs_torch, on, randn, torch
 
-SIZES = [(1,), (3,), (4, 1, 5), (1021,), (9000, 7), (2,) * 300]
-ids = pytest.mark.parametrize("sizes", SIZES, ids=lambda s: f"{len(s)}x{s[0]}")
+ids = pytest.mark.parametrize("sizes", CLIP, ids=lambda s: f"{len(s)}x{s[0]}")
 
 
 def loops(arrays: list[np.ndarray], max_norm: float) -> tuple[float, list[np.ndarray]]:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpucnn
+from bench.cases import ELEMENTWISE, ELEMENTWISE_VECTOR
 from gpucnn import functional as F
 from gpucnn.ops.elementwise import (
     add_forward,
@@ -24,7 +25,6 @@ from gpucnn.ops.elementwise import (
 )
 from tests.support import assert_close, check_kernel, gradients, needs_torch, on, randn, torch
 
-SIZES = [1, 3, 4, 5, 1023, 1024, 4099]
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "add": operator.add,
     "subtract": operator.sub,
@@ -33,7 +33,7 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 names = pytest.mark.parametrize("name", OPERATORS)
 
 
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("n", ELEMENTWISE)
 def test_kernels(n: int, kernel_device: str) -> None:
     a, b = randn(n), randn(n, seed=1)
     for step in (add_forward, subtract_forward, multiply_forward):
@@ -42,7 +42,7 @@ def test_kernels(n: int, kernel_device: str) -> None:
     check_kernel(affine_forward, kernel_device, [a], -0.75, 0.5)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (5, 4), (2, 3, 4, 33), (1030, 1), (7, 300)])
+@pytest.mark.parametrize("shape", ELEMENTWISE_VECTOR)
 def test_vector_kernels(shape: tuple[int, ...], kernel_device: str) -> None:
     a, b = randn(*shape), randn(shape[-1], seed=1)
     check_kernel(add_vector, kernel_device, [a, b], 1.0)

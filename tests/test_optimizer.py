@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import gpucnn
+from bench.cases import OPTIMIZER
 from gpucnn.ops.adam import AdamStep, adam_step, adamax_step, nadam_step
 from gpucnn.ops.optimizer import (
     SGDStep,
@@ -238,7 +239,7 @@ STEPS: list[tuple[Primitive, int, tuple[Any, ...]]] = [  # (step, its states, it
 ]
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 1021])
+@pytest.mark.parametrize("n", OPTIMIZER)
 @pytest.mark.parametrize(("step", "states", "numbers"), STEPS, ids=[s[0].name for s in STEPS])
 def test_kernel_tails(
     step: Primitive, states: int, numbers: tuple[Any, ...], n: int, kernel_device: str
