@@ -11,11 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn.nn import (
+    AdaptiveAvgPool2d,
+    AdaptiveMaxPool2d,
     BatchNorm1d,
     BatchNorm2d,
     Dropout,
     Dropout2d,
     Flatten,
+    GlobalAvgPool2d,
+    GlobalMaxPool2d,
     Linear,
     LocalResponseNorm,
     Module,
@@ -86,6 +90,14 @@ class Reach:
         offset = (before - dilation * (kernel - 1) / 2) / stride
         return self._gather(n, [s // stride for s in shifted], hits, 1 / stride, offset)
 
+    def adaptive(self, n: int) -> Reach:
+        """Behind ``n`` windows that divide this axis, as in F.adaptive_avg_pool2d."""
+        size = len(self.low)
+        start, stop = np.arange(n) * size // n, -(-np.arange(1, n + 1) * size // n)
+        taps = [start + k for k in range(int((stop - start).max()))]
+        behind = self._gather(n, taps, [t < stop for t in taps], size / n, (size / n - 1) / 2)
+        return behind if size % n == 0 else Reach(behind.low, behind.high, None, None)
+
     def merged(self) -> Reach:
         """One cell that sees what all of these see."""
         return Reach(self.low.min(keepdims=True), self.high.max(keepdims=True), None, None)
@@ -135,6 +147,10 @@ def _behind(module: Module, field: Field, x: Tensor, y: Tensor) -> Field | None:
     """The reach behind a layer, from that before it."""
     if isinstance(module, Linear):
         return tuple(axis.merged() for axis in field)
+    if isinstance(module, GlobalAvgPool2d | GlobalMaxPool2d):
+        return tuple(axis.merged() for axis in field)
+    if isinstance(module, AdaptiveAvgPool2d | AdaptiveMaxPool2d):
+        return tuple(axis.adaptive(n) for axis, n in zip(field, y.shape[1:-1], strict=True))
     if isinstance(module, LocalResponseNorm) and module.region == "within":
         n = module.size
         return tuple(axis.windows(len(axis.low), n, 1, n // 2, 1) for axis in field)

@@ -134,6 +134,44 @@ def test_gradcheck(case: Conv2dCase) -> None:
     assert gpucnn.gradcheck(lambda *t: F.conv2d(*t, **case.options), inputs)
 
 
+@pytest.mark.parametrize(("case", "variant"), [(CONV2D[0], "tiled"), (CONV2D[9], "naive")], ids=str)
+def test_default_fits_the_groups(case: Conv2dCase, variant: str, kernel_device: str) -> None:
+    """A depthwise convolution takes the naive rung by itself, and has the bits of it."""
+    x, w, b = arrays(case)
+    s = geometry(case)
+    dy = randn(*s.y_shape, seed=2)
+    runs = []
+    for chosen in (None, variant):
+        with gpucnn.use_variant(conv2d=chosen):
+            check_kernel(conv2d_forward, kernel_device, [x, w, b], s, terms=s.K)
+            check_kernel(conv2d_data_gradient, kernel_device, [dy, w], s, terms=s.OCG * s.K)
+            check_kernel(conv2d_weight_gradient, kernel_device, [dy, x], s, terms=s.outputs)
+            options = {"device": kernel_device}
+            y, grads = gradients(lambda *t: F.conv2d(*t, **case.options), [x, w, b], dy, **options)
+            runs.append([y.tobytes(), *(g.tobytes() for g in grads)])
+    assert runs[0] == runs[1]
+    assert gpucnn.primitive.variants("conv2d") == ("tiled", "naive")
+
+
+@needs_torch
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 2), (2, 4)], ids=str)
+def test_cross_product_with_pytorch(kernel: tuple[int, int], groups: int) -> None:
+    for number, (stride, padding, dilation) in enumerate(
+        itertools.product([1, 2, (3, 1)], [0, 1, ((2, 0), (1, 3)), "valid"], [1, (2, 3)])
+    ):
+        x, w = randn(2, 9, 10, 4), randn(8, *kernel, 4 // groups, seed=1)
+        b = randn(8, seed=4) if number % 3 else None
+        options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        s = conv2d_geometry(x, w, b, **options)
+        dy = randn(*s.y_shape, seed=2)
+        expected = torch_conv2d(x, w, b, s, dy)
+        given = [x, w] if b is None else [x, w, b]
+        y, grads = gradients(lambda *t, o=options: F.conv2d(*t, **o), given, dy)
+        for a, e in zip([y, *grads], expected, strict=False):
+            assert_close(a, e, "torch", s.outputs, str(options))
+
+
 @needs_torch
 @given(data=st.data())
 def test_agrees_with_pytorch(data: st.DataObject) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 import gpucnn
 from gpucnn import functional as F
-from gpucnn import kernel, models
+from gpucnn import kernel, models, nn
 from gpucnn.device import DeviceError
 from gpucnn.kernel import FILES
 from gpucnn.optim import (
@@ -101,6 +101,34 @@ def test_checkpoints_and_inference() -> None:
         y = model(gpucnn.Tensor(randn(1, 28, 28, 1), device="cuda"))
     assert y.device == "cuda"
     assert y.numpy().shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(2, 4, 3, padding=1, groups=2), (2, 5, 2)),
+        (nn.Conv2d(3, 3, 3, padding="same", groups=3), (1, 4, 5, 3)),
+        (nn.Conv3d(1, 2, 2, stride=2, bias=False), (1, 3, 2, 4, 1)),
+        (nn.ConvTranspose2d(2, 3, 3, stride=2, output_padding=1), (1, 2, 3, 2)),
+        (nn.LocallyConnected2d(2, 3, (4, 3), 2), (2, 4, 3, 2)),
+    ],
+    ids=repr,
+)
+def test_convolutions_give_the_bits_of_the_emulated_device(
+    layer: nn.Module, shape: tuple[int, ...]
+) -> None:
+    results = []
+    for device in ("cuda", "emulated"):
+        layer.to(device)
+        x = gpucnn.Tensor(randn(*shape), requires_grad=True, device=device)
+        y = layer(x)
+        for parameter in layer.parameters():
+            parameter.grad = None
+        y.backward(randn(*y.shape, seed=1))
+        grads = [t.grad.numpy().tobytes() for t in (x, *layer.parameters()) if t.grad is not None]
+        results.append([y.numpy().tobytes(), *grads])
+    assert len(results[0]) > 2
+    assert results[0] == results[1]
 
 
 def test_use_device_and_why() -> None:

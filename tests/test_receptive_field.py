@@ -62,6 +62,7 @@ def check(model: nn.Module, shape: tuple[int, ...]) -> ReceptiveField:
         [nn.ConvTranspose2d(1, 1, 2, 3, output_padding=(1, 2)), nn.Conv2d(1, 1, 2)],
         [nn.ConvTranspose2d(1, 1, (3, 2), 2, (1, 0), 1, dilation=2), nn.Conv2d(1, 1, 3, 2)],
         [nn.AvgPool2d(2), nn.Conv2d(1, 1, 3, padding="same"), nn.AvgUnpool2d(2)],
+        [nn.Conv2d(1, 1, 2), nn.AdaptiveAvgPool2d((4, 3)), nn.Conv2d(1, 1, 2)],
         [nn.AvgPool2d(3, stride=2, padding=1, edge="ceil"), nn.ConvTranspose2d(1, 1, 2)],
     ],
 )
@@ -139,6 +140,20 @@ def test_pools_and_linear_layers() -> None:
     assert field.cells(0, 0) == (slice(0, 8), slice(0, 8))
     unpool = gpucnn.receptive_field(nn.Sequential(nn.AvgUnpool2d(3)), (4, 4, 1))
     assert unpool.cells(5, 6) == (slice(1, 2), slice(2, 3))
+
+
+def test_global_and_adaptive_pools() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 1, 3), nn.GlobalMaxPool2d(), nn.Linear(1, 2))
+    assert gpucnn.receptive_field(model, (9, 8, 1)).size == (9, 8)
+    even = gpucnn.receptive_field(nn.AdaptiveMaxPool2d((2, 3)), (8, 8, 1))
+    assert (even.jump, even.offset) == ((4.0, None), (1.5, None))
+    assert even.cells(1, 1) == (slice(4, 8), slice(2, 6))
+
+
+def test_concatenated_channels() -> None:
+    branches = nn.Concat(nn.Conv2d(1, 2, 1), nn.Conv2d(1, 1, 3, padding=1))
+    field = gpucnn.receptive_field(nn.Sequential(branches, nn.Conv2d(3, 1, 2)), (6, 6, 1))
+    assert field.size == (4, 4)
 
 
 class Mystery(nn.Module):
