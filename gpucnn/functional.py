@@ -35,7 +35,9 @@ from gpucnn.ops.linear import linear, matmul
 from gpucnn.ops.local_response_norm import local_response_norm
 from gpucnn.ops.locally_connected2d import locally_connected2d
 from gpucnn.ops.loss import cross_entropy
+from gpucnn.ops.pool1d import avg_pool1d, max_pool1d, sum_pool1d
 from gpucnn.ops.pool2d import max_pool2d
+from gpucnn.ops.pool3d import avg_pool3d, max_pool3d, sum_pool3d
 from gpucnn.ops.pool_indices import convert_pool_indices
 from gpucnn.ops.prelu import prelu
 from gpucnn.ops.reduce import max, mean, sum
@@ -56,7 +58,9 @@ __all__ = [
     "adaptive_avg_pool2d",
     "adaptive_max_pool2d",
     "add",
+    "avg_pool1d",
     "avg_pool2d",
+    "avg_pool3d",
     "avg_unpool2d",
     "batch_norm",
     "binary_cross_entropy_with_logits",
@@ -88,7 +92,9 @@ __all__ = [
     "log_softmax",
     "matmul",
     "max",
+    "max_pool1d",
     "max_pool2d",
+    "max_pool3d",
     "max_unpool2d",
     "mean",
     "mse_loss",
@@ -106,7 +112,9 @@ __all__ = [
     "softplus",
     "subtract",
     "sum",
+    "sum_pool1d",
     "sum_pool2d",
+    "sum_pool3d",
     "sum_unpool2d",
     "tanh",
     "transpose",

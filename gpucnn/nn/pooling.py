@@ -1,42 +1,57 @@
-"""Pooling layers; images are (N, H, W, C)."""
+"""Pooling layers; images are (N, H, W, C), sequences (N, W, C), volumes (N, D, H, W, C)."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from gpucnn import functional as F
 from gpucnn.nn.module import Module
 from gpucnn.nn.unpooling import AvgUnpool2d, LastForward, MaxUnpool2d, SumUnpool2d
-from gpucnn.ops.geometry import Padding, Pair, padding_pairs, pair, resolve_padding
+from gpucnn.ops.geometry import Pair, padding_of_axes, resolve_padding, sizes
 from gpucnn.ops.window import EDGES
 from gpucnn.tensor import Tensor
 
+Sizes = int | tuple[int, ...]
+Paddings = int | tuple[int, ...] | tuple[Pair, ...] | str
 
-class _Pool2d(Module):
+
+class _Pool(Module):
     """The window, and what every pooling layer says of it."""
+
+    dims = 2
+    pool: Any  # the function
 
     def __init__(
         self,
-        kernel_size: int | Pair,
-        stride: int | Pair | None,
-        padding: int | Pair | Padding | str,
-        edge: str,
+        kernel_size: Sizes,
+        stride: Sizes | None = None,
+        padding: Paddings = 0,
+        edge: str = "drop",
     ) -> None:
-        self.kernel_size = pair("kernel_size", kernel_size)
-        self.stride = self.kernel_size if stride is None else pair("stride", stride)
-        self.padding = padding if isinstance(padding, str) else padding_pairs(padding)
-        self.dilation = (1, 1)
+        self.kernel_size = sizes("kernel_size", kernel_size, self.dims)
+        self.stride = self.kernel_size if stride is None else sizes("stride", stride, self.dims)
+        self.padding = padding if isinstance(padding, str) else padding_of_axes(padding, self.dims)
+        self.dilation: tuple[int, ...] = (1,) * self.dims
         if edge not in EDGES:
             raise ValueError(f"edge must be one of {', '.join(EDGES)}, got {edge!r}")
         self.edge = edge
         self._last: LastForward | None = None  # once a layer is tied to this one
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        y = type(self).pool(x, self.kernel_size, self.stride, self.padding, **self._options())
+        self._remember(x, None)
+        return cast("Tensor", y)
+
+    def _options(self) -> dict[str, Any]:
+        """The options that the layer passes on, and shows where they are not the default."""
+        return {} if self.edge == "drop" else {"edge": self.edge}
 
     def _remembered(self) -> LastForward:
         """The memory that this layer and the layers tied to it share."""
         self._last = self._last or LastForward()
         return self._last
 
-    def _remember(self, x: Tensor, indices: Tensor | None = None) -> None:
+    def _remember(self, x: Tensor, indices: Tensor | None) -> None:
         if self._last is None:
             return
         size = x.shape[1], x.shape[2]
@@ -45,108 +60,123 @@ class _Pool2d(Module):
             self.padding, size, self.kernel_size, self.stride, self.dilation
         )
 
-    def _options(self) -> dict[str, Any]:
-        """The options that the layer passes on, and shows where they are not the default."""
-        return {} if self.edge == "drop" else {"edge": self.edge}
-
     def extra_repr(self) -> str:
         text = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding!r}"
         return text + "".join(f", {name}={value!r}" for name, value in self._options().items())
 
 
-class MaxPool2d(_Pool2d):
-    """The maximum of each window; see F.max_pool2d. Returns (y, indices) with return_indices."""
-
+class _MaxPool(_Pool):
     def __init__(
         self,
-        kernel_size: int | Pair,
-        stride: int | Pair | None = None,
-        padding: int | Pair | Padding | str = 0,
-        dilation: int | Pair = 1,
+        kernel_size: Sizes,
+        stride: Sizes | None = None,
+        padding: Paddings = 0,
+        dilation: Sizes = 1,
         edge: str = "drop",
         return_indices: bool = False,
     ) -> None:
         super().__init__(kernel_size, stride, padding, edge)
-        self.dilation = pair("dilation", dilation)
+        self.dilation = sizes("dilation", dilation, self.dims)
         self.return_indices = bool(return_indices)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        result = F.max_pool2d(
-            x,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            dilation=self.dilation,
-            edge=self.edge,
-            return_indices=self.return_indices or self._last is not None,
-        )
-        if isinstance(result, Tensor):
-            return result
-        self._remember(x, result[1])
-        return result if self.return_indices else result[0]
-
-    def inverse(self, overlap: str = "last") -> MaxUnpool2d:
-        """The unpooling layer that puts values where this pool's last forward pass found them."""
-        reach = tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
-        return MaxUnpool2d(
-            (reach[0], reach[1]), self.stride, self.padding, overlap, tied=self._remembered()
-        )
+        windows, options = (self.kernel_size, self.stride, self.padding), self._options()
+        if not self.return_indices and self._last is None:
+            return cast("Tensor", type(self).pool(x, *windows, **options))
+        y, indices = type(self).pool(x, *windows, return_indices=True, **options)
+        self._remember(x, indices)
+        return (y, indices) if self.return_indices else y
 
     def _options(self) -> dict[str, Any]:
-        dilation = {} if self.dilation == (1, 1) else {"dilation": self.dilation}
+        dilation = {} if max(self.dilation) == 1 else {"dilation": self.dilation}
         return {**dilation, **super()._options()}
 
 
-class AvgPool2d(_Pool2d):
-    """The mean of each window; see F.avg_pool2d."""
+class MaxPool1d(_MaxPool):
+    """The maximum of each window of (N, W, C); see F.max_pool1d."""
 
+    dims, pool = 1, F.max_pool1d
+
+
+class MaxPool2d(_MaxPool):
+    """The maximum of each window; see F.max_pool2d. Returns (y, indices) with return_indices."""
+
+    pool = F.max_pool2d
+
+    def inverse(self, overlap: str = "last") -> MaxUnpool2d:
+        """The unpooling layer that puts values where this pool's last forward pass found them."""
+        high, wide = (d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
+        tied = self._remembered()
+        return MaxUnpool2d((high, wide), self.stride, self.padding, overlap, tied=tied)
+
+
+class MaxPool3d(_MaxPool):
+    """The maximum of each window of (N, D, H, W, C); see F.max_pool3d."""
+
+    dims, pool = 3, F.max_pool3d
+
+
+class _AvgPool(_Pool):
     def __init__(
         self,
-        kernel_size: int | Pair,
-        stride: int | Pair | None = None,
-        padding: int | Pair | Padding | str = 0,
+        kernel_size: Sizes,
+        stride: Sizes | None = None,
+        padding: Paddings = 0,
         edge: str = "drop",
         count_include_pad: bool = True,
     ) -> None:
         super().__init__(kernel_size, stride, padding, edge)
         self.count_include_pad = bool(count_include_pad)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.avg_pool2d(x, self.kernel_size, self.stride, self.padding, **self._options())
-        self._remember(x)
-        return y
+    def _options(self) -> dict[str, Any]:
+        include = {} if self.count_include_pad else {"count_include_pad": False}
+        return {**super()._options(), **include}
+
+
+class AvgPool1d(_AvgPool):
+    """The mean of each window of (N, W, C); see F.avg_pool1d."""
+
+    dims, pool = 1, F.avg_pool1d
+
+
+class AvgPool2d(_AvgPool):
+    """The mean of each window; see F.avg_pool2d."""
+
+    pool = F.avg_pool2d
 
     def inverse(self, mode: str = "repeat") -> AvgUnpool2d:
         """The unpooling layer that goes back to the size of this pool's last input."""
         tied = self._remembered()
         return AvgUnpool2d(self.kernel_size, self.stride, self.padding, mode, tied=tied)
 
-    def _options(self) -> dict[str, Any]:
-        include = {} if self.count_include_pad else {"count_include_pad": False}
-        return {**super()._options(), **include}
+
+class AvgPool3d(_AvgPool):
+    """The mean of each window of (N, D, H, W, C); see F.avg_pool3d."""
+
+    dims, pool = 3, F.avg_pool3d
 
 
-class SumPool2d(_Pool2d):
+class SumPool1d(_Pool):
+    """The sum of each window of (N, W, C); see F.sum_pool1d."""
+
+    dims, pool = 1, F.sum_pool1d
+
+
+class SumPool2d(_Pool):
     """The sum of each window; see F.sum_pool2d."""
 
-    def __init__(
-        self,
-        kernel_size: int | Pair,
-        stride: int | Pair | None = None,
-        padding: int | Pair | Padding | str = 0,
-        edge: str = "drop",
-    ) -> None:
-        super().__init__(kernel_size, stride, padding, edge)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.sum_pool2d(x, self.kernel_size, self.stride, self.padding, **self._options())
-        self._remember(x)
-        return y
+    pool = F.sum_pool2d
 
     def inverse(self, mode: str = "spread") -> SumUnpool2d:
         """The unpooling layer that goes back to the size of this pool's last input."""
         tied = self._remembered()
         return SumUnpool2d(self.kernel_size, self.stride, self.padding, mode, tied=tied)
+
+
+class SumPool3d(_Pool):
+    """The sum of each window of (N, D, H, W, C); see F.sum_pool3d."""
+
+    dims, pool = 3, F.sum_pool3d
 
 
 class AdaptiveAvgPool2d(Module):

@@ -12,7 +12,7 @@ from typing import Any
 from gpucnn import functional as F
 from gpucnn.nn.module import Module
 from gpucnn.ops.avg_unpool2d import MODES
-from gpucnn.ops.geometry import Padding, Pair, padding_pairs, pair
+from gpucnn.ops.geometry import Pair, padding_pairs, pair
 from gpucnn.ops.unpool2d import OVERLAPS
 from gpucnn.tensor import Tensor
 
@@ -29,9 +29,9 @@ class LastForward:
 class _Unpool2d(Module):
     def __init__(
         self,
-        kernel_size: int | Pair,
-        stride: int | Pair | None,
-        padding: int | Pair | Padding | str,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] | None,
+        padding: int | tuple[int, ...] | tuple[Pair, ...] | str,
         tied: LastForward | None,
     ) -> None:
         self.kernel_size = pair("kernel_size", kernel_size)
@@ -63,9 +63,9 @@ class MaxUnpool2d(_Unpool2d):
 
     def __init__(
         self,
-        kernel_size: int | Pair,
-        stride: int | Pair | None = None,
-        padding: int | Pair | Padding | str = 0,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] | None = None,
+        padding: int | tuple[int, ...] | tuple[Pair, ...] | str = 0,
         overlap: str = "last",
         *,
         tied: LastForward | None = None,
@@ -95,9 +95,9 @@ class MaxUnpool2d(_Unpool2d):
 class _SpreadOrRepeat2d(_Unpool2d):
     def __init__(
         self,
-        kernel_size: int | Pair,
-        stride: int | Pair | None,
-        padding: int | Pair | Padding | str,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] | None,
+        padding: int | tuple[int, ...] | tuple[Pair, ...] | str,
         mode: str,
         tied: LastForward | None,
     ) -> None:
@@ -115,9 +115,9 @@ class AvgUnpool2d(_SpreadOrRepeat2d):
 
     def __init__(
         self,
-        kernel_size: int | Pair,
-        stride: int | Pair | None = None,
-        padding: int | Pair | Padding | str = 0,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] | None = None,
+        padding: int | tuple[int, ...] | tuple[Pair, ...] | str = 0,
         mode: str = "repeat",
         *,
         tied: LastForward | None = None,
@@ -133,9 +133,9 @@ class SumUnpool2d(_SpreadOrRepeat2d):
 
     def __init__(
         self,
-        kernel_size: int | Pair,
-        stride: int | Pair | None = None,
-        padding: int | Pair | Padding | str = 0,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] | None = None,
+        padding: int | tuple[int, ...] | tuple[Pair, ...] | str = 0,
         mode: str = "spread",
         *,
         tied: LastForward | None = None,
