@@ -63,10 +63,12 @@ def test_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
 def test_help_states_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    shapes, fashion = recipe("shapes"), recipe("fashion-mnist")
-    assert f"Default: {shapes.epochs} for shapes, {fashion.epochs} for fashion-mnist" in out
-    assert f"Default: {shapes.batch_size} for shapes, {fashion.batch_size} for fashion-m" in out
-    assert f"Default: {data.SHAPES_TRAIN_IMAGES:,} shapes" in out
+    each = [recipe(name) for name in ("shapes", "shapes-segmentation", "fashion-mnist")]
+    text = "Default: {} for shapes, {} for segmentation, {} for fashion-mnist"
+    assert text.format(*(r.epochs for r in each)) in out
+    assert text.format(*(r.batch_size for r in each)) in out
+    drawn = f"{data.SHAPES_TRAIN_IMAGES:,} shapes, {data.SEGMENTATION_TRAIN_IMAGES:,} for"
+    assert f"Default: {drawn} segmentation" in out
 
 
 def test_no_command_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,9 +82,9 @@ def test_no_command_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
     ("args", "message"),
     [
         (["trian"], "No such command 'trian'"),
-        (["train"], "Missing argument DATASET: one of shapes, fashion-mnist."),
+        (["train"], "Missing argument DATASET: one of shapes, shapes-segmentation, fashion-mnist."),
         (["train", "shapse"], "Did you mean 'shapes'?"),
-        (["train", "cifar"], "must be one of shapes, fashion-mnist."),
+        (["train", "cifar"], "must be one of shapes, shapes-segmentation, fashion-mnist."),
         (["train", "shapes", "--epoch", "3"], "--epochs"),
         (["train", "shapes", "--epochs", "0"], "'--epochs': 0 is not in the range"),
         (["train", "shapes", "--epochs", "two"], "'two' is not a valid integer"),
@@ -102,7 +104,7 @@ def test_no_command_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--resume", "/nowhere"], "/nowhere is not a run folder"),
         (["predict", "/nowhere", "a.png"], "/nowhere is not a run folder"),
         (["predict", "/nowhere"], "Missing argument 'IMAGE...'"),
-        (["summary", "resnet"], "must be one of shapenet, fashionnet"),
+        (["summary", "resnet"], "must be one of lenet5, fashionnet, shapenet"),
     ],
 )
 def test_errors(

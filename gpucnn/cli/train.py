@@ -36,7 +36,8 @@ _RESUMABLE: Final = {"dataset", "resume", "data_dir", "device", "as_json"}
 @click.option(
     "--images",
     type=click.IntRange(min=1),
-    help="Number of training images. Default: 24,000 shapes, or all of Fashion-MNIST.",
+    help="Number of training images. Default: 24,000 shapes, 4,000 for segmentation, or all of "
+    "Fashion-MNIST.",
 )
 @click.option(
     "--model", type=Name("model", model_names), help="Network. Default: the dataset's own."
@@ -52,12 +53,14 @@ _RESUMABLE: Final = {"dataset", "resume", "data_dir", "device", "as_json"}
 @click.option(
     "--epochs",
     type=click.IntRange(min=1),
-    help="Passes over the training images. Default: 3 for shapes, 5 for fashion-mnist.",
+    help="Passes over the training images. Default: 3 for shapes, 12 for segmentation, 5 for "
+    "fashion-mnist.",
 )
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
-    help="Images per training step. Default: 64 for shapes, 128 for fashion-mnist.",
+    help="Images per training step. Default: 64 for shapes, 16 for segmentation, 128 for "
+    "fashion-mnist.",
 )
 @click.option(
     "--lr",
@@ -88,10 +91,11 @@ def train(
     as_json: bool,
     **arguments: Any,
 ) -> None:
-    """Train a network on DATASET: shapes or fashion-mnist.
+    """Train a network on DATASET: shapes, shapes-segmentation or fashion-mnist.
 
-    shapes draws 72x72 gray images of triangles, circles and rectangles; fashion-mnist reads four
-    gzipped IDX files. What is not given comes from defaults that suit the dataset.
+    shapes draws 72x72 gray images of triangles, circles and rectangles; shapes-segmentation labels
+    each pixel of images of one or two of them; fashion-mnist reads four gzipped IDX files. What is
+    not given comes from defaults that suit the dataset.
 
     Everything is kept in a run folder: config.json, environment.json, metrics.jsonl, checkpoints/.
     Ctrl-C finishes the step, saves and prints the command that continues; a second Ctrl-C stops
@@ -155,10 +159,15 @@ def train(
     examples = training.write_examples(run, trainer.test)
     if as_json:
         result = {"run": str(run.path), "test_accuracy": accuracy, "seconds": seconds}
+        if trainer.test.per_pixel:
+            result["test_mean_iou"] = trainer.test_mean_iou
         click.echo(json.dumps(result))
         return
+    score = f"test accuracy  {accuracy:.2%}"
+    if trainer.test.per_pixel:
+        score = f"test mean IoU  {trainer.test_mean_iou:.4f}, accuracy {accuracy:.2%}"
     click.echo(
-        f"test accuracy  {accuracy:.2%} on {len(trainer.test):,} images, "
+        f"{score} on {len(trainer.test):,} images, "
         f"epochs: {trainer.epochs}, {seconds:.1f} s\n"
         f"run folder     {run.path}"
     )

@@ -1,4 +1,4 @@
-"""Datasets: seeded shape images and Fashion-MNIST."""
+"""Datasets: seeded shape images, for classification and segmentation, and Fashion-MNIST."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Final
 
 from gpucnn.data import fashion_mnist as _fashion_mnist
 from gpucnn.data import shapes as _shapes
+from gpucnn.data import shapes_segmentation as _shapes_segmentation
 from gpucnn.data.dataset import Augmentation, Dataset, normalize
 
 __all__ = ["Augmentation", "Dataset", "load", "names", "normalize"]
@@ -18,11 +19,33 @@ SHAPES_TRAIN_IMAGES: Final = 24_000
 SHAPES_TEST_IMAGES: Final = 2_000
 
 
+SEGMENTATION_TRAIN_IMAGES: Final = 4_000
+SEGMENTATION_TEST_IMAGES: Final = 400
+
+
+def _refuse_folder(data_dir: str | os.PathLike[str] | None) -> None:
+    if data_dir is not None:
+        raise ValueError(f"data_dir must be left out: shapes are drawn, not read, got {data_dir}")
+
+
+def _load_segmentation(
+    data_dir: str | os.PathLike[str] | None, seed: int, images: int | None
+) -> tuple[Dataset, Dataset]:
+    _refuse_folder(data_dir)
+
+    def split(name: str, n: int) -> Dataset:
+        levels, labels = _shapes_segmentation.segmentation_levels(n, seed, name)
+        classes = _shapes_segmentation.CLASSES
+        return Dataset("shapes-segmentation", levels, labels, classes, mean=0.5, std=0.304)
+
+    train_images = SEGMENTATION_TRAIN_IMAGES if images is None else images
+    return split("train", train_images), split("test", SEGMENTATION_TEST_IMAGES)
+
+
 def _load_shapes(
     data_dir: str | os.PathLike[str] | None, seed: int, images: int | None
 ) -> tuple[Dataset, Dataset]:
-    if data_dir is not None:
-        raise ValueError(f"data_dir must be left out: shapes are drawn, not read, got {data_dir}")
+    _refuse_folder(data_dir)
 
     def split(name: str, n: int) -> Dataset:
         levels, labels = _shapes.shape_levels(n, seed, name)
@@ -54,6 +77,7 @@ def _load_fashion_mnist(
 
 _LOADERS: Final[dict[str, _Loader]] = {
     "shapes": _load_shapes,
+    "shapes-segmentation": _load_segmentation,
     "fashion-mnist": _load_fashion_mnist,
 }
 
@@ -73,10 +97,12 @@ def load(
     """Load a dataset by name.
 
     Args:
-        name: "shapes" (drawn from the seed; 2,000 test images) or "fashion-mnist".
+        name: "shapes" (drawn from the seed; 2,000 test images), "shapes-segmentation" (likewise,
+            400 test images, one label per pixel) or "fashion-mnist".
         data_dir: folder of the dataset's files, for "fashion-mnist".
         seed: of the drawn images, an integer >= 0.
-        images: number of training images, >= 1: by default 24,000 shapes, or all of a file.
+        images: number of training images, >= 1: by default 24,000 shapes, 4,000 for
+            segmentation, or all of a file.
 
     Returns:
         The training and the test dataset.

@@ -40,6 +40,13 @@ def make_optimizer(name: str, model: Module, lr: float) -> optim.Optimizer:
 
 
 def _check_fit(model: str, dataset: data.Dataset) -> None:
+    labelled = "pixel" if dataset.per_pixel else "image"
+    if models.kind(model) != labelled:
+        fitting = ", ".join(name for name in models.names() if models.kind(name) == labelled)
+        raise ValueError(
+            f"model {model} does not give one label per {labelled}, as {dataset.name} has; "
+            f"{fitting} do"
+        )
     expected = models.input_shape(model)
     if tuple(expected) != dataset.image_shape:
         raise ValueError(

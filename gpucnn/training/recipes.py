@@ -32,6 +32,13 @@ RECIPES: Final = {
         optimizer="adam",
         lr={"sgd": 0.1, "adam": 1e-2, "adamw": 1e-2},
     ),
+    "shapes-segmentation": Recipe(
+        model="segnet_small",
+        epochs=12,
+        batch_size=16,
+        optimizer="adam",
+        lr={"sgd": 0.1, "adam": 8e-3, "adamw": 8e-3},
+    ),
     "fashion-mnist": Recipe(
         model="fashionnet",
         epochs=5,
