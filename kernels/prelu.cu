@@ -13,6 +13,7 @@
 // 12 backward: memory-bound. Any rows and C.
 
 #include "common.cuh"
+#include "column_sum.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) prelu_forward(
     float* __restrict__ y,             // (rows, C)
@@ -39,8 +40,8 @@ extern "C" __global__ void __launch_bounds__(256) prelu_backward(
     const float* __restrict__ weight,  // (C), or (1) if shared
     int rows, int C, int chunk_rows, bool shared) {
     __shared__ float sums[256];
-    const int TX = blockDim.x, TY = blockDim.y;
-    const int c = blockIdx.y * TX + threadIdx.x;
+    const int TY = blockDim.y;
+    const int c = blockIdx.y * blockDim.x + threadIdx.x;
     const long long begin = (long long)blockIdx.x * chunk_rows;
     const long long end = min(begin + chunk_rows, (long long)rows);
 
@@ -54,12 +55,6 @@ extern "C" __global__ void __launch_bounds__(256) prelu_backward(
             sum += (v > 0.0f ? 0.0f : v) * g;
         }
     }
-    sums[threadIdx.y * TX + threadIdx.x] = sum;
-
-    for (int half = TY / 2; half > 0; half /= 2) {
-        __syncthreads();  // the upper half's sums are written by other warps
-        if (threadIdx.y < half)
-            sums[threadIdx.y * TX + threadIdx.x] += sums[(threadIdx.y + half) * TX + threadIdx.x];
-    }
-    if (threadIdx.y == 0 && c < C) partial[(long long)blockIdx.x * C + c] = sums[threadIdx.x];
+    sum = sum_of_column(sums, sum);
+    if (threadIdx.y == 0 && c < C) partial[(long long)blockIdx.x * C + c] = sum;
 }

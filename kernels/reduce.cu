@@ -15,6 +15,7 @@
 // operations depends on the shape alone. 4 bytes per element: memory-bound. Any O, R, C.
 
 #include "common.cuh"
+#include "column_sum.cuh"
 
 // What a block works on: blockIdx.x counts column groups within chunks within o.
 struct Part {
@@ -35,22 +36,15 @@ extern "C" __global__ void __launch_bounds__(256) axis_sum(
     const float* __restrict__ x,  // (O, rows, C)
     int rows, int C, int chunks, int chunk_rows, float factor) {
     __shared__ float sums[256];
-    const int TX = blockDim.x, TY = blockDim.y;
+    const int TY = blockDim.y;
     const Part part = part_of_block(rows, C, chunks, chunk_rows);
     const int c = part.c;
 
     float sum = 0.0f;
     if (c < C)
         for (long long r = part.begin + threadIdx.y; r < part.end; r += TY) sum += x[r * C + c];
-    sums[threadIdx.y * TX + threadIdx.x] = sum;
-
-    for (int half = TY / 2; half > 0; half /= 2) {
-        __syncthreads();  // the upper half's sums are written by other warps
-        if (threadIdx.y < half)
-            sums[threadIdx.y * TX + threadIdx.x] += sums[(threadIdx.y + half) * TX + threadIdx.x];
-    }
-    if (threadIdx.y == 0 && c < C)
-        partial[part.result * C + c] = factor * sums[threadIdx.x];
+    sum = sum_of_column(sums, sum);
+    if (threadIdx.y == 0 && c < C) partial[part.result * C + c] = factor * sum;
 }
 
 // Whether v at index i goes before w at index j: NaN first, then the larger, then the first.
