@@ -177,6 +177,17 @@ def _behind(module: Module, field: Field, x: Tensor, y: Tensor) -> Field | None:
     )
 
 
+def _behind_windows(function: Any, field: Field, back: bool) -> Field:
+    """The reach behind F.max_pool2d, or F.max_unpool2d, without a layer around it."""
+    s = function.geometry
+    rows = (s.H if back else s.OH, s.KH, s.SH, s.PT, s.DH)
+    columns = (s.W if back else s.OW, s.KW, s.SW, s.PL, s.DW)
+    return tuple(
+        (axis.spread if back else axis.windows)(*sizes)
+        for axis, sizes in zip(field, (rows, columns), strict=True)
+    )
+
+
 def _leaves(model: Module) -> dict[str, Module]:
     return {
         name: module
@@ -212,6 +223,8 @@ class Trace:
         if isinstance(function, Reshape):
             return fields[0]
         family = type(function).__module__.rsplit(".", 1)[-1]
+        if family in ("pool2d", "unpool2d"):
+            return fields[0] and _behind_windows(function, fields[0], family == "unpool2d")
         if family not in ("activation", "concatenate", "elementwise"):
             return None
         joined: Field | None = None

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import gpucnn
 from gpucnn import functional as F
-from gpucnn import nn
+from gpucnn import models, nn
 from gpucnn.receptive_field import ReceptiveField
 
 
@@ -150,6 +150,23 @@ def test_global_and_adaptive_pools() -> None:
     assert even.cells(1, 1) == (slice(4, 8), slice(2, 6))
 
 
+class Pooled(nn.Module):
+    """Max pooling and unpooling as functions."""
+
+    def __init__(self) -> None:
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x: gpucnn.Tensor) -> gpucnn.Tensor:
+        y, indices = F.max_pool2d(x, 2, return_indices=True)
+        return F.max_unpool2d(self.conv(y), indices, 2)
+
+
+def test_pools_that_are_no_layers() -> None:
+    field = gpucnn.receptive_field(Pooled(), (8, 8, 1))
+    assert (field.size, field.jump, field.offset) == ((6, 6), (1.0, 1.0), (0.0, 0.0))
+    assert field.cells(4, 1) == (slice(2, 8), slice(0, 4))
+
+
 def test_concatenated_channels() -> None:
     branches = nn.Concat(nn.Conv2d(1, 2, 1), nn.Conv2d(1, 1, 3, padding=1))
     field = gpucnn.receptive_field(nn.Sequential(branches, nn.Conv2d(3, 1, 2)), (6, 6, 1))
@@ -181,3 +198,10 @@ def test_docstring_example() -> None:
     result = doctest.testmod(module)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_the_reach_of_every_model_is_known(name: str) -> None:
+    shape = models.input_shape(name)
+    field = gpucnn.receptive_field(models.create(name), shape)
+    assert all(1 < size <= n for size, n in zip(field.size, shape, strict=False))
