@@ -67,7 +67,10 @@ def test_image_size_must_be_28(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: data.load("mnist"), "dataset must be one of shapes, shapes-segmentation, fashion-mnist, got 'mnist'"),
+        (
+            lambda: data.load("mnist"),
+            "dataset must be one of shapes, shapes-segmentation, fashion-mnist, got 'mnist'",
+        ),
         (lambda: data.load("shapes", images=0), "images must be >= 1, got 0"),
         (lambda: data.load("shapes", data_dir="x"), "data_dir must be left out"),
         (lambda: fashion_mnist("val"), "split must be one of train, test, got 'val'"),
