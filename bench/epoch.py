@@ -28,7 +28,7 @@ from gpucnn import functional as F
 from gpucnn import nn, optim
 from gpucnn.data import SHAPES_TRAIN_IMAGES
 from gpucnn.threads import single_threaded_blas, thread_count
-from gpucnn.training.recipes import RECIPES, recipe
+from gpucnn.training.recipes import recipe
 
 IMAGES = {"shapes": SHAPES_TRAIN_IMAGES, "fashion-mnist": 60_000}
 TURNS, STEPS = 9, 8
@@ -57,6 +57,10 @@ def as_torch(model: nn.Module) -> torch.nn.Module:
             layers.append(torch.nn.BatchNorm2d(m.num_features, m.eps, m.momentum))
         elif isinstance(m, nn.ReLU):
             layers.append(torch.nn.ReLU())
+        elif isinstance(m, nn.Tanh):
+            layers.append(torch.nn.Tanh())
+        elif isinstance(m, nn.AvgPool2d):
+            layers.append(torch.nn.AvgPool2d(m.kernel_size, m.stride))
         elif isinstance(m, nn.MaxPool2d):
             layers.append(torch.nn.MaxPool2d(m.kernel_size, m.stride))
         elif isinstance(m, nn.Flatten):
@@ -113,7 +117,7 @@ def seconds_per_step(steps: list[Callable[[], None]]) -> list[float]:
 
 
 @click.command()
-@click.argument("datasets", nargs=-1, type=click.Choice(sorted(RECIPES)))
+@click.argument("datasets", nargs=-1, type=click.Choice(sorted(IMAGES)))
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows as CSV."
 )
@@ -122,7 +126,7 @@ def main(datasets: tuple[str, ...], out: Path | None) -> None:
     torch.set_num_threads(thread_count())
     gpucnn.use_device("cpu")
     rows = []
-    for dataset in datasets or tuple(sorted(RECIPES)):
+    for dataset in datasets or tuple(sorted(IMAGES)):
         defaults = recipe(dataset)
         name, batch = defaults.model, defaults.batch_size
         rng = np.random.default_rng(0)

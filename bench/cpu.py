@@ -1,0 +1,103 @@
+"""Forward and backward passes on the CPU, beside PyTorch's on the same cores.
+
+``python -m bench.cpu [--out FILE]`` times LeNet-5, shapenet and a block of one 16→32-channel 3×3
+convolution with batch norm and ReLU, in one process, in turns, and prints the medians.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+import rich.console
+import rich.table
+import torch
+
+import gpucnn
+from bench.epoch import as_torch, seconds_per_step
+from gpucnn import models, nn
+from gpucnn.threads import single_threaded_blas, thread_count
+
+BATCH = 64
+
+
+def block() -> nn.Sequential:
+    """Convolution 16→32, 3×3, with batch norm and ReLU."""
+    return nn.Sequential(nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
+    "lenet5": (models.lenet5, (28, 28, 1)),
+    "shapenet": (models.shapenet, (72, 72, 1)),
+    "block 16-32 3x3": (block, (32, 32, 16)),
+}
+
+
+def pair_of_steps(
+    build: Callable[[], nn.Module], shape: tuple[int, int, int]
+) -> list[Callable[[], None]]:
+    """One forward and backward pass of gpucnn, and the same of PyTorch."""
+    model = build()
+    theirs = as_torch(model).to(memory_format=torch.channels_last)
+    images = np.random.default_rng(0).standard_normal((BATCH, *shape)).astype(np.float32)
+    x = gpucnn.Tensor(images)
+    tx = torch.tensor(images.transpose(0, 3, 1, 2)).contiguous(memory_format=torch.channels_last)
+    dy = np.ones(model(x).shape, np.float32)
+    tdy = torch.ones_like(theirs(tx))
+
+    def ours() -> None:
+        for p in model.parameters():
+            p.grad = None
+        model(x).backward(dy)
+
+    def pytorch() -> None:
+        theirs.zero_grad()
+        theirs(tx).backward(tdy)
+
+    return [ours, pytorch]
+
+
+@click.command()
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write rows as CSV.")
+def main(out: Path | None) -> None:
+    """Time forward and backward passes of gpucnn and of PyTorch on this machine's CPU."""
+    torch.set_num_threads(thread_count())
+    gpucnn.use_device("cpu")
+    rows = []
+    for name, (build, shape) in NETWORKS.items():
+        with single_threaded_blas():
+            ours, theirs = seconds_per_step(pair_of_steps(build, shape))
+        rows.append(
+            {
+                "network": name,
+                "batch": BATCH,
+                "gpucnn_ms": round(ours * 1e3, 2),
+                "torch_ms": round(theirs * 1e3, 2),
+                "ratio": round(ours / theirs, 2),
+                "threads": thread_count(),
+                "processor": platform.processor() or platform.machine(),
+                "numpy": np.__version__,
+                "torch": torch.__version__,
+                "date": datetime.date.today().isoformat(),
+            }
+        )
+    table = rich.table.Table(title=f"Forward + backward on the CPU, {thread_count()} threads")
+    for column in ("network", "batch", "gpucnn ms", "PyTorch ms", "ratio"):
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for row in rows:
+        table.add_row(*(str(value) for value in list(row.values())[:5]))
+    rich.console.Console().print(table)
+    if out is not None:
+        with out.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
