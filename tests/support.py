@@ -19,6 +19,9 @@ try:
 except ImportError:  # a second opinion, not needed to run the kernels on a GPU
     torch = None  # type: ignore[assignment]
 
+if torch is not None:  # its threads wait for each other longer than these small cases take
+    torch.set_num_threads(1)
+
 needs_torch = pytest.mark.skipif(torch is None, reason="needs PyTorch")
 
 
