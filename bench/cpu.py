@@ -6,20 +6,16 @@ convolution with batch norm and ReLU, in one process, in turns, and prints the m
 
 from __future__ import annotations
 
-import csv
-import datetime
-import platform
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 import numpy as np
-import rich.console
-import rich.table
 import torch
 
 import gpucnn
 from bench.epoch import as_torch, seconds_per_step
+from bench.report import machine, show
 from gpucnn import models, nn
 from gpucnn.threads import single_threaded_blas, thread_count
 
@@ -79,24 +75,10 @@ def main(out: Path | None) -> None:
                 "gpucnn_ms": round(ours * 1e3, 2),
                 "torch_ms": round(theirs * 1e3, 2),
                 "ratio": round(ours / theirs, 2),
-                "threads": thread_count(),
-                "processor": platform.processor() or platform.machine(),
-                "numpy": np.__version__,
-                "torch": torch.__version__,
-                "date": datetime.date.today().isoformat(),
+                **machine(),
             }
         )
-    table = rich.table.Table(title=f"Forward + backward on the CPU, {thread_count()} threads")
-    for column in ("network", "batch", "gpucnn ms", "PyTorch ms", "ratio"):
-        table.add_column(column, justify="left" if column == "network" else "right")
-    for row in rows:
-        table.add_row(*(str(value) for value in list(row.values())[:5]))
-    rich.console.Console().print(table)
-    if out is not None:
-        with out.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+    show("Forward + backward on the CPU", rows, out)
 
 
 if __name__ == "__main__":

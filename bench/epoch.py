@@ -7,23 +7,18 @@ of a few steps, and prints the medians. Needs PyTorch: ``make test`` installs it
 
 from __future__ import annotations
 
-import csv
-import datetime
 import gc
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 import numpy as np
-import rich.console
-import rich.table
 import torch
 
 import gpucnn
+from bench.report import machine, show
 from gpucnn import functional as F
 from gpucnn import nn, optim
 from gpucnn.data import SHAPES_TRAIN_IMAGES
@@ -148,25 +143,10 @@ def main(datasets: tuple[str, ...], out: Path | None) -> None:
                 "gpucnn_seconds": round(ours * steps, 2),
                 "torch_seconds": round(theirs * steps, 2),
                 "ratio": round(ours / theirs, 2),
-                "threads": thread_count(),
-                "processor": platform.processor() or platform.machine(),
-                "numpy": np.__version__,
-                "torch": torch.__version__,
-                "date": datetime.date.today().isoformat(),
+                **machine(),
             }
         )
-    table = rich.table.Table(title=f"Training epoch on the CPU, {thread_count()} threads")
-    for column in ("dataset", "model", "images", "batch", "gpucnn s", "PyTorch s", "ratio"):
-        table.add_column(column, justify="left" if column in ("dataset", "model") else "right")
-    for row in rows:
-        table.add_row(*(str(value) for value in list(row.values())[:7]))
-    rich.console.Console().print(table)
-    if out is not None:
-        with out.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        print(f"rows written to {out}", file=sys.stderr)
+    show("Training epoch on the CPU", rows, out)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,10 @@ class SegNet(nn.Module):
                 for i, (a, b) in reversed(list(enumerate(pairs)))
             )
         )
+        # The smallest maps are the cheapest place to see far.
+        self.bottleneck = nn.Sequential(
+            *_conv(widths[-1], widths[-1]), *_conv(widths[-1], widths[-1])
+        )
         self.classifier = nn.Conv2d(widths[0], num_classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,6 +55,7 @@ class SegNet(nn.Module):
             pooled = F.max_pool2d(x, 2, return_indices=True)
             x, indices = cast("tuple[Tensor, Tensor]", pooled)
             remembered.append((indices, (high, wide)))
+        x = self.bottleneck(x)
         for decoder, (indices, size) in zip(self.decoders, reversed(remembered), strict=True):
             x = decoder(F.max_unpool2d(x, indices, 2, output_size=size))
         return cast("Tensor", self.classifier(x))

@@ -197,16 +197,23 @@ def load_model(path: str | os.PathLike[str]) -> tuple[Module, Config, Path]:
 
 
 def write_examples(run: RunFolder, test: data.Dataset) -> list[Path]:
-    """Write the first test image of each class to ``examples/`` of the run, to try predictions on.
+    """Write test images to ``examples/`` of the run, to try predictions on.
+
+    The first of each class, or the first three where every pixel has a class of its own.
 
     Returns:
-        The PNG files, in the order of the classes; none where Pillow is not installed.
+        The PNG files; none where Pillow is not installed.
     """
     if not pictures_available():
         return []
     folder = run.path / "examples"
     folder.mkdir(exist_ok=True)
     written = []
+    if test.per_pixel:
+        for number, levels in enumerate(test.images[:3], start=1):
+            written.append(folder / f"image-{number}.png")
+            write_picture(written[-1], levels)
+        return written
     for label, name in enumerate(test.classes):
         path = folder / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.png"
         rows = (test.labels == label).nonzero()[0]
