@@ -36,7 +36,7 @@ _RESUMABLE: Final = {"dataset", "resume", "data_dir", "device", "as_json"}
 @click.option(
     "--images",
     type=click.IntRange(min=1),
-    help="Number of training images. Default: 24,000 shapes, 4,000 for segmentation, or all of "
+    help="Number of training images. Default: 24,000 shapes, 12,000 for segmentation, or all of "
     "Fashion-MNIST.",
 )
 @click.option(
@@ -53,7 +53,7 @@ _RESUMABLE: Final = {"dataset", "resume", "data_dir", "device", "as_json"}
 @click.option(
     "--epochs",
     type=click.IntRange(min=1),
-    help="Passes over the training images. Default: 3 for shapes, 12 for segmentation, 5 for "
+    help="Passes over the training images. Default: 3 for shapes, 5 for segmentation, 5 for "
     "fashion-mnist.",
 )
 @click.option(

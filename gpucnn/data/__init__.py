@@ -19,7 +19,7 @@ SHAPES_TRAIN_IMAGES: Final = 24_000
 SHAPES_TEST_IMAGES: Final = 2_000
 
 
-SEGMENTATION_TRAIN_IMAGES: Final = 4_000
+SEGMENTATION_TRAIN_IMAGES: Final = 12_000
 SEGMENTATION_TEST_IMAGES: Final = 400
 
 
@@ -101,7 +101,7 @@ def load(
             400 test images, one label per pixel) or "fashion-mnist".
         data_dir: folder of the dataset's files, for "fashion-mnist".
         seed: of the drawn images, an integer >= 0.
-        images: number of training images, >= 1: by default 24,000 shapes, 4,000 for
+        images: number of training images, >= 1: by default 24,000 shapes, 12,000 for
             segmentation, or all of a file.
 
     Returns:

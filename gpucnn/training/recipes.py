@@ -34,7 +34,7 @@ RECIPES: Final = {
     ),
     "shapes-segmentation": Recipe(
         model="segnet_small",
-        epochs=12,
+        epochs=5,
         batch_size=16,
         optimizer="adam",
         lr={"sgd": 0.1, "adam": 8e-3, "adamw": 8e-3},
