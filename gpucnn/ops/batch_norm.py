@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
+from gpucnn.ops.channels import chunk_rows, column_sums, fold, normalise, statistics, tile
 from gpucnn.ops.geometry import same_float_dtype
 from gpucnn.ops.reduce import column_blocks
 from gpucnn.ops.softmax import row_blocks
@@ -58,89 +58,6 @@ def batch_norm_check(
 
 # primitives
 
-_LONG_ROW = 1 << 13  # elements: over rows this long a NumPy loop is hardly overhead
-_SHORT_ROW = 1 << 8  # elements: enough for the matrix product that adds rows up
-_CHUNK = 1 << 18  # elements: in cache still, and threads seldom wait for the interpreter
-
-
-@functools.cache
-def _divisor(n: int, most: int) -> int:
-    """The largest divisor of n that is at most ``most``, and at least 1."""
-    return next((k for k in range(min(n, most), 1, -1) if n % k == 0), 1)
-
-
-def _fold(x: NDArray[Any], length: int = _LONG_ROW) -> tuple[NDArray[Any], int]:
-    """x (…, C) as (rows / k, k·C) and k, so that rows are long also when C is small."""
-    C = x.shape[-1]
-    k = _divisor(x.size // C, length // C)
-    return x.reshape(-1, k * C), k
-
-
-def _column_sums(x: NDArray[Any], C: int) -> NDArray[Any]:
-    """Per channel, the sum over a piece of x, in float64."""
-    rows, k = _fold(x.reshape(-1, C), _SHORT_ROW)
-    sums = np.ones(len(rows), rows.dtype) @ rows
-    return cast("NDArray[Any]", sums.reshape(k, C).sum(axis=0, dtype=np.float64))
-
-
-def _tile(v: NDArray[Any], k: int, dtype: Any) -> NDArray[Any]:
-    """v (C) k times in a row."""
-    out = np.empty((k, len(v)), dtype)
-    out[...] = v
-    return out.reshape(-1)
-
-
-def _chunk_rows(folded: NDArray[Any]) -> int:
-    return max(1, _CHUNK // int(folded.shape[1]))
-
-
-def _statistics(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The mean and the biased variance of each channel, in float64.
-
-    Each chunk is centred on its own mean before it is squared, and the chunks are joined in order
-    by the formula of Chan, Golub and LeVeque (1983): no cancellation, whatever the mean.
-    """
-    folded, k = _fold(x)
-    C = x.shape[-1]
-
-    def part(start: int, stop: int) -> tuple[int, NDArray[Any], NDArray[Any]]:
-        rows = folded[start:stop]
-        n = len(rows) * k
-        center = (_column_sums(rows, C) / n).astype(x.dtype)
-        moved = scratch("batch_norm centred", rows.shape, x.dtype)
-        np.subtract(rows, _tile(center, k, x.dtype), out=moved)
-        excess = _column_sums(moved, C)
-        np.multiply(moved, moved, out=moved)
-        squares = _column_sums(moved, C) - excess * excess / n
-        return n, center + excess / n, squares
-
-    parts = map_chunks(part, len(folded), _chunk_rows(folded))
-    counts = np.array([n for n, _, _ in parts], np.float64)[:, None]
-    means = np.stack([mean for _, mean, _ in parts])
-    total = counts.sum()
-    mean = (counts * means).sum(axis=0) / total
-    squares = np.stack([part[2] for part in parts]) + counts * (means - mean) ** 2
-    return mean, squares.sum(axis=0) / total
-
-
-def _normalise(
-    x: NDArray[Any], center: NDArray[Any], scale: NDArray[Any], shift: NDArray[Any]
-) -> NDArray[Any]:
-    """y = (x - center)·scale + shift, one number each per channel."""
-    folded, k = _fold(x)
-    y = buffers.empty_like(x)
-    out = y.reshape(folded.shape)
-    c, a, b = (_tile(v, k, x.dtype) for v in (center, scale, shift))
-
-    def part(start: int, stop: int) -> None:
-        rows = out[start:stop]
-        np.subtract(folded[start:stop], c, out=rows)
-        np.multiply(rows, a, out=rows)
-        np.add(rows, b, out=rows)
-
-    map_chunks(part, len(folded), _chunk_rows(folded))
-    return y
-
 
 def _or(value: Array | None, otherwise: float, like: NDArray[Any]) -> NDArray[Any]:
     return np.full(like.shape, otherwise) if value is None else value.astype(np.float64)
@@ -163,7 +80,7 @@ def batch_norm_training(
     momentum·batch, with the unbiased variance. The mean is kept as its distance from the first row
     of x: far from 0, float32 could not hold it well enough (Ioffe and Szegedy, arXiv:1502.03167).
     """
-    mean, var = _statistics(x)
+    mean, var = statistics(x)
     invstd = 1 / np.sqrt(var + eps)
     count = x.size // x.shape[-1]
     if running_mean is not None and running_var is not None:
@@ -172,7 +89,7 @@ def batch_norm_training(
     first = x.reshape(-1, x.shape[-1])[0]
     delta = mean - first
     scale = _or(gamma, 1, mean) * invstd
-    y = _normalise(x, first, scale, _or(beta, 0, mean) - delta * scale)
+    y = normalise(x, first, scale, _or(beta, 0, mean) - delta * scale)
     return y, delta.astype(x.dtype), invstd.astype(x.dtype)
 
 
@@ -182,7 +99,7 @@ def batch_norm_inference(
 ) -> tuple[Array, Array]:
     """y = gamma·(x − mean)·invstd + beta with given statistics -> y (…, C), invstd (C)."""
     invstd = 1 / np.sqrt(var.astype(np.float64) + eps)
-    y = _normalise(x, mean, _or(gamma, 1, mean) * invstd, _or(beta, 0, mean))
+    y = normalise(x, mean, _or(gamma, 1, mean) * invstd, _or(beta, 0, mean))
     return y, invstd.astype(x.dtype)
 
 
@@ -195,20 +112,20 @@ def batch_norm_sums(
     dy, x (…, C); mean (C), or None for that of the batch, x[0] + delta; delta (C), None where mean
     is given; invstd (C) -> dgamma (C), dbeta (C).
     """
-    folded, k = _fold(x)
+    folded, k = fold(x)
     C = x.shape[-1]
     gradients = dy.reshape(folded.shape)
     first = mean if delta is None else x.reshape(-1, C)[0]
-    c = _tile(cast("NDArray[Any]", first), k, x.dtype)
+    c = tile(cast("NDArray[Any]", first), k, x.dtype)
 
     def part(start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any]]:
         rows = gradients[start:stop]
         product = scratch("batch_norm centred", rows.shape, x.dtype)
         np.subtract(folded[start:stop], c, out=product)
         np.multiply(product, rows, out=product)
-        return _column_sums(product, C), _column_sums(rows, C)
+        return column_sums(product, C), column_sums(rows, C)
 
-    parts = map_chunks(part, len(folded), _chunk_rows(folded))
+    parts = map_chunks(part, len(folded), chunk_rows(folded))
     products = np.stack([p for p, _ in parts]).sum(axis=0)
     dbeta = np.stack([s for _, s in parts]).sum(axis=0)
     if delta is not None:
@@ -230,7 +147,7 @@ def batch_norm_data_gradient(
 
     dy, x (…, C); the rest (C) -> dx (…, C): the statistics depend on x.
     """
-    folded, k = _fold(x)
+    folded, k = fold(x)
     dx = buffers.empty_like(x)
     out, gradients = dx.reshape(folded.shape), dy.reshape(folded.shape)
     first = x.reshape(-1, x.shape[-1])[0]
@@ -238,7 +155,7 @@ def batch_norm_data_gradient(
     scale = _or(gamma, 1, invstd) * invstd
     slope = -scale * invstd * dgamma / m
     level = -scale * dbeta / m - slope * delta
-    c, a, b, d = (_tile(v, k, x.dtype) for v in (first, scale, slope, level))
+    c, a, b, d = (tile(v, k, x.dtype) for v in (first, scale, slope, level))
 
     def part(start: int, stop: int) -> None:
         rows = out[start:stop]
@@ -249,22 +166,22 @@ def batch_norm_data_gradient(
         np.add(rows, scaled, out=rows)
         np.add(rows, d, out=rows)
 
-    map_chunks(part, len(folded), _chunk_rows(folded))
+    map_chunks(part, len(folded), chunk_rows(folded))
     return dx
 
 
 @primitive
 def batch_norm_fixed_gradient(dy: Array, gamma: Array | None, invstd: Array) -> Array:
     """dx = gamma·invstd·dy: the gradient where the statistics do not depend on x."""
-    folded, k = _fold(dy)
+    folded, k = fold(dy)
     dx = buffers.empty_like(dy)
     out = dx.reshape(folded.shape)
-    a = _tile(_or(gamma, 1, invstd) * invstd, k, dy.dtype)
+    a = tile(_or(gamma, 1, invstd) * invstd, k, dy.dtype)
 
     def part(start: int, stop: int) -> None:
         np.multiply(folded[start:stop], a, out=out[start:stop])
 
-    map_chunks(part, len(folded), _chunk_rows(folded))
+    map_chunks(part, len(folded), chunk_rows(folded))
     return dx
 
 

@@ -1,0 +1,95 @@
+"""NumPy arithmetic per channel, the last axis, that is fast also when there are few channels."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpucnn import buffers
+from gpucnn.threads import map_chunks, scratch
+
+_LONG_ROW = 1 << 13  # elements: over rows this long a NumPy loop is hardly overhead
+_SHORT_ROW = 1 << 8  # elements: enough for the matrix product that adds rows up
+_CHUNK = 1 << 18  # elements: in cache still, and threads seldom wait for the interpreter
+
+
+@functools.cache
+def _divisor(n: int, most: int) -> int:
+    """The largest divisor of n that is at most ``most``, and at least 1."""
+    return next((k for k in range(min(n, most), 1, -1) if n % k == 0), 1)
+
+
+def fold(x: NDArray[Any], length: int = _LONG_ROW) -> tuple[NDArray[Any], int]:
+    """x (…, C) as (rows / k, k·C) and k, so that rows are long also when C is small."""
+    C = x.shape[-1]
+    k = _divisor(x.size // C, length // C)
+    return x.reshape(-1, k * C), k
+
+
+def column_sums(x: NDArray[Any], C: int) -> NDArray[Any]:
+    """Per channel, the sum over a piece of x, in float64."""
+    rows, k = fold(x.reshape(-1, C), _SHORT_ROW)
+    sums = np.ones(len(rows), rows.dtype) @ rows
+    return cast("NDArray[Any]", sums.reshape(k, C).sum(axis=0, dtype=np.float64))
+
+
+def tile(v: NDArray[Any], k: int, dtype: Any) -> NDArray[Any]:
+    """v (C) k times in a row."""
+    out = np.empty((k, len(v)), dtype)
+    out[...] = v
+    return out.reshape(-1)
+
+
+def chunk_rows(folded: NDArray[Any]) -> int:
+    return max(1, _CHUNK // int(folded.shape[1]))
+
+
+def statistics(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The mean and the biased variance of each channel, in float64.
+
+    Each chunk is centred on its own mean before it is squared, and the chunks are joined in order
+    by the formula of Chan, Golub and LeVeque (1983): no cancellation, whatever the mean.
+    """
+    folded, k = fold(x)
+    C = x.shape[-1]
+
+    def part(start: int, stop: int) -> tuple[int, NDArray[Any], NDArray[Any]]:
+        rows = folded[start:stop]
+        n = len(rows) * k
+        center = (column_sums(rows, C) / n).astype(x.dtype)
+        moved = scratch("batch_norm centred", rows.shape, x.dtype)
+        np.subtract(rows, tile(center, k, x.dtype), out=moved)
+        excess = column_sums(moved, C)
+        np.multiply(moved, moved, out=moved)
+        squares = column_sums(moved, C) - excess * excess / n
+        return n, center + excess / n, squares
+
+    parts = map_chunks(part, len(folded), chunk_rows(folded))
+    counts = np.array([n for n, _, _ in parts], np.float64)[:, None]
+    means = np.stack([mean for _, mean, _ in parts])
+    total = counts.sum()
+    mean = (counts * means).sum(axis=0) / total
+    squares = np.stack([part[2] for part in parts]) + counts * (means - mean) ** 2
+    return mean, squares.sum(axis=0) / total
+
+
+def normalise(
+    x: NDArray[Any], center: NDArray[Any], scale: NDArray[Any], shift: NDArray[Any]
+) -> NDArray[Any]:
+    """y = (x - center)·scale + shift, one number each per channel."""
+    folded, k = fold(x)
+    y = buffers.empty_like(x)
+    out = y.reshape(folded.shape)
+    c, a, b = (tile(v, k, x.dtype) for v in (center, scale, shift))
+
+    def part(start: int, stop: int) -> None:
+        rows = out[start:stop]
+        np.subtract(folded[start:stop], c, out=rows)
+        np.multiply(rows, a, out=rows)
+        np.add(rows, b, out=rows)
+
+    map_chunks(part, len(folded), chunk_rows(folded))
+    return y
