@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 import gpucnn
-from bench.epoch import as_torch, seconds_per_step
-from bench.report import machine, show
 from gpucnn import models, nn
 from gpucnn.threads import single_threaded_blas, thread_count
+
+from .epoch import as_torch, seconds_per_step
+from .report import machine, show
 
 BATCH = 64
 

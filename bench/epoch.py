@@ -18,12 +18,13 @@ import numpy as np
 import torch
 
 import gpucnn
-from bench.report import machine, show
 from gpucnn import functional as F
 from gpucnn import nn, optim
 from gpucnn.data import SHAPES_TRAIN_IMAGES
 from gpucnn.threads import single_threaded_blas, thread_count
 from gpucnn.training.recipes import recipe
+
+from .report import machine, show
 
 IMAGES = {"shapes": SHAPES_TRAIN_IMAGES, "fashion-mnist": 60_000}
 TURNS, STEPS = 9, 8

@@ -7,12 +7,13 @@ file. Every launch is checked against the parameter list in that file before it 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +109,27 @@ def _emulated_kernel(spec: Specialisation, name: str) -> Any:
 
 
 _lock = threading.Lock()
+_observers: list[Callable[[Launch], None]] = []
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch, as it was asked for."""
+
+    kernel: Kernel
+    grid: Dim
+    block: Dim
+    shared_mem: int  # bytes of dynamic shared memory
+
+
+@contextlib.contextmanager
+def observe_launches(observer: Callable[[Launch], None]) -> Iterator[None]:
+    """Call ``observer`` after each launch inside the ``with`` block."""
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
 
 
 @dataclass(frozen=True)
@@ -137,10 +159,12 @@ class Kernel:
         converted = convert_arguments(self.signature, args)
         if arrays and not isinstance(arrays[0], np.ndarray):
             self._launch_cuda(tuple(grid), tuple(block), converted, arrays, shared_mem)
-            return
-        with _lock:
-            compiled = _emulated_kernel(self.spec, self.name)
-        compiled(tuple(grid), tuple(block), tuple(converted), shared_mem=shared_mem)
+        else:
+            with _lock:
+                compiled = _emulated_kernel(self.spec, self.name)
+            compiled(tuple(grid), tuple(block), tuple(converted), shared_mem=shared_mem)
+        for observer in _observers:
+            observer(Launch(self, tuple(grid), tuple(block), shared_mem))
 
     def _launch_cuda(
         self, grid: Dim, block: Dim, args: list[Any], arrays: list[Array], shared_mem: int

@@ -4,7 +4,7 @@ A table holds odd and unequal heights and widths, strides other than the kernel,
 channel, one image, and sizes that are no multiple of a tile.
 """
 
-from bench.cases.convolution import (
+from .convolution import (
     CONV1D,
     CONV2D,
     CONV3D,
@@ -15,7 +15,7 @@ from bench.cases.convolution import (
     ConvCase,
     LinearCase,
 )
-from bench.cases.elements_and_rows import (
+from .elements_and_rows import (
     ACTIVATION,
     ACTIVATION_FUNCTIONS,
     AXIS_REDUCE,
@@ -38,7 +38,7 @@ from bench.cases.elements_and_rows import (
     TRANSPOSE,
     LocalResponseNormCase,
 )
-from bench.cases.pooling import (
+from .pooling import (
     ADAPTIVE_POOL2D,
     AVG_POOL2D,
     POOL2D,

@@ -1,0 +1,18 @@
+"""Every primitive at every size that bench, x-ray, parity and check run it at."""
+
+from __future__ import annotations
+
+import functools
+
+from . import convolution
+from .problem import GROUPS, Arguments, Problem, select
+
+__all__ = ["GROUPS", "Arguments", "Problem", "all_problems", "select"]
+
+_TABLES = (convolution,)
+
+
+@functools.cache
+def all_problems() -> tuple[Problem, ...]:
+    """Every problem; making one allocates nothing before its ``make`` is called."""
+    return tuple(problem for table in _TABLES for problem in table.problems())
