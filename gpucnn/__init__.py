@@ -3,6 +3,7 @@
 from gpucnn import functional, models, nn, optim
 from gpucnn.device import DeviceError, cuda_available, default_device, use_device, why_cpu
 from gpucnn.gradcheck import gradcheck
+from gpucnn.misuse import MisuseWarning
 from gpucnn.ops.geometry import conv_output_size, conv_transpose_output_size
 from gpucnn.ops.pool_indices import convert_pool_indices
 from gpucnn.primitive import use_variant
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DeviceError",
     "Function",
+    "MisuseWarning",
     "Tensor",
     "__version__",
     "conv_output_size",

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 
 import gpucnn
-from gpucnn import emulator
+from gpucnn import emulator, misuse
 
 settings.register_profile("gpucnn", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("gpucnn")
@@ -50,8 +50,16 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _defaults() -> object:
-    """Each test starts on ``cpu``, from seed 0, with the default kernels."""
+def _defaults(monkeypatch: pytest.MonkeyPatch) -> object:
+    """Each test starts on ``cpu``, from seed 0, with the default kernels, all warnings given."""
     gpucnn.seed(0)
+    monkeypatch.setattr(misuse, "_said", set(misuse.SUBJECTS))
     with gpucnn.use_device("cpu"), gpucnn.use_variant():
         yield
+
+
+@pytest.fixture
+def unwarned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was warned of yet, as in a new process."""
+    monkeypatch.setattr(misuse, "_said", set())
+    monkeypatch.setattr(misuse, "_looks", 0)

@@ -119,7 +119,7 @@ def module() -> types.ModuleType:
     """The module to put in ``sys.modules["cupy"]``: one GPU, device 0."""
     made = types.ModuleType("cupy")
     runtime = types.SimpleNamespace(getDevice=lambda: 0, getDeviceCount=lambda: 1)
-    stream = types.SimpleNamespace(synchronize=lambda: None)
+    stream = types.SimpleNamespace(synchronize=lambda: None, is_capturing=lambda: False)
     made.cuda = types.SimpleNamespace(  # type: ignore[attr-defined]
         runtime=runtime, Device=Device, get_current_stream=lambda: stream
     )

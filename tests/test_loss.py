@@ -411,6 +411,15 @@ def test_bad_arguments(
         F.cross_entropy(Tensor(x), target, **options)
 
 
+@pytest.mark.parametrize(
+    ("labels", "hint"),
+    [([1, 3, 2], ": classes count from 0, these labels seem to count from 1$"), ([0, 3, 2], "2$")],
+)
+def test_labels_that_count_from_one(labels: list[int], hint: str) -> None:
+    with pytest.raises(ValueError, match=f"the label at 1 is 3, allowed are 0 to .*{hint}"):
+        F.cross_entropy(Tensor(randn(3, 3)), labels)
+
+
 def test_the_place_of_a_bad_label_in_an_image(device: str) -> None:
     target = np.zeros((2, 3, 4), np.int32)
     target[1, 2, 0] = 7

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from gpucnn import buffers
 from gpucnn.device import Array, DeviceError, empty, to_device
 from gpucnn.kernel import KernelFile
+from gpucnn.misuse import warn_once
 from gpucnn.ops.elementwise import THREADS, four_each, scale_forward
 from gpucnn.ops.geometry import integer, same_float_dtype
 from gpucnn.ops.reduce import column_sum
-from gpucnn.ops.softmax import row_blocks
+from gpucnn.ops.softmax import LogSoftmax, Softmax, row_blocks
 from gpucnn.primitive import Primitive, primitive
 from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks
@@ -35,6 +36,23 @@ def check_scores(input: Tensor) -> None:
     if input.ndim < 2 or input.size == 0:
         raise ValueError(f"input must have shape (N, …, C) and not be empty, got {input.shape}")
     same_float_dtype(input=input)
+
+
+def _expect_scores(input: Tensor) -> None:
+    """Warn if the input is what a softmax made of scores: it would be applied twice."""
+    subject = "softmax before cross-entropy"
+    if isinstance(input._creator, Softmax):
+        warn_once(
+            subject,
+            "cross_entropy takes scores and applies the softmax itself, but its input comes from a "
+            "softmax: applied twice it trains slowly; leave the softmax out of the model",
+        )
+    elif isinstance(input._creator, LogSoftmax):
+        warn_once(
+            subject,
+            "cross_entropy takes scores and applies the log-softmax itself, but its input comes "
+            "from log_softmax: leave that out of the model, or use nll_loss",
+        )
 
 
 def check_ignore_index(value: Any) -> int:
@@ -96,9 +114,12 @@ def class_indices(target: Any, input: Tensor, ignore_index: int | None = None) -
             bad &= labels != ignore_index
         if bad.any():
             at = tuple(int(i) for i in np.argwhere(bad)[0])
+            hint = ""
+            if labels.min() > 0 and labels.max() == classes:
+                hint = ": classes count from 0, these labels seem to count from 1"
             raise ValueError(
                 f"target: the label at {at[0] if len(at) == 1 else at} is {labels[at]}, "
-                f"allowed are 0 to {classes - 1}"
+                f"allowed are 0 to {classes - 1}{hint}"
             )
     return to_device(labels.astype(np.int32, copy=False), input.device)
 
@@ -334,12 +355,14 @@ def cross_entropy(
     Raises ValueError or TypeError naming the argument if a shape, dtype, option or label does not
     fit, or target or weight requires a gradient; DeviceError for a Tensor on another device. The
     labels of a Tensor on ``cuda`` are not read by the host: a label outside 0…C−1 there makes the
-    loss of its row, and its gradient, NaN.
+    loss of its row, and its gradient, NaN. An input that softmax or log_softmax computed gives a
+    :class:`~gpucnn.MisuseWarning`, once.
 
     Source: torch.nn.functional.cross_entropy; smoothing: Szegedy et al., arXiv:1512.00567.
     """
     check_scores(input)
     check_reduction(reduction)
+    _expect_scores(input)
     skip = check_ignore_index(ignore_index)
     if isinstance(label_smoothing, bool) or not isinstance(
         label_smoothing, int | float | np.number

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
+from gpucnn.misuse import look_for_zeros_that_won
 from gpucnn.ops.geometry import MAX_SIZE, Padding, Pair
 from gpucnn.ops.window import (
     THREADS,
@@ -214,6 +215,9 @@ class MaxPool2d(Function):
     ) -> Any:
         self.geometry = max_pool2d_geometry(x, kernel_size, stride, padding, dilation, edge)
         y, indices = self.run(max_pool2d_forward, x, self.geometry)
+        if edge == "zero":
+            s = self.geometry
+            look_for_zeros_that_won(indices[:, s.ZH :], indices[:, :, s.ZW :])
         if self.recording:
             self.indices = indices
         return (y, indices) if return_indices else y
@@ -275,7 +279,7 @@ def max_pool2d(
     - "ceil": kept if it begins inside the image or before it; absent cells do not compete (torch's
       ceil_mode), ``OH = ⌈(H + PT + PB − DH·(KH − 1) − 1) / SH⌉ + 1``, or one less;
     - "zero": as many windows as "ceil"; the cells past the padded image count as 0 and win over
-      negative numbers.
+      negative numbers, which a :class:`~gpucnn.MisuseWarning` points out once.
 
     Returns y (N, OH, OW, C), or (y, indices) with ``return_indices``: int32, ``h·W + w`` of the
     winner in the image; -1, and no gradient, where a 0 past the edge won or where no cell of the

@@ -10,6 +10,7 @@ import numpy as np
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
+from gpucnn.misuse import look_for_zeros_that_won
 from gpucnn.ops.avg_pool2d import avg_pool2d, sum_pool2d
 from gpucnn.ops.geometry import MAX_SIZE, Pair, resolve_padding, same_float_dtype, sizes
 from gpucnn.ops.pool2d import max_pool2d_backward, max_pool2d_forward, max_pool2d_geometry
@@ -154,6 +155,9 @@ class MaxPool3d(Function):
         columns = planes.reshape(d.N, d.H, d.W, d.C)
         best, outer = self.run(max_pool2d_forward, columns, d)
         y, indices, winners = self.run(max_pool3d_join, best, inner, outer, g)
+        if options["edge"] == "zero":
+            past = indices[:, g.ZD :], indices[:, :, g.ZH :], indices[:, :, :, g.ZW :]
+            look_for_zeros_that_won(*past)
         if self.recording:
             self.shape, self.inner, self.winners = x.shape, inner, winners
         return y, indices
