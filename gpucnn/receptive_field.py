@@ -25,6 +25,7 @@ from gpucnn.nn import (
     Module,
     activation,
 )
+from gpucnn.nn.module import inference
 from gpucnn.ops.geometry import padding_of_axes, resolve_padding, sizes
 from gpucnn.tensor import Reshape, Tensor
 
@@ -259,17 +260,14 @@ class Trace:
             return call
 
         leaves = _leaves(model)
-        modes = [(module, module.training) for _, module in model.named_modules()]
-        model.eval()
-        try:
-            for name, module in leaves.items():
-                vars(module)["forward"] = watched(name, module, module.forward)
-            yield
-        finally:
-            for module in leaves.values():
-                vars(module).pop("forward", None)
-            for module, training in modes:
-                module.training = training
+        with inference(model):
+            try:
+                for name, module in leaves.items():
+                    vars(module)["forward"] = watched(name, module, module.forward)
+                yield
+            finally:
+                for module in leaves.values():
+                    vars(module).pop("forward", None)
 
 
 def receptive_field(model: Module, input_shape: tuple[int, ...]) -> ReceptiveField:

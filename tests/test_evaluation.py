@@ -10,7 +10,7 @@ import pytest
 from gpucnn import nn, optim
 from gpucnn.data.dataset import Dataset
 from gpucnn.data.shapes_segmentation import CLASSES, segmentation_levels
-from gpucnn.training import Trainer, evaluate
+from gpucnn.training import Trainer, evaluate, predict
 from gpucnn.training.evaluation import mean_iou
 
 
@@ -71,3 +71,45 @@ def test_labels_that_fit_neither_images_nor_pixels() -> None:
     images, labels = segmentation_levels(3, 0)
     with pytest.raises(ValueError, match="labels must have one entry per image or per pixel"):
         Dataset("pixels", images, labels[:, :5], CLASSES, mean=0.5, std=0.3)
+
+
+def test_every_module_gets_its_own_mode_back() -> None:
+    """A frozen batch norm stays frozen; dropout is off while it counts."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 5), nn.BatchNorm2d(6), nn.Dropout(0.9), nn.Conv2d(6, 4, 1)
+    )
+    data = segmentation(3)
+    model.train()
+    model[1].eval()
+    modes = [module.training for _, module in model.named_modules()]
+    images, _ = data.batch(slice(None))
+    first = predict(model, images)
+    np.testing.assert_array_equal(predict(model, images), first)
+    assert [module.training for _, module in model.named_modules()] == modes
+    with pytest.raises(ValueError, match="target must have shape"):
+        evaluate(model, data)  # no padding: fewer outputs than labels
+    assert [module.training for _, module in model.named_modules()] == modes
+
+
+def test_predictions_are_probabilities_whatever_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (images, _) = network(), segmentation(7).batch(slice(None))
+    whole = predict(model, images)
+    assert whole.shape == (7, 72, 72, 4)
+    np.testing.assert_allclose(whole.sum(axis=-1), 1, rtol=1e-5)
+    monkeypatch.setattr("gpucnn.training.evaluation.EVALUATION_BATCH", 3)
+    np.testing.assert_allclose(predict(model, images), whole, atol=1e-6)
+
+
+def test_pixels_without_a_label_do_not_count() -> None:
+    model, data = network(), segmentation(4)
+    whole = evaluate(model, data)
+    left = data.labels.copy()
+    left[:, :36] = -100
+    right = data.labels.copy()
+    right[:, 36:] = -100
+    halves = [
+        evaluate(model, Dataset("half", data.images, labels, CLASSES, mean=0.5, std=0.3))
+        for labels in (left, right)
+    ]
+    assert np.mean([h.loss for h in halves]) == pytest.approx(whole.loss, rel=1e-5)
+    assert np.mean([h.accuracy for h in halves]) == pytest.approx(whole.accuracy)

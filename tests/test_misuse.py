@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import types
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import gpucnn
-from gpucnn import MisuseWarning, Tensor, kernel
+from gpucnn import MisuseWarning, Tensor, kernel, nn, optim
 from gpucnn import functional as F
+from gpucnn.data.dataset import Dataset
+from gpucnn.training import Trainer, evaluate
+from gpucnn.training.progress import Reporter
 from tests import fake_cupy
 from tests.support import randn
 
@@ -82,3 +89,91 @@ def test_a_zero_that_wins_at_the_edge_is_warned_of(
     F.max_pool3d(x, 2, edge="ceil")
     with pytest.warns(MisuseWarning, match='edge="zero" found windows'):
         F.max_pool3d(x, 2, edge="zero")
+
+
+def separable(n: int, labelled: slice) -> Dataset:
+    """Bright and dark images of which only some have a label."""
+    images = (np.arange(n, dtype=np.uint8) % 2 * 200)[:, None, None, None] + np.zeros(
+        (1, 2, 2, 1), np.uint8
+    )
+    labels = np.full(n, -100, np.int32)
+    labels[labelled] = np.arange(n)[labelled] % 2
+    return Dataset("separable", images, labels, ("dark", "bright"), 0.5, 0.5)
+
+
+def silent(trainer: Trainer) -> Reporter:
+    return Reporter(trainer.total_steps, Console(file=io.StringIO()))
+
+
+@pytest.mark.usefixtures("unwarned")
+def test_training_behind_a_softmax_is_warned_of_once() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.Softmax())
+    data = separable(8, slice(None))
+    trainer = Trainer(model, optim.SGD(model.parameters(), 0.1), data, data, epochs=2, batch_size=4)
+    with pytest.warns(MisuseWarning, match="leave the softmax out of the model") as caught:
+        trainer.fit(silent(trainer))
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("make", [optim.Adam, optim.AdamW, partial(optim.SGD, momentum=0.9)])
+def test_a_batch_without_labels_changes_nothing_but_the_schedule(make: Any, unwarned: None) -> None:
+    """The mean loss of no label is NaN, and would make every weight NaN."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    optimizer = make(model.parameters(), lr=0.1)
+    train, test = separable(8, slice(0, 4)), separable(8, slice(None))
+    trainer = Trainer(model, optimizer, train, test, epochs=2, batch_size=4)
+    trainer.scheduler = optim.ExponentialLR(optimizer, 0.5)
+    trainer._order = 0, np.arange(8)
+    trainer._step()
+    before = [*model.state_dict().values(), *optimizer.state_dict().values()]
+    with pytest.warns(MisuseWarning, match="the batch of step 2 holds no label"):
+        trainer._step()
+    after = [*model.state_dict().values(), *optimizer.state_dict().values()]
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert (trainer.progress.step, optimizer.steps, optimizer.lr) == (2, 1, 0.025)
+
+
+@pytest.mark.usefixtures("unwarned")
+def test_training_with_labels_missing() -> None:
+    """Steps without a label are skipped, and what has no label is not counted."""
+    gpucnn.seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    train, test = separable(40, slice(0, 10)), separable(8, slice(0, 6))
+    optimizer = optim.Adam(model.parameters(), lr=0.1)
+    trainer = Trainer(model, optimizer, train, test, epochs=4, batch_size=2)
+    with pytest.warns(MisuseWarning, match="holds no label") as caught:
+        assert trainer.fit(silent(trainer)) == 1
+    assert len(caught) == 1
+    assert trainer.progress.step == 80
+    assert 0 < optimizer.steps < 80
+
+
+def test_a_first_epoch_without_any_label() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    train, test = separable(4, slice(0, 0)), separable(4, slice(None))
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, optimizer, train, test, epochs=1, batch_size=2)
+    rows: list[dict[str, Any]] = []
+    trainer.run = types.SimpleNamespace(  # type: ignore[assignment]
+        log=rows.append, locked=nullcontext, rewind_metrics=lambda *_: None
+    )
+    trainer.save = lambda: None  # type: ignore[method-assign]
+    trainer.fit(silent(trainer))
+    assert [row["train_loss"] for row in rows] == [None]
+    assert optimizer.steps == 0
+
+
+def test_datasets_without_labels() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    unlabelled = separable(4, slice(0, 0))
+    with pytest.raises(ValueError, match="dataset: separable holds no label"):
+        evaluate(model, unlabelled)
+    with pytest.raises(ValueError, match="test must hold a label"):
+        Trainer(
+            model, optim.SGD(model.parameters(), 0.1), separable(4, slice(None)), unlabelled,
+            epochs=1, batch_size=2,
+        )  # fmt: skip
+    images = np.zeros((3, 2, 2, 1), np.uint8)
+    with pytest.raises(ValueError, match=r"labels must be 0 to 1, or -100 for none, got 0 to 2"):
+        Dataset("odd", images, np.array([0, -100, 2], np.int32), ("a", "b"), 0.5, 0.5)

@@ -33,23 +33,15 @@ def predict(run: Path, images: tuple[str, ...], device: str | None, as_json: boo
     import numpy as np
 
     import gpucnn
-    from gpucnn import functional as F
     from gpucnn import training
     from gpucnn.data import normalize
     from gpucnn.data.pictures import read_picture
-    from gpucnn.threads import single_threaded_blas
 
     if device is not None:
         gpucnn.use_device(device)
     model, config, _ = training.load_model(run)
     levels = np.stack([read_picture(path, config.image_shape) for path in images])
-    probabilities = []
-    with gpucnn.no_grad(), single_threaded_blas():
-        for at in range(0, len(levels), training.EVALUATION_BATCH):
-            batch = levels[at : at + training.EVALUATION_BATCH]
-            x = gpucnn.Tensor(normalize(batch, config.mean, config.std))
-            probabilities.append(F.softmax(model(x)).numpy())
-    shares = np.concatenate(probabilities)
+    shares = training.predict(model, normalize(levels, config.mean, config.std))
     masks: list[str | None] = [None] * len(images)
     if shares.ndim == 4:
         labels = shares.argmax(axis=-1)

@@ -11,6 +11,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from gpucnn import random
+from gpucnn.ops.loss import IGNORE_INDEX
 
 _AUGMENTATION_STREAM: Final = 3 << 32
 
@@ -59,7 +60,8 @@ class Dataset:
     Attributes:
         name: of the dataset.
         images: uint8 (N, H, W, C).
-        labels: int32 (N,), or one per pixel (N, H, W); indices into ``classes``.
+        labels: int32 (N,), or one per pixel (N, H, W); indices into ``classes``, or -100 for what
+            has no label: it is neither trained on nor counted.
         classes: the name of each label.
         mean, std: of the gray levels divided by 255, over the training images.
         augmentation: random changes for training batches, or None.
@@ -83,10 +85,11 @@ class Dataset:
                 f"labels must have one entry per image or per pixel, got images of shape "
                 f"{self.images.shape} and labels of shape {self.labels.shape}"
             )
-        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+        known = self.labels[self.labels != IGNORE_INDEX]
+        if known.size and not 0 <= known.min() <= known.max() < len(self.classes):
             raise ValueError(
-                f"labels must be 0 to {len(self.classes) - 1}, got {self.labels.min()} to "
-                f"{self.labels.max()}"
+                f"labels must be 0 to {len(self.classes) - 1}, or {IGNORE_INDEX} for none, got "
+                f"{known.min()} to {known.max()}"
             )
 
     def __len__(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -133,6 +134,18 @@ class Module:
             return f"{type(self).__name__}({self.extra_repr()})"
         lines = "\n".join(children).replace("\n", "\n  ")
         return f"{type(self).__name__}(\n  {lines.lstrip()}\n)"
+
+
+@contextmanager
+def inference(model: Module) -> Iterator[None]:
+    """Inference behaviour inside; each module gets its own mode back, also after an error."""
+    modes = [(module, module.training) for _, module in model.named_modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class Sequential(Module):

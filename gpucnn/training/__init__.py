@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gpucnn.training.build import load_model, resume, start, write_examples
 from gpucnn.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from gpucnn.training.evaluation import EVALUATION_BATCH, Evaluation, evaluate
+from gpucnn.training.evaluation import EVALUATION_BATCH, Evaluation, evaluate, predict
 from gpucnn.training.run import Config, RunFolder
 from gpucnn.training.trainer import Diverged, Interrupted, Trainer
 
@@ -20,6 +20,7 @@ __all__ = [
     "evaluate",
     "load_checkpoint",
     "load_model",
+    "predict",
     "resume",
     "save_checkpoint",
     "start",

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from gpucnn import functional as F
 from gpucnn.data.dataset import Dataset
 from gpucnn.nn import Module
+from gpucnn.nn.module import inference
+from gpucnn.ops.loss import IGNORE_INDEX
 from gpucnn.tensor import Tensor, no_grad
 from gpucnn.threads import single_threaded_blas
 
@@ -53,27 +55,46 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a model over a dataset, in evaluation mode.
 
-    The model's mode is restored afterwards, also if ``before_batch`` raises to stop early.
+    What has no label does not count. Every module's own mode is restored afterwards, also if
+    ``before_batch`` raises to stop early.
+
+    Raises:
+        ValueError: the dataset holds no label.
     """
     classes = len(dataset.classes)
     loss_sum = 0.0
     confusion = np.zeros(classes * classes, np.int64)
-    training = model.training
-    model.eval()
-    try:
-        with no_grad(), single_threaded_blas():
-            for at in range(0, len(dataset), EVALUATION_BATCH):
-                if before_batch is not None:
-                    before_batch()
-                images, labels = dataset.batch(slice(at, at + EVALUATION_BATCH))
-                logits = model(Tensor(images, device=device))
-                loss_sum += F.cross_entropy(logits, labels).item() * labels.size
-                predicted = logits.numpy().argmax(axis=-1)
-                confusion += np.bincount(
-                    (labels * classes + predicted).reshape(-1), minlength=classes * classes
-                )
-    finally:
-        model.train(training)
+    with inference(model), no_grad(), single_threaded_blas():
+        for at in range(0, len(dataset), EVALUATION_BATCH):
+            if before_batch is not None:
+                before_batch()
+            images, labels = dataset.batch(slice(at, at + EVALUATION_BATCH))
+            kept = labels != IGNORE_INDEX
+            if not kept.any():
+                continue
+            logits = model(Tensor(images, device=device))
+            loss_sum += F.cross_entropy(logits, labels).item() * int(kept.sum())
+            predicted = logits.numpy().argmax(axis=-1)
+            confusion += np.bincount(
+                labels[kept] * classes + predicted[kept], minlength=classes * classes
+            )
     table = confusion.reshape(classes, classes)
     total = int(table.sum())
+    if not total:
+        raise ValueError(f"dataset: {dataset.name} holds no label to evaluate by")
     return Evaluation(loss_sum / total, int(np.trace(table)) / total, mean_iou(table))
+
+
+def predict(
+    model: Module, images: NDArray[np.float32], *, device: str | None = None
+) -> NDArray[np.float32]:
+    """The probability of each class: normalized images (N, H, W, C) -> (N, …, classes).
+
+    In evaluation mode; every module's own mode is restored afterwards.
+    """
+    with inference(model), no_grad(), single_threaded_blas():
+        parts = [
+            F.softmax(model(Tensor(images[at : at + EVALUATION_BATCH], device=device))).numpy()
+            for at in range(0, len(images), EVALUATION_BATCH)
+        ]
+    return np.concatenate(parts)

@@ -22,7 +22,9 @@ from gpucnn import functional as F
 from gpucnn import random
 from gpucnn.data.dataset import Dataset
 from gpucnn.device import Array, to_host
+from gpucnn.misuse import warn_once
 from gpucnn.nn import Module
+from gpucnn.ops.loss import IGNORE_INDEX
 from gpucnn.optim import LRScheduler, Optimizer
 from gpucnn.tensor import Tensor
 from gpucnn.threads import single_threaded_blas
@@ -78,7 +80,7 @@ class Progress:
     Attributes:
         step: training steps done.
         epoch: epochs done, their evaluation included.
-        loss_sum, correct, seen: over the images of the current epoch.
+        loss_sum, correct, seen: over the labels of the current epoch.
         seconds: wall time so far, evaluation and saving included.
     """
 
@@ -89,12 +91,23 @@ class Progress:
     seen: int = 0
     seconds: float = 0.0
 
+    @property
+    def loss(self) -> float:
+        """Mean over the current epoch; NaN before the first label."""
+        return self.loss_sum / self.seen if self.seen else math.nan
+
+    @property
+    def accuracy(self) -> float:
+        """Over the current epoch, 0 to 1; NaN before the first label."""
+        return self.correct / self.seen if self.seen else math.nan
+
 
 class Trainer:
     """Trains a classifier with cross-entropy and keeps its run folder.
 
     Each epoch visits the training images once in an order drawn from (seed, epoch), in batches of
     ``batch_size``; images left over at the end of an epoch, fewer than a batch, wait for the next.
+    A batch without any label is skipped: it moves the schedule, and neither weights nor optimizer.
 
     Args:
         model: takes normalized images (N, H, W, C), returns logits (N, classes).
@@ -131,6 +144,8 @@ class Trainer:
             raise ValueError(
                 f"batch_size must be at most the {len(train)} training images, got {batch_size}"
             )
+        if not (test.labels != IGNORE_INDEX).any():
+            raise ValueError(f"test must hold a label to evaluate by, {test.name} has none")
         self.model = model
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -276,16 +291,24 @@ class Trainer:
     def _step(self) -> None:
         progress = self.progress
         images, labels = self.train.training_batch(self._rows(), self.seed, progress.epoch)
-        logits = self.model(Tensor(images, device=self.device))
-        loss = F.cross_entropy(logits, labels)
-        self.optimizer.zero_grad()
-        loss.backward()
-        lr = self.optimizer.lr
-        self.optimizer.step()
-        progress.step += 1
+        step = progress.step + 1
+        if (labels == IGNORE_INDEX).all():
+            warn_once(
+                "step without labels",
+                f"the batch of step {step} holds no label, so that its mean loss would be "
+                "NaN: steps like that are skipped",
+            )
+        else:
+            logits = self.model(Tensor(images, device=self.device))
+            loss = F.cross_entropy(logits, labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            lr = self.optimizer.lr
+            self.optimizer.step()
+            self._pending.append(_StepResult(step, loss.data, logits.data, labels, lr))
+        progress.step = step
         if self.scheduler is not None and progress.step < self.total_steps:
             self.scheduler.step()
-        self._pending.append(_StepResult(progress.step, loss.data, logits.data, labels, lr))
 
     def _settle(self) -> None:
         """Count and log the steps since the last call: this is what waits for the GPU.
@@ -299,7 +322,7 @@ class Trainer:
             loss = float(to_host(result.loss))
             if not math.isfinite(loss):
                 raise Diverged(f"the loss became {loss} at step {result.step}")
-            n = result.labels.size
+            n = int((result.labels != IGNORE_INDEX).sum())
             correct = int((to_host(result.logits).argmax(axis=-1) == result.labels).sum())
             progress.loss_sum += loss * n
             progress.correct += correct
@@ -321,8 +344,8 @@ class Trainer:
         reporter.step(
             progress.step,
             f"{progress.epoch + 1}/{self.epochs}",
-            progress.loss_sum / progress.seen,
-            progress.correct / progress.seen,
+            progress.loss,
+            progress.accuracy,
         )
 
     def _settling_is_due(self) -> bool:
@@ -347,12 +370,13 @@ class Trainer:
         row = {
             "step": progress.step,
             "epoch": progress.epoch + 1,
-            "train_loss": progress.loss_sum / progress.seen,
-            "train_accuracy": progress.correct / progress.seen,
+            "train_loss": progress.loss if progress.seen else None,
+            "train_accuracy": progress.accuracy if progress.seen else None,
             "test_loss": test_loss,
             "test_accuracy": self.test_accuracy,
             "test_mean_iou": self.test_mean_iou,
         }
+        learned = f"loss {progress.loss:.4f}  accuracy {progress.accuracy:.2%}"
         progress.epoch += 1
         progress.loss_sum, progress.correct, progress.seen = 0.0, 0, 0
         progress.seconds += time.perf_counter() - started
@@ -366,8 +390,7 @@ class Trainer:
         if self.test.per_pixel:
             score = f"mean IoU {self.test_mean_iou:.4f}"
         reporter.line(
-            f"epoch {progress.epoch}/{self.epochs}  loss {row['train_loss']:.4f}  "
-            f"accuracy {row['train_accuracy']:.2%}  test {score}  "
+            f"epoch {progress.epoch}/{self.epochs}  {learned}  test {score}  "
             + (f"{speed:,.0f} images/s  " if speed else "")
             + f"{progress.seconds:.1f} s"
         )
