@@ -107,6 +107,13 @@ def test_kernels(shape: Any, output_size: Any, kernel_device: str) -> None:
         check_kernel(backward, kernel_device, [dy, indices], s, terms=terms)
 
 
+def test_regions_of_minus_infinity(kernel_device: str) -> None:
+    """The first cell of a region wins, by the kernels of a thread and of a block per region."""
+    for shape, output_size in [((1, 5, 7, 3), (2, 3)), ((1, 27, 14, 33), (2, 1))]:
+        s, x = geometry(shape, output_size), np.full(shape, -np.inf, np.float32)
+        check_kernel(ops.adaptive_max_pool2d_forward, kernel_device, [x], s, bar="exact")
+
+
 @cases
 def test_gradcheck(shape: Any, output_size: Any) -> None:
     x = Tensor(distinct(1, *shape[1:3], min(shape[3], 4), dtype=np.float64), requires_grad=True)

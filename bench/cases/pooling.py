@@ -77,6 +77,10 @@ ADAPTIVE_POOL2D: list[tuple[tuple[int, int, int, int], Any]] = [
     ((3, 6, 4, 5), (None, 2)),
     ((1, 3, 2, 4), (5, 7)),
     ((2, 8, 9, 33), (3, 4)),
+    ((2, 9, 8, 132), 1),
+    ((1, 16, 9, 128), 1),
+    ((1, 27, 14, 33), (2, 1)),
+    ((2, 7, 19, 65), (1, 2)),
 ]
 
 # x (N, D, H, W, C), the window and the options of max_pool3d

@@ -11,6 +11,7 @@ from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.geometry import MAX_SIZE, image_shape, integer, same_float_dtype
+from gpucnn.ops.tile import BUSY_BLOCKS
 from gpucnn.ops.window import THREADS, blocks
 from gpucnn.primitive import primitive
 from gpucnn.tensor import Function, Tensor
@@ -176,11 +177,40 @@ def adaptive_max_pool2d_backward(
 _kernels = KernelFile("adaptive_pool2d")
 
 
+_ENOUGH = 1 << 17  # threads that keep a large GPU's memory busy
+
+
+def _shared(s: AdaptivePool2dGeometry) -> tuple[tuple[int, int], int, int]:
+    """(block, blocks, slices of a region) of the kernels whose blocks share a region.
+
+    No slices where a thread per region does better: many or small regions.
+    """
+    vectors = s.C // 4 if s.C % 4 == 0 else s.C
+    wide = 1
+    while wide < min(vectors, 32):
+        wide *= 2
+    high, tiles = THREADS // wide, -(-vectors // wide)
+    regions, cells = s.N * s.OH * s.OW, -(-s.H // s.OH) * -(-s.W // s.OW)
+    if cells < 4 * high or regions * vectors >= _ENOUGH:
+        return (wide, high), 0, 0
+    slices = max(1, min(-(-BUSY_BLOCKS // (regions * tiles)), cells // (8 * high)))
+    return (wide, high), regions * tiles * slices, slices
+
+
 @adaptive_avg_pool2d_forward.kernel()
 def _launch_avg_forward(x: Array, geometry: AdaptivePool2dGeometry) -> Array:
     s = geometry
     y = empty(x, (s.N, s.OH, s.OW, s.C))
-    _kernels["adaptive_avg_pool2d_forward"](blocks(y.size, s.C), (THREADS,), y, x, *astuple(s))
+    block, count, slices = _shared(s)
+    if not slices:
+        launch = _kernels["adaptive_avg_pool2d_forward"]
+        launch(blocks(y.size, s.C), (THREADS,), y, x, *astuple(s))
+        return y
+    parts = y if slices == 1 else empty(x, (s.N, s.OH, s.OW, slices, s.C))
+    _kernels["adaptive_avg_pool2d_shared"]((count,), block, parts, x, *astuple(s), slices)
+    if slices > 1:
+        launch = _kernels["adaptive_avg_pool2d_join"]
+        launch(blocks(y.size, 1), (THREADS,), y, parts, *astuple(s), slices)
     return y
 
 
@@ -197,8 +227,20 @@ def _launch_max_forward(x: Array, geometry: AdaptivePool2dGeometry) -> tuple[Arr
     s = geometry
     y = empty(x, (s.N, s.OH, s.OW, s.C))
     indices = empty(x, y.shape, np.int32)
-    launch = _kernels["adaptive_max_pool2d_forward"]
-    launch(blocks(y.size, s.C), (THREADS,), y, indices, x, *astuple(s))
+    block, count, slices = _shared(s)
+    if not slices:
+        launch = _kernels["adaptive_max_pool2d_forward"]
+        launch(blocks(y.size, s.C), (THREADS,), y, indices, x, *astuple(s))
+        return y, indices
+    parts, places = y, indices
+    if slices > 1:
+        parts = empty(x, (s.N, s.OH, s.OW, slices, s.C))
+        places = empty(x, parts.shape, np.int32)
+    launch = _kernels["adaptive_max_pool2d_shared"]
+    launch((count,), block, parts, places, x, *astuple(s), slices)
+    if slices > 1:
+        launch, arrays = _kernels["adaptive_max_pool2d_join"], (y, indices, parts, places)
+        launch(blocks(y.size, 1), (THREADS,), *arrays, y.size, s.C, slices)
     return y, indices
 
 

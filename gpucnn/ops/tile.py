@@ -7,7 +7,7 @@ GRID_YZ = 65535
 TILE_WIDTHS = (32, 16, 8)
 SPECIALISATIONS = tuple({"TILE_GN": width} for width in TILE_WIDTHS)
 
-_BUSY_BLOCKS = 512  # keeps a large GPU busy; a constant, so that the bits do not depend on the GPU
+BUSY_BLOCKS = 512  # keeps a large GPU busy; a constant, so that the bits do not depend on the GPU
 _SLICE = 64  # terms of a sum that a block should have at least: four slabs
 
 
@@ -22,6 +22,6 @@ def tile(rows: int, columns: int) -> tuple[int, int, int]:
 
 def slices(terms: int, blocks: int, most: int = GRID_YZ) -> tuple[int, int]:
     """(slices, terms of each): how to cut a sum so that ``blocks`` × slices keep a GPU busy."""
-    wanted = min(-(-_BUSY_BLOCKS // blocks), terms // _SLICE, most)
+    wanted = min(-(-BUSY_BLOCKS // blocks), terms // _SLICE, most)
     each = -(-terms // max(1, wanted))
     return -(-terms // each), each
