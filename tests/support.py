@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
 import gpucnn
+from bench.tolerances import BARS
 from gpucnn import Tensor
 from gpucnn.device import to_device, to_host
 from gpucnn.primitive import Primitive
@@ -23,26 +23,6 @@ if torch is not None:  # its threads wait for each other longer than these small
     torch.set_num_threads(1)
 
 needs_torch = pytest.mark.skipif(torch is None, reason="needs PyTorch")
-
-
-@dataclass(frozen=True)
-class Bar:
-    """|actual − expected| <= atol·√terms + rtol·|expected|, and why these numbers."""
-
-    rtol: float
-    atol: float
-    reason: str
-
-
-# The one table of tolerances. ``terms`` is the length of the sum behind one output element:
-# rounding errors of n additions grow like √n.
-BARS = {
-    "exact": Bar(0, 0, "selections and integers: nothing is rounded"),
-    "float64": Bar(1e-12, 1e-12, "two float64 computations that add in different orders"),
-    "float32": Bar(1e-5, 1e-6, "float32 kernel against a float64 reference of inputs near 1"),
-    "torch": Bar(1e-4, 1e-5, "two float32 computations, each with its own order of additions"),
-    "training": Bar(0, 1e-4, "losses of the same steps on two devices, the bar of the design"),
-}
 
 
 def assert_close(actual: Any, expected: Any, bar: str, terms: int = 1, what: str = "") -> None:

@@ -1,0 +1,25 @@
+"""The one table of tolerances: how far two computations of the same thing may be apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Bar:
+    """|actual − expected| <= atol·√terms + rtol·|expected|, and why these numbers."""
+
+    rtol: float
+    atol: float
+    reason: str
+
+
+# ``terms`` is the length of the sum behind one output element: rounding errors of n additions grow
+# like √n.
+BARS = {
+    "exact": Bar(0, 0, "selections and integers: nothing is rounded"),
+    "float64": Bar(1e-12, 1e-12, "two float64 computations that add in different orders"),
+    "float32": Bar(1e-5, 1e-6, "float32 kernel against a float64 reference of inputs near 1"),
+    "torch": Bar(1e-4, 1e-5, "two float32 computations, each with its own order of additions"),
+    "training": Bar(0, 1e-4, "losses of the same steps on two devices, the bar of the design"),
+}
