@@ -7,6 +7,8 @@ was used more than once, and frees each record as it passes. No second derivativ
 
 from __future__ import annotations
 
+import functools
+import inspect
 import threading
 from collections.abc import Sequence
 from typing import Any, cast
@@ -271,6 +273,8 @@ class Function:
     @classmethod
     def apply(cls, *inputs: Tensor | None, **options: Any) -> Any:
         """Run forward on tensors (None passes through) and record it where a gradient is needed."""
+        if not all(isinstance(t, Tensor) for t in inputs):
+            _check_inputs(cls, inputs)
         function = cls()
         function.device = common_device(inputs)
         function.needs = tuple(t is not None and t.requires_grad for t in inputs)
@@ -286,6 +290,28 @@ class Function:
                     tensor.requires_grad = True
                     tensor._creator, tensor._output_index = function, index
         return tensors[0] if single else tuple(tensors)
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Raise TypeError naming the argument unless it is a Tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a Tensor, got {type(value).__name__}; gpucnn.Tensor(...) makes one"
+        )
+
+
+@functools.cache
+def _arrays_of(forward: Any) -> tuple[tuple[str, bool], ...]:
+    """(name, whether None may stand for it) of each array that a ``forward`` takes."""
+    found = list(inspect.signature(forward).parameters.values())[1:]
+    arrays = (p for p in found if p.kind is p.POSITIONAL_OR_KEYWORD)
+    return tuple((p.name, p.annotation != "Array") for p in arrays)
+
+
+def _check_inputs(function: type[Function], inputs: Sequence[Any]) -> None:
+    for (name, optional), value in zip(_arrays_of(function.forward), inputs, strict=False):
+        if value is not None or not optional:
+            check_tensor(name, value)
 
 
 def common_device(tensors: Sequence[Tensor | None]) -> str:

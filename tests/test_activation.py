@@ -355,8 +355,20 @@ def test_bad_arrays(
         ("softplus", "Softplus", {"beta": 0}, ValueError, "beta must be > 0"),
         ("softplus", "Softplus", {"beta": -1.0}, ValueError, "beta must be > 0"),
         ("softplus", "Softplus", {"threshold": np.inf}, ValueError, "threshold must be finite"),
-        ("gelu", "GELU", {"approximate": "erf"}, ValueError, "approximate must be none or tanh"),
-        ("gelu", "GELU", {"approximate": None}, ValueError, "approximate must be none or tanh"),
+        (
+            "gelu",
+            "GELU",
+            {"approximate": "erf"},
+            ValueError,
+            "approximate must be one of none, tanh",
+        ),
+        (
+            "gelu",
+            "GELU",
+            {"approximate": None},
+            ValueError,
+            "approximate must be one of none, tanh",
+        ),
     ],
 )
 def test_bad_options(

@@ -6,8 +6,8 @@ import numpy as np
 
 from gpucnn import functional as F
 from gpucnn.nn.module import Module, Parameter
-from gpucnn.ops.activation import check_positive, check_real
-from gpucnn.ops.geometry import integer
+from gpucnn.ops.activation import GELUS, check_positive, check_real
+from gpucnn.ops.geometry import choice, integer
 from gpucnn.tensor import Tensor
 
 
@@ -108,9 +108,7 @@ class GELU(Module):
     """x times the normal distribution function, or its tanh approximation; see F.gelu."""
 
     def __init__(self, approximate: str = "none") -> None:
-        if approximate not in ("none", "tanh"):
-            raise ValueError(f"approximate must be none or tanh, got {approximate!r}")
-        self.approximate = approximate
+        self.approximate = choice("approximate", approximate, GELUS)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(x, approximate=self.approximate)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn.device import to_device
+from gpucnn.ops.geometry import choice
 from gpucnn.optim.optimizer import check_number
 from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor
@@ -28,9 +29,7 @@ def fans(tensor: Tensor, groups: int = 1) -> tuple[int, int]:
 
 def _gain(nonlinearity: str) -> float:
     gains = {"linear": 1.0, "relu": math.sqrt(2.0)}
-    if nonlinearity not in gains:
-        raise ValueError(f"nonlinearity must be one of {', '.join(gains)}, got {nonlinearity!r}")
-    return gains[nonlinearity]
+    return gains[choice("nonlinearity", nonlinearity, gains)]
 
 
 def _fill(tensor: Tensor, values: NDArray[np.float32]) -> Tensor:

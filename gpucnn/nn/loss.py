@@ -9,6 +9,7 @@ import numpy as np
 from gpucnn import functional as F
 from gpucnn.nn.module import Module
 from gpucnn.ops.activation import check_positive, check_real
+from gpucnn.ops.geometry import flag
 from gpucnn.ops.loss import IGNORE_INDEX, REDUCTIONS, check_reduction
 from gpucnn.ops.regression_loss import KL_REDUCTIONS
 from gpucnn.tensor import Tensor
@@ -90,9 +91,7 @@ class KLDivLoss(_Loss):
 
     def __init__(self, reduction: str = "mean", log_target: bool = False) -> None:
         super().__init__(reduction)
-        if not isinstance(log_target, bool):
-            raise TypeError(f"log_target must be True or False, got {log_target!r}")
-        self.log_target = log_target
+        self.log_target = flag("log_target", log_target)
 
     def forward(self, input: Tensor, target: Any) -> Tensor:
         return F.kl_div(input, target, log_target=self.log_target, reduction=self.reduction)

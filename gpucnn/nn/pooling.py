@@ -7,7 +7,7 @@ from typing import Any, cast
 from gpucnn import functional as F
 from gpucnn.nn.module import Module
 from gpucnn.nn.unpooling import AvgUnpool2d, LastForward, MaxUnpool2d, SumUnpool2d
-from gpucnn.ops.geometry import Pair, padding_of_axes, resolve_padding, sizes
+from gpucnn.ops.geometry import Pair, choice, flag, padding_of_axes, resolve_padding, sizes
 from gpucnn.ops.window import EDGES
 from gpucnn.tensor import Tensor
 
@@ -32,9 +32,7 @@ class _Pool(Module):
         self.stride = self.kernel_size if stride is None else sizes("stride", stride, self.dims)
         self.padding = padding if isinstance(padding, str) else padding_of_axes(padding, self.dims)
         self.dilation: tuple[int, ...] = (1,) * self.dims
-        if edge not in EDGES:
-            raise ValueError(f"edge must be one of {', '.join(EDGES)}, got {edge!r}")
-        self.edge = edge
+        self.edge = choice("edge", edge, EDGES)
         self._last: LastForward | None = None  # once a layer is tied to this one
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -77,7 +75,7 @@ class _MaxPool(_Pool):
     ) -> None:
         super().__init__(kernel_size, stride, padding, edge)
         self.dilation = sizes("dilation", dilation, self.dims)
-        self.return_indices = bool(return_indices)
+        self.return_indices = flag("return_indices", return_indices)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         windows, options = (self.kernel_size, self.stride, self.padding), self._options()
@@ -199,7 +197,7 @@ class AdaptiveMaxPool2d(Module):
         self, output_size: int | tuple[int | None, int | None], return_indices: bool = False
     ) -> None:
         self.output_size = output_size
-        self.return_indices = bool(return_indices)
+        self.return_indices = flag("return_indices", return_indices)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return F.adaptive_max_pool2d(x, self.output_size, return_indices=self.return_indices)

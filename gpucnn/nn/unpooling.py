@@ -12,7 +12,7 @@ from typing import Any
 from gpucnn import functional as F
 from gpucnn.nn.module import Module
 from gpucnn.ops.avg_unpool2d import MODES
-from gpucnn.ops.geometry import Pair, padding_pairs, pair
+from gpucnn.ops.geometry import Pair, choice, padding_pairs, pair
 from gpucnn.ops.unpool2d import OVERLAPS
 from gpucnn.tensor import Tensor
 
@@ -71,9 +71,7 @@ class MaxUnpool2d(_Unpool2d):
         tied: LastForward | None = None,
     ) -> None:
         super().__init__(kernel_size, stride, padding, tied)
-        if overlap not in OVERLAPS:
-            raise ValueError(f"overlap must be one of {', '.join(OVERLAPS)}, got {overlap!r}")
-        self.overlap = overlap
+        self.overlap = choice("overlap", overlap, OVERLAPS)
 
     def forward(
         self, x: Tensor, indices: Any = None, output_size: int | Pair | None = None
@@ -102,9 +100,7 @@ class _SpreadOrRepeat2d(_Unpool2d):
         tied: LastForward | None,
     ) -> None:
         super().__init__(kernel_size, stride, padding, tied)
-        if mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-        self.mode = mode
+        self.mode = choice("mode", mode, MODES)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, mode={self.mode!r}"

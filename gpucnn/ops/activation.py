@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
+import sys
 from typing import Any, cast
 
 import numpy as np
@@ -14,19 +14,21 @@ from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.activation_formulas import ACTIVATIONS
 from gpucnn.ops.elementwise import THREADS, four_each
-from gpucnn.ops.geometry import same_float_dtype
+from gpucnn.ops.geometry import choice, same_float_dtype
 from gpucnn.primitive import primitive
 from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks, scratch
 
 # geometry
 
+GELUS = ("none", "tanh")
+
 
 def check_real(name: str, value: Any) -> float:
     """``value`` as a float; TypeError or ValueError naming the argument unless finite."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value):
+    if not -sys.float_info.max <= value <= sys.float_info.max:
         raise ValueError(f"{name} must be finite, got {value}")
     return float(value)
 
@@ -310,9 +312,8 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
 
     Source: Hendrycks and Gimpel, arXiv:1606.08415; torch.nn.functional.gelu.
     """
-    if approximate not in ("none", "tanh"):
-        raise ValueError(f"approximate must be none or tanh, got {approximate!r}")
-    return _apply(x, "gelu" if approximate == "none" else "gelu_tanh")
+    plain = choice("approximate", approximate, GELUS) == "none"
+    return _apply(x, "gelu" if plain else "gelu_tanh")
 
 
 def silu(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
-from gpucnn.ops.geometry import MAX_SIZE, image_shape, integer, same_float_dtype
+from gpucnn.ops.geometry import MAX_SIZE, flag, image_shape, integer, same_float_dtype
 from gpucnn.ops.tile import BUSY_BLOCKS
 from gpucnn.ops.window import THREADS, blocks
 from gpucnn.primitive import primitive
@@ -311,7 +311,7 @@ def adaptive_max_pool2d(
     Source: torch.nn.functional.adaptive_max_pool2d.
     """
     y, indices = AdaptiveMaxPool2d.apply(x, output_size=output_size)
-    return (y, indices) if return_indices else y
+    return (y, indices) if flag("return_indices", return_indices) else y
 
 
 def global_avg_pool2d(x: Tensor) -> Tensor:

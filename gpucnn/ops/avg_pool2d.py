@@ -10,7 +10,7 @@ import numpy as np
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
-from gpucnn.ops.geometry import Padding, Pair
+from gpucnn.ops.geometry import Padding, Pair, flag
 from gpucnn.ops.window import (
     THREADS,
     Pool2dGeometry,
@@ -56,10 +56,9 @@ def avg_pool2d_geometry(
     count_include_pad: Any = True,
 ) -> AvgPool2dGeometry:
     """Check the arguments of :func:`avg_pool2d` and :func:`sum_pool2d`, work out the sizes."""
-    if not isinstance(count_include_pad, bool | np.bool_):
-        raise TypeError(f"count_include_pad must be True or False, got {count_include_pad!r}")
+    include = flag("count_include_pad", count_include_pad)
     windows, after = pool2d_geometry(x, kernel_size, stride, padding, 1, edge)
-    return AvgPool2dGeometry(windows, *after, average, bool(count_include_pad), edge == "zero")
+    return AvgPool2dGeometry(windows, *after, average, include, edge == "zero")
 
 
 def _counted(

@@ -11,7 +11,7 @@ from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.avg_pool2d import AvgPool2dGeometry, avg_pool2d_backward, avg_pool2d_forward
-from gpucnn.ops.geometry import Padding, Pair
+from gpucnn.ops.geometry import Padding, Pair, choice
 from gpucnn.ops.window import (
     THREADS,
     Pool2dGeometry,
@@ -112,11 +112,6 @@ class WindowsBack2d(Function):
 # public
 
 
-def _check_mode(mode: Any) -> None:
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-
-
 def avg_unpool2d(
     x: Tensor,
     kernel_size: int | Pair,
@@ -142,7 +137,7 @@ def avg_unpool2d(
     Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit. No
     other library offers this operation; the formulas above are the convention.
     """
-    _check_mode(mode)
+    choice("mode", mode, MODES)
     windows = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
     windows["output_size"] = output_size
     if mode == "repeat":
@@ -170,7 +165,7 @@ def sum_unpool2d(
 
     Shapes, arguments and errors as in :func:`avg_unpool2d`.
     """
-    _check_mode(mode)
+    choice("mode", mode, MODES)
     windows = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
     windows["output_size"] = output_size
     average = mode == "spread"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +12,7 @@ from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.channels import chunk_rows, column_sums, fold, normalise, statistics, tile
-from gpucnn.ops.geometry import same_float_dtype
+from gpucnn.ops.geometry import flag, same_float_dtype
 from gpucnn.ops.reduce import column_blocks
 from gpucnn.ops.softmax import row_blocks
 from gpucnn.primitive import primitive
@@ -36,14 +36,15 @@ def batch_norm_check(
         if array is not None and array.shape != (C,):
             raise ValueError(f"{name} must have shape ({C},), got {tuple(array.shape)}")
     same_float_dtype(x=x, **named)
-    if not isinstance(training, bool):
-        raise TypeError(f"training must be True or False, got {training!r}")
+    flag("training", training)
     for name, number in (("momentum", momentum), ("eps", eps)):
-        if isinstance(number, bool) or not isinstance(number, int | float | np.number):
+        if isinstance(number, bool) or not isinstance(
+            number, int | float | np.integer | np.floating
+        ):
             raise TypeError(f"{name} must be a number, got {number!r}")
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum must lie between 0 and 1, got {momentum}")
-    if not 0 < eps < math.inf:
+    if not 0 < eps <= sys.float_info.max:
         raise ValueError(f"eps must be > 0, got {eps}")
     if (mean is None) != (var is None):
         raise ValueError("running_mean and running_var must be given both, or both be None")

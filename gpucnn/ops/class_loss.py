@@ -173,7 +173,7 @@ def multi_margin_loss(
     """
     check_scores(input)
     check_reduction(reduction)
-    if isinstance(p, bool) or p not in (1, 2):
+    if isinstance(p, bool) or not isinstance(p, int | float | np.number) or p not in (1, 2):
         raise ValueError(f"p must be 1 or 2, got {p!r}")
     labels = class_indices(target, input).reshape(-1)
     arguments = (labels, class_weights(weight, input), int(p), check_real("margin", margin))

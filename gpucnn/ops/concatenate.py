@@ -143,6 +143,8 @@ def concatenate(tensors: Sequence[Tensor], axis: int = -1) -> Tensor:
 
     Source: numpy.concatenate; torch.cat.
     """
+    if not isinstance(tensors, list | tuple):
+        raise TypeError(f"tensors must be a list of Tensors, got {type(tensors).__name__}")
     given = list(tensors)
     if not given:
         raise ValueError("tensors must hold at least one tensor, got none")

@@ -13,9 +13,9 @@ from gpucnn import buffers, random
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.elementwise import THREADS, four_each
-from gpucnn.ops.geometry import image_shape, same_float_dtype
+from gpucnn.ops.geometry import flag, image_shape, same_float_dtype
 from gpucnn.primitive import Primitive, primitive
-from gpucnn.tensor import Function, Tensor
+from gpucnn.tensor import Function, Tensor, check_tensor
 from gpucnn.threads import map_chunks
 
 # geometry
@@ -50,8 +50,7 @@ def check_dropout(p: Any, training: Any, generator: Any) -> None:
         raise TypeError(f"p must be a number, got {p!r}")
     if not 0 <= p <= 1:
         raise ValueError(f"p must lie between 0 and 1, got {p}")
-    if not isinstance(training, bool):
-        raise TypeError(f"training must be True or False, got {training!r}")
+    flag("training", training)
     if generator is not None and not isinstance(generator, random.Generator):
         raise TypeError(f"generator must be a gpucnn.random.Generator, got {generator!r}")
 
@@ -181,6 +180,7 @@ def dropout(
 
     Source: Srivastava et al., "Dropout", JMLR 15, 2014; torch.nn.functional.dropout.
     """
+    check_tensor("x", x)
     if x.size == 0:
         raise ValueError(f"x must not be empty, got shape {x.shape}")
     return _apply(dropout_forward, x, x.size, p, training, generator)
@@ -197,5 +197,6 @@ def dropout2d(
 
     Source: Tompson et al., arXiv:1411.4280; torch.nn.functional.dropout2d.
     """
+    check_tensor("x", x)
     N, _, _, C = image_shape("x", x)
     return _apply(dropout2d_forward, x, N * C, p, training, generator)

@@ -35,7 +35,10 @@ def _check_pair(name: str, a: Any, b: Any) -> None:
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} must be a Tensor or a number, got {type(value).__name__}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must fit a float, got {value}") from None
 
 
 # primitives
@@ -214,14 +217,14 @@ class Multiply(Function):
 
 
 class Affine(Function):
-    """scale · x + shift with numbers."""
+    """scale · a + shift with numbers."""
 
-    def forward(self, x: Array, *, scale: float, shift: float) -> Array:
-        if x.size == 0:
-            raise ValueError(f"a must not be empty, got shape {x.shape}")
-        same_float_dtype(a=x)
+    def forward(self, a: Array, *, scale: float, shift: float) -> Array:
+        if a.size == 0:
+            raise ValueError(f"a must not be empty, got shape {a.shape}")
+        same_float_dtype(a=a)
         self.scale = scale
-        return self.run(affine_forward, x, scale, shift)
+        return self.run(affine_forward, a, scale, shift)
 
     def backward(self, dy: Array) -> tuple[Array]:
         return (dy if self.scale == 1.0 else self.run(affine_forward, dy, self.scale, 0.0),)

@@ -7,7 +7,11 @@ kernel ``k`` and stride ``s``, ``n`` inputs give ``(n + lo + hi - d*(k - 1) - 1)
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
@@ -15,8 +19,31 @@ Padding = tuple[Pair, Pair]
 MAX_SIZE = 2**31 - 2**16  # what a kernel adds to a coordinate stays within int32
 
 
-def integer(name: str, value: Any, minimum: int) -> int:
-    """``value`` as an int >= minimum; TypeError or ValueError naming the argument otherwise."""
+def flag(name: str, value: Any) -> bool:
+    """``value``, which must be a bool; TypeError naming the argument otherwise."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
+    """``value``, a word of those allowed; ValueError naming the argument otherwise."""
+    words = tuple(allowed)
+    if not (isinstance(value, str) and value in words):
+        raise ValueError(f"{name} must be one of {', '.join(words)}, got {value!r}")
+    return value
+
+
+def host_array(name: str, value: Any) -> NDArray[Any]:
+    """``value`` as a NumPy array; ValueError naming the argument for lists of unequal lengths."""
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} must be an array: {error}") from None
+
+
+def integer(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
+    """``value`` as an int in its range; TypeError or ValueError naming the argument otherwise."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -25,17 +52,19 @@ def integer(name: str, value: Any, minimum: int) -> int:
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if number < minimum:
         raise ValueError(f"{name} must be >= {minimum}, got {value!r}")
+    if maximum is not None and number > maximum:
+        raise ValueError(f"{name} must be at most {maximum}, got {value!r}")
     return number
 
 
 def sizes(name: str, value: Any, count: int, minimum: int = 1) -> tuple[int, ...]:
-    """An int, or ``count`` ints, as one int >= minimum per axis."""
+    """An int, or ``count`` ints, as one int per axis, each minimum … MAX_SIZE."""
     if isinstance(value, tuple | list):
         if len(value) != count:
             several = {1: "one int", 2: "a pair of ints"}.get(count, f"{count} ints")
             raise ValueError(f"{name} must be an int or {several}, got {value!r}")
-        return tuple(integer(name, v, minimum) for v in value)
-    return (integer(name, value, minimum),) * count
+        return tuple(integer(name, v, minimum, MAX_SIZE) for v in value)
+    return (integer(name, value, minimum, MAX_SIZE),) * count
 
 
 def pair(name: str, value: Any, minimum: int = 1) -> Pair:

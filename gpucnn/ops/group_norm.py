@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -15,21 +16,23 @@ from gpucnn.kernel import KernelFile
 from gpucnn.ops.geometry import integer, same_float_dtype
 from gpucnn.ops.reduce import column_blocks, launch_sum_slices
 from gpucnn.primitive import primitive
-from gpucnn.tensor import Function, Tensor
+from gpucnn.tensor import Function, Tensor, check_tensor
 from gpucnn.threads import map_chunks, scratch
 
 # geometry
 
 
 def _check_eps(eps: Any) -> None:
-    if isinstance(eps, bool) or not isinstance(eps, int | float | np.number):
+    if isinstance(eps, bool) or not isinstance(eps, int | float | np.integer | np.floating):
         raise TypeError(f"eps must be a number, got {eps!r}")
-    if not 0 < eps < math.inf:
+    if not 0 < eps <= sys.float_info.max:
         raise ValueError(f"eps must be finite and > 0, got {eps}")
 
 
 def _check_arrays(x: Any, weight: Any, bias: Any, shape: tuple[int, ...]) -> None:
     for name, array in (("weight", weight), ("bias", bias)):
+        if array is not None:
+            check_tensor(name, array)
         if array is not None and array.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(array.shape)}")
     same_float_dtype(x=x, weight=weight, bias=bias)
@@ -267,6 +270,7 @@ def group_norm(
 
     Source: Wu and He, arXiv:1803.08494; torch.nn.functional.group_norm.
     """
+    check_tensor("x", x)
     groups = integer("num_groups", num_groups, 1)
     if x.ndim < 2 or x.size == 0:
         raise ValueError(f"x must have shape (N, …, C) and not be empty, got {x.shape}")
@@ -304,6 +308,7 @@ def layer_norm(
 
     Source: Ba, Kiros and Hinton, arXiv:1607.06450; torch.nn.functional.layer_norm.
     """
+    check_tensor("x", x)
     sizes = normalized_axes(normalized_shape)
     if x.size == 0:
         raise ValueError(f"x must not be empty, got shape {x.shape}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
-from gpucnn.ops.geometry import image_shape, integer, same_float_dtype
+from gpucnn.ops.geometry import MAX_SIZE, choice, image_shape, integer, same_float_dtype
 from gpucnn.primitive import primitive
 from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks, scratch
@@ -67,9 +67,9 @@ class Window:
 def _number(name: str, value: Any, default: float, low: float, strict: bool = False) -> float:
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (value > low if strict else value >= low) or value == math.inf:
+    if not (value > low if strict else value >= low) or value > sys.float_info.max:
         raise ValueError(
             f"{name} must be finite and {'>' if strict else '>='} {low:g}, got {value}"
         )
@@ -80,17 +80,15 @@ def local_response_norm_window(
     size: Any, alpha: Any, beta: Any, k: Any, region: Any, convention: Any
 ) -> Window:
     """The window and the numbers that the arguments of :func:`local_response_norm` mean."""
-    if not isinstance(region, str) or region not in _REGIONS:
-        raise ValueError(f"region must be one of {', '.join(_REGIONS)}, got {region!r}")
-    if not isinstance(convention, str) or convention not in CONVENTIONS:
-        raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}")
+    choice("region", region, _REGIONS)
+    choice("convention", convention, CONVENTIONS)
     if region == "within" and convention not in _WITHIN:
         raise ValueError(
             f'convention must be one of {", ".join(_WITHIN)} for region="within", '
             f"got {convention!r}"
         )
     meaning = CONVENTIONS[convention]
-    n = integer("size", size, 0 if meaning.lean == "radius" else 1)
+    n = integer("size", size, 0 if meaning.lean == "radius" else 1, MAX_SIZE)
     if meaning.lean == "odd" and n % 2 == 0:
         raise ValueError(f"size must be odd in the convention {convention!r}, got {n}")
     before = {"after": (n - 1) // 2, "radius": n}.get(meaning.lean, n // 2)

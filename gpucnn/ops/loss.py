@@ -12,11 +12,11 @@ from gpucnn.device import Array, DeviceError, empty, to_device
 from gpucnn.kernel import KernelFile
 from gpucnn.misuse import warn_once
 from gpucnn.ops.elementwise import THREADS, four_each, scale_forward
-from gpucnn.ops.geometry import integer, same_float_dtype
+from gpucnn.ops.geometry import choice, host_array, integer, same_float_dtype
 from gpucnn.ops.reduce import column_sum
 from gpucnn.ops.softmax import LogSoftmax, Softmax, row_blocks
 from gpucnn.primitive import Primitive, primitive
-from gpucnn.tensor import Function, Tensor
+from gpucnn.tensor import Function, Tensor, check_tensor
 from gpucnn.threads import map_chunks
 
 # geometry
@@ -27,12 +27,12 @@ IGNORE_INDEX = -100
 
 def check_reduction(reduction: Any, allowed: tuple[str, ...] = REDUCTIONS) -> None:
     """Raise ValueError unless reduction is one of those allowed."""
-    if reduction not in allowed:
-        raise ValueError(f"reduction must be one of {', '.join(allowed)}, got {reduction!r}")
+    choice("reduction", reduction, allowed)
 
 
 def check_scores(input: Tensor) -> None:
     """Check the input of a loss of rows."""
+    check_tensor("input", input)
     if input.ndim < 2 or input.size == 0:
         raise ValueError(f"input must have shape (N, …, C) and not be empty, got {input.shape}")
     same_float_dtype(input=input)
@@ -73,7 +73,7 @@ def constant(name: str, value: Any, device: str) -> Array:
                 f"{name} must be on {device!r} like input, got a tensor on {value.device!r}"
             )
         return value.data
-    return value if hasattr(value, "dtype") else np.asarray(value)
+    return value if hasattr(value, "dtype") else host_array(name, value)
 
 
 def float_constant(name: str, value: Any, shape: tuple[int, ...], input: Tensor) -> Array:

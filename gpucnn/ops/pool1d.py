@@ -7,7 +7,7 @@ from typing import Any
 from gpucnn.ops.avg_pool2d import avg_pool2d, sum_pool2d
 from gpucnn.ops.geometry import Pair, padding_of_axes, sizes
 from gpucnn.ops.pool2d import max_pool2d
-from gpucnn.tensor import Tensor
+from gpucnn.tensor import Tensor, check_tensor
 
 Size = int | tuple[int]
 Ends = int | tuple[int] | tuple[Pair] | str
@@ -15,6 +15,7 @@ Ends = int | tuple[int] | tuple[Pair] | str
 
 def _row(x: Tensor) -> Tensor:
     """(N, W, C) as images (N, 1, W, C)."""
+    check_tensor("x", x)
     if x.ndim != 3:
         raise ValueError(f"x must have shape (N, W, C), got {x.shape}")
     return x.reshape(x.shape[0], 1, *x.shape[1:])

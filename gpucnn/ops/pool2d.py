@@ -12,7 +12,7 @@ from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.misuse import look_for_zeros_that_won
-from gpucnn.ops.geometry import MAX_SIZE, Padding, Pair
+from gpucnn.ops.geometry import MAX_SIZE, Padding, Pair, flag
 from gpucnn.ops.window import (
     THREADS,
     Pool2dGeometry,
@@ -220,7 +220,7 @@ class MaxPool2d(Function):
             look_for_zeros_that_won(indices[:, s.ZH :], indices[:, :, s.ZW :])
         if self.recording:
             self.indices = indices
-        return (y, indices) if return_indices else y
+        return (y, indices) if flag("return_indices", return_indices) else y
 
     def backward(self, dy: Array, *_: None) -> tuple[Array]:
         return (self.run(max_pool2d_backward, dy, self.indices, self.geometry),)

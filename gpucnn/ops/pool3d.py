@@ -12,11 +12,11 @@ from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.misuse import look_for_zeros_that_won
 from gpucnn.ops.avg_pool2d import avg_pool2d, sum_pool2d
-from gpucnn.ops.geometry import MAX_SIZE, Pair, resolve_padding, same_float_dtype, sizes
+from gpucnn.ops.geometry import MAX_SIZE, Pair, flag, resolve_padding, same_float_dtype, sizes
 from gpucnn.ops.pool2d import max_pool2d_backward, max_pool2d_forward, max_pool2d_geometry
 from gpucnn.ops.window import THREADS, Pool2dGeometry, blocks
 from gpucnn.primitive import primitive
-from gpucnn.tensor import Function, Tensor
+from gpucnn.tensor import Function, Tensor, check_tensor
 from gpucnn.threads import map_chunks
 
 Size = int | tuple[int, int, int]
@@ -200,11 +200,12 @@ def max_pool3d(
     y, indices = MaxPool3d.apply(
         x, kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation, edge=edge
     )
-    return (y, indices) if return_indices else y
+    return (y, indices) if flag("return_indices", return_indices) else y
 
 
 def _pool_twice(pool: Any, x: Tensor, windows: Any, options: dict[str, Any]) -> Tensor:
     """Planes, then depth: sums and divisors of windows are products over the axes."""
+    check_tensor("x", x)
     N, D, H, W, C = _volume_shape(x)
     kernel_size, stride, padding = windows
     kernel, steps, pads, _ = _axes(x, kernel_size, stride, padding, 1)

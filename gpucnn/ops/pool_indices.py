@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn.device import to_host
-from gpucnn.ops.geometry import Padding, Pair, pair, resolve_padding
+from gpucnn.ops.geometry import Padding, Pair, choice, host_array, pair, resolve_padding
 from gpucnn.tensor import Tensor
 
 CONVENTIONS = ("torch", "onnx", "tf", "chainer")
@@ -52,9 +52,8 @@ def convert_pool_indices(
     cannot have, and, to "chainer", a winner outside its window.
     """
     for name, value in (("src", src), ("dst", dst)):
-        if value not in CONVENTIONS:
-            raise ValueError(f"{name} must be one of {', '.join(CONVENTIONS)}, got {value!r}")
-    given = np.asarray(to_host(indices.data) if isinstance(indices, Tensor) else indices)
+        choice(name, value, CONVENTIONS)
+    given = host_array("indices", to_host(indices.data) if isinstance(indices, Tensor) else indices)
     if given.dtype.kind not in "iu":
         raise TypeError(f"indices must be integers, got {given.dtype}")
     if given.ndim != 4:

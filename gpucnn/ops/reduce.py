@@ -15,10 +15,10 @@ from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.elementwise import four_each
-from gpucnn.ops.geometry import same_float_dtype
+from gpucnn.ops.geometry import flag, same_float_dtype
 from gpucnn.ops.transpose import launch_transpose, transpose
 from gpucnn.primitive import primitive
-from gpucnn.tensor import Function, Tensor
+from gpucnn.tensor import Function, Tensor, check_tensor
 from gpucnn.threads import map_chunks
 
 Axes = int | Sequence[int] | None
@@ -268,6 +268,8 @@ class AxisMax(Function):
 def _reduce(
     function: type[Function], x: Tensor, axis: Axes, keepdims: bool, mean: bool = False
 ) -> Tensor:
+    check_tensor("x", x)
+    flag("keepdims", keepdims)
     if x.size == 0:
         raise ValueError(f"x must not be empty, got shape {x.shape}")
     same_float_dtype(x=x)

@@ -11,12 +11,12 @@ from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.activation import check_positive, check_real
 from gpucnn.ops.elementwise import THREADS, scale_forward
-from gpucnn.ops.geometry import same_float_dtype
+from gpucnn.ops.geometry import flag, same_float_dtype
 from gpucnn.ops.loss import check_reduction, constant, float_constant
 from gpucnn.ops.reduce import launch_column_sum
 from gpucnn.ops.regression_formulas import LOSSES
 from gpucnn.primitive import primitive
-from gpucnn.tensor import Function, Tensor
+from gpucnn.tensor import Function, Tensor, check_tensor
 from gpucnn.threads import map_chunks, scratch
 
 # geometry
@@ -26,6 +26,7 @@ KL_REDUCTIONS = ("mean", "batchmean", "sum", "none")
 
 def check_numbers(input: Tensor) -> None:
     """Check the input of a loss of pairs."""
+    check_tensor("input", input)
     if input.size == 0:
         raise ValueError(f"input must not be empty, got shape {input.shape}")
     same_float_dtype(input=input)
@@ -344,7 +345,6 @@ def kl_div(
     """
     check_numbers(input)
     check_reduction(reduction, KL_REDUCTIONS)
-    if not isinstance(log_target, bool):
-        raise TypeError(f"log_target must be True or False, got {log_target!r}")
+    flag("log_target", log_target)
     wanted = float_constant("target", target, input.shape, input)
     return _apply(input, wanted, reduction, "kl_div_log" if log_target else "kl_div")

@@ -14,7 +14,7 @@ from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.geometry import same_float_dtype
 from gpucnn.primitive import primitive
-from gpucnn.tensor import Function, Tensor
+from gpucnn.tensor import Function, Tensor, check_tensor
 from gpucnn.threads import map_chunks
 
 Axes = tuple[int, ...]
@@ -26,9 +26,9 @@ def permutation(axes: Any, ndim: int) -> Axes:
     """``axes`` as a permutation of 0 … ndim − 1; the reversed order for None."""
     if axes is None:
         return tuple(range(ndim))[::-1]
-    if len(axes) == 1 and isinstance(axes[0], tuple | list):
-        axes = axes[0]
     try:
+        if len(axes) == 1 and isinstance(axes[0], tuple | list):
+            axes = axes[0]
         given = tuple(operator.index(a) for a in axes)
     except TypeError:
         raise TypeError(f"axes must be integers, got {axes!r}") from None
@@ -141,4 +141,5 @@ def transpose(x: Tensor, axes: Sequence[int] | None = None) -> Tensor:
 
     Source: numpy.transpose; torch.permute.
     """
+    check_tensor("x", x)
     return cast("Tensor", Transpose.apply(x, axes=permutation(axes, x.ndim)))

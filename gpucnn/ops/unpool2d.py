@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gpucnn import buffers
 from gpucnn.device import Array, empty, to_host
 from gpucnn.kernel import KernelFile
-from gpucnn.ops.geometry import Padding, Pair
+from gpucnn.ops.geometry import Padding, Pair, choice, host_array
 from gpucnn.ops.window import (
     THREADS,
     Pool2dGeometry,
@@ -20,7 +20,7 @@ from gpucnn.ops.window import (
     unpool2d_geometry,
 )
 from gpucnn.primitive import primitive
-from gpucnn.tensor import Function, Tensor
+from gpucnn.tensor import Function, Tensor, check_tensor
 from gpucnn.threads import map_chunks, scratch
 
 # geometry
@@ -160,8 +160,7 @@ class MaxUnpool2d(Function):
 
     def forward(self, x: Array, indices: Array, *, overlap: Any, **windows: Any) -> Array:
         self.geometry, _ = unpool2d_geometry(x, **windows)
-        if overlap not in OVERLAPS:
-            raise ValueError(f"overlap must be one of {', '.join(OVERLAPS)}, got {overlap!r}")
+        choice("overlap", overlap, OVERLAPS)
         if indices.dtype != np.int32:
             raise TypeError(f"indices must be int32, got {indices.dtype}")
         if indices.shape != x.shape:
@@ -217,8 +216,9 @@ def max_unpool2d(
     Source: torch.nn.functional.max_unpool2d, which leaves open who wins and hands every window the
     gradient.
     """
+    check_tensor("x", x)
     if not isinstance(indices, Tensor):
-        given = np.asarray(indices)
+        given = host_array("indices", indices)
         if given.dtype.kind not in "iu":
             raise TypeError(f"indices must be integers, got {given.dtype}")
         try:

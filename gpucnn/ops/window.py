@@ -12,6 +12,7 @@ from gpucnn.device import Array
 from gpucnn.ops.geometry import (
     MAX_SIZE,
     Pair,
+    choice,
     conv_output_size,
     image_shape,
     padding_pairs,
@@ -85,8 +86,7 @@ def pool2d_geometry(
     """Check the arguments of a pooling and work out its sizes -> (sizes, (PB, PR))."""
     N, H, W, C = image_shape("x", x)
     same_float_dtype(x=x)
-    if edge not in EDGES:
-        raise ValueError(f"edge must be one of {', '.join(EDGES)}, got {edge!r}")
+    choice("edge", edge, EDGES)
     kernel = pair("kernel_size", kernel_size)
     steps = kernel if stride is None else pair("stride", stride)
     spread = pair("dilation", dilation)

@@ -1,0 +1,133 @@
+"""Every argument of every public function against values that are no use: what is refused, and how.
+
+What an operator's own test file pins is one message; here every argument meets every odd value.
+A call may work (a stride of 3 is a stride); otherwise it raises ValueError or TypeError, and names
+an argument.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.cases import ACTIVATION_FUNCTIONS, REGRESSION_LOSS
+from gpucnn import DeviceError, Tensor
+from gpucnn import functional as F
+from tests.support import randn
+
+
+def tensor(*shape: int) -> Tensor:
+    return Tensor(randn(*shape))
+
+
+X1, X2, X3, ROWS = (2, 6, 4), (2, 6, 5, 4), (1, 4, 4, 4, 2), (3, 4)
+
+# Arguments with which a function works: shapes stand for tensors of noise.
+CALLS: dict[str, dict[str, Any]] = {
+    "conv1d": {"x": X1, "weight": (8, 3, 4), "bias": (8,)},
+    "conv2d": {"x": X2, "weight": (8, 3, 3, 4), "bias": (8,)},
+    "conv3d": {"x": X3, "weight": (3, 2, 2, 2, 2), "bias": (3,)},
+    "conv_transpose2d": {"x": X2, "weight": (4, 3, 3, 8), "bias": (8,)},
+    "locally_connected2d": {"x": X2, "weight": (4, 3, 8, 3, 3, 4), "bias": (4, 3, 8)},
+    "linear": {"x": ROWS, "weight": (5, 4), "bias": (5,)},
+    "matmul": {"a": ROWS, "b": (4, 2)},
+    **{f"{name}_pool1d": {"x": X1, "kernel_size": 2} for name in ("max", "avg", "sum")},
+    **{f"{name}_pool2d": {"x": X2, "kernel_size": 2} for name in ("max", "avg", "sum")},
+    **{f"{name}_pool3d": {"x": X3, "kernel_size": 2} for name in ("max", "avg", "sum")},
+    **{f"adaptive_{name}_pool2d": {"x": X2, "output_size": 2} for name in ("max", "avg")},
+    **{f"global_{name}_pool2d": {"x": X2} for name in ("max", "avg")},
+    "max_unpool2d": {"x": (1, 2, 2, 1), "indices": [[[[0], [3]], [[8], [10]]]], "kernel_size": 2},
+    "avg_unpool2d": {"x": X2, "kernel_size": 2},
+    "sum_unpool2d": {"x": X2, "kernel_size": 2},
+    "convert_pool_indices": {
+        "indices": [[[[0], [2]], [[8], [10]]]],
+        "src": "torch",
+        "dst": "chainer",
+        "input_size": (4, 4),
+        "kernel_size": 2,
+    },
+    "batch_norm": {
+        "x": ROWS,
+        **dict.fromkeys(("gamma", "beta", "running_mean"), (4,)),
+        "running_var": Tensor(np.ones(4, np.float32)),
+        "training": True,
+    },
+    "group_norm": {"x": ROWS, "num_groups": 2, "weight": (4,), "bias": (4,)},
+    "layer_norm": {"x": ROWS, "normalized_shape": 4, "weight": (4,), "bias": (4,)},
+    "local_response_norm": {"x": X2, "size": 3},
+    "prelu": {"x": X2, "weight": (4,)},
+    "dropout": {"x": X2, "training": True},
+    "dropout2d": {"x": X2, "training": True},
+    **{name: {"a": X2, "b": X2} for name in ("add", "subtract", "multiply")},
+    "negate": {"a": X2},
+    "concatenate": {"tensors": [tensor(*ROWS), tensor(*ROWS)]},
+    **{name: {"x": X2} for name in ("transpose", "sum", "mean", "max", "softmax", "log_softmax")},
+    **{name: {"x": X2} for name in ("identity", *(name for name, _ in ACTIVATION_FUNCTIONS))},
+    **{
+        name: {"input": ROWS, "target": [0, 1, 2]}
+        for name in ("cross_entropy", "nll_loss", "multi_margin_loss")
+    },
+    **{name: {"input": ROWS, "target": np.ones(ROWS)} for name, _ in REGRESSION_LOSS},
+}
+
+ODD: list[Any] = [
+    None, True, "x", "1", b"x", -1, 0, 2.5, 1j, float("nan"), float("inf"), 2**40, -(2**70),
+    10**400, (), (1,), (1, 2, 3), (1,) * 8, ("a", "b"), ((1, 2), (3,)), [], [None], [1, 2],
+    [[1, 2], [3, 4]], {}, object(), len, np.int64(3), np.float64(2.5), np.complex64(1),
+    np.zeros(0), np.zeros((2, 2)), np.array(3), np.array(["a"]), np.array([1, 2]),
+    Tensor(np.zeros((2, 3), np.float32)), Tensor(np.zeros((0, 3), np.float32)), Tensor([1, 2]),
+    Tensor(np.zeros(X2)), Tensor(np.float32(1)),
+]  # fmt: skip
+
+
+def test_every_function_is_in_the_table() -> None:
+    assert set(CALLS) == set(F.__all__)
+
+
+def arguments_of(name: str) -> list[str]:
+    return list(inspect.signature(getattr(F, name)).parameters)
+
+
+def call(name: str, **change: Any) -> Any:
+    arguments = {
+        k: tensor(*v) if isinstance(v, tuple) and k != "input_size" else v
+        for k, v in CALLS[name].items()
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return getattr(F, name)(**{**arguments, **change})
+
+
+def complaint(name: str, argument: str, value: Any) -> str:
+    """What is wrong with the way the function refuses the value; nothing if it takes it."""
+    try:
+        call(name, **{argument: value})
+    except (ValueError, TypeError, DeviceError) as error:
+        words = set(re.findall(r"\w+", str(error)))
+        return "" if words & set(arguments_of(name)) else repr(error)
+    except Exception as error:
+        return repr(error)
+    return ""
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_odd_values_are_refused_by_name(name: str) -> None:
+    call(name)
+    for argument in arguments_of(name):
+        for value in ODD:
+            assert not complaint(name, argument, value), f"{argument}={value!r}"
+
+
+@pytest.mark.parametrize("name", [n for n in CALLS if n not in ("identity", "concatenate")])
+def test_arrays_that_are_no_tensors(name: str) -> None:
+    """The commonest slip: a NumPy array where a Tensor belongs."""
+    first = arguments_of(name)[0]
+    if first == "indices":
+        return
+    with pytest.raises(TypeError, match=f"{first} must be a Tensor, got ndarray; gpucnn.Tensor"):
+        call(name, **{first: randn(*CALLS[name][first])})
