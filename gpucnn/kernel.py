@@ -109,6 +109,7 @@ def _emulated_kernel(spec: Specialisation, name: str) -> Any:
 
 
 _lock = threading.Lock()
+_planning = 0  # nested without_running blocks
 _observers: list[Callable[[Launch], None]] = []
 
 
@@ -130,6 +131,20 @@ def observe_launches(observer: Callable[[Launch], None]) -> Iterator[None]:
         yield
     finally:
         _observers.remove(observer)
+
+
+@contextlib.contextmanager
+def without_running() -> Iterator[None]:
+    """Inside the ``with`` block launches are checked and observed, but not run: outputs become 0.
+
+    Needs neither a GPU nor g++; NumPy arrays only.
+    """
+    global _planning
+    _planning += 1
+    try:
+        yield
+    finally:
+        _planning -= 1
 
 
 @dataclass(frozen=True)
@@ -157,7 +172,11 @@ class Kernel:
                     "split the batch"
                 )
         converted = convert_arguments(self.signature, args)
-        if arrays and not isinstance(arrays[0], np.ndarray):
+        if _planning:
+            for parameter, array in zip(self.signature.parameters, converted, strict=True):
+                if parameter.pointer and not parameter.const and array is not None:
+                    array[...] = 0
+        elif arrays and not isinstance(arrays[0], np.ndarray):
             self._launch_cuda(tuple(grid), tuple(block), converted, arrays, shared_mem)
         else:
             with _lock:
@@ -270,7 +289,8 @@ def nvrtc_cubin(spec: Specialisation, arch: str, extra: tuple[str, ...] = ()) ->
             nvrtc.compileProgram(program, options)
         except nvrtc.NVRTCError as error:
             raise RuntimeError(f"{spec}: {error}\n{nvrtc.getProgramLog(program)}") from None
-        return bytes(nvrtc.getCUBIN(program)), nvrtc.getProgramLog(program)
+        # CuPy takes the cubin for a C string and drops its last byte, always a zero of padding.
+        return bytes(nvrtc.getCUBIN(program)) + b"\0", nvrtc.getProgramLog(program)
     finally:
         nvrtc.destroyProgram(program)
 

@@ -9,8 +9,6 @@ where it stands and as one access of 16 bytes.
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import ctypes
 import functools
 import hashlib
@@ -22,10 +20,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpucnn.cache import cache_folder, published
 from gpucnn.emulator.elf import Symbol, thread_local_symbols
 from gpucnn.emulator.fault import BUILD_FOLDER, SHIM_FOLDER, CompileError
 from gpucnn.emulator.translate import ANCHOR, Translation, translate
@@ -90,24 +89,6 @@ def _version() -> str:
     return subprocess.run([gxx, "--version"], capture_output=True, text=True).stdout
 
 
-@functools.cache
-def cache_directory() -> Path:
-    """Where compiled kernels are kept: a temporary folder if no lasting one can be written."""
-    if explicit := os.environ.get("GPUCNN_CACHE_DIR"):
-        folder = Path(explicit) / "emulator"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        folder = Path(base) / "gpucnn" / "emulator"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        scratch = tempfile.mkdtemp(prefix="gpucnn-emulator-")
-        atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-        return Path(scratch)
-
-
 def _digest(*parts: object) -> str:
     text = "\0".join(str(p) for p in parts)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -138,27 +119,13 @@ def _run(command: Sequence[str], source: str | None = None, folder: str | None =
     return done.stdout
 
 
-@contextlib.contextmanager
-def _published(path: Path) -> Iterator[Path]:
-    """A scratch path that becomes ``path`` in one step if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    scratch = Path(name)
-    try:
-        yield scratch
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
 def runtime_path() -> Path:
     """The runtime's shared library, compiled if need be."""
-    path = cache_directory() / f"libgpucnn_runtime_{_own_sources()}.so"
+    path = cache_folder("emulator") / f"libgpucnn_runtime_{_own_sources()}.so"
     with _preparing:
         if path.exists():
             return path
-        with _published(path) as scratch:
+        with published(path) as scratch:
             _run([str(compiler()), *_RUNTIME, f"-Wl,-soname,{path.name}", "-o", str(scratch),
                   *map(str, sorted((_HERE / "csrc").glob("*.cpp")))])  # fmt: skip
     return path
@@ -179,16 +146,16 @@ def runtime() -> ctypes.CDLL:
 
 def _shim(standard: str, check: bool) -> Path:
     """The shim header in the cache, precompiled for one set of flags."""
-    folder = cache_directory() / f"shim_{_digest(_own_sources(), _HERE, standard, check)}"
+    folder = cache_folder("emulator") / f"shim_{_digest(_own_sources(), _HERE, standard, check)}"
     header = folder / "gpucnn_shim.h"
     precompiled = folder / "gpucnn_shim.h.gch"
     with _preparing:
         if precompiled.exists():
             return header
         folder.mkdir(parents=True, exist_ok=True)
-        with _published(header) as scratch:
+        with published(header) as scratch:
             scratch.write_text(f'#include "{_HERE}/include/gpucnn_shim.h"\n', encoding="utf-8")
-        with _published(precompiled) as scratch:
+        with published(precompiled) as scratch:
             _run([str(compiler()), standard, *_flags(check), "-x", "c++-header", str(header),
                   "-o", str(scratch)])  # fmt: skip
     return header
@@ -251,7 +218,7 @@ def compile_source(source: str, options: Sequence[str], check: bool) -> Module:
     """
     standard, defines = split_options(options)
     key = _digest(_own_sources(), source, standard, defines, check)
-    path = cache_directory() / f"kernel_{key}.so"
+    path = cache_folder("emulator") / f"kernel_{key}.so"
     facts = path.with_suffix(".json")
     if not (path.exists() and facts.exists()):
         _build(source, standard, defines, check, path, facts)
@@ -283,7 +250,7 @@ def _build(
              folder=scratch)  # fmt: skip
         if check:
             assembly.write_text(_separate_shared(assembly.read_text()))
-        with _published(path) as library:
+        with published(path) as library:
             _run([gxx, "-shared", "-Wl,-z,now", "-Wl,-Bsymbolic", "-Wl,-rpath,$ORIGIN", "-o",
                   str(library), str(assembly), str(runtime_path())])  # fmt: skip
     known = {
@@ -293,7 +260,7 @@ def _build(
         ],
         "shared": translation.shared_types,
     }
-    with _published(facts) as scratch_facts:
+    with published(facts) as scratch_facts:
         scratch_facts.write_text(json.dumps(known), encoding="utf-8")
 
 
