@@ -45,7 +45,7 @@ def geometry(shape: Any, kernel_size: Any, options: Any) -> Any:
 
 def loops(x: np.ndarray, dy: np.ndarray, g: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(y, indices, dx) of max pooling by the rule, one window at a time."""
-    p, q = g.planes, g.depth
+    p, q, j = g.planes, g.depth, g.join
     y, indices, dx = np.empty(dy.shape), np.empty(dy.shape, np.int32), np.zeros(x.shape)
     for n, od, oh, ow, c in np.ndindex(dy.shape):
         best, index = -np.inf, -1
@@ -56,7 +56,7 @@ def loops(x: np.ndarray, dy: np.ndarray, g: Any) -> tuple[np.ndarray, np.ndarray
                 value = x[n, d, h, w, c]
                 if index < 0 or value > best or np.isnan(value):
                     best, index = value, (d * p.H + h) * p.W + w
-        if (od >= g.ZD or oh >= g.ZH or ow >= g.ZW) and best < 0:
+        if (od >= j.ZD or oh >= j.ZH or ow >= j.ZW) and best < 0:
             best, index = 0, -1
         y[n, od, oh, ow, c], indices[n, od, oh, ow, c] = best, index
         if index >= 0:
@@ -69,7 +69,7 @@ def loops(x: np.ndarray, dy: np.ndarray, g: Any) -> tuple[np.ndarray, np.ndarray
 def test_max_is_the_rule(shape: Any, kernel_size: Any, options: Any, kind: str) -> None:
     g = geometry(shape, kernel_size, options)
     x = VALUES[kind](*shape).astype(np.float64)
-    dy = randn(*g.output_shape, seed=1, dtype=np.float64)
+    dy = randn(*g.join.output_shape, seed=1, dtype=np.float64)
     expected = loops(x, dy, g)
     t = Tensor(x, requires_grad=True)
     y, indices = F.max_pool3d(t, kernel_size, **options, return_indices=True)
@@ -90,7 +90,7 @@ def test_join_kernel(
     p, d = g.planes, g.depth
     planes, inner = max_pool2d_forward(x.reshape(p.N, p.H, p.W, p.C), p)
     best, outer = max_pool2d_forward(planes.reshape(d.N, d.H, d.W, d.C), d)
-    check_kernel(max_pool3d_join, kernel_device, [best, inner, outer], g, bar="exact")
+    check_kernel(max_pool3d_join, kernel_device, [best, inner, outer], g.join, bar="exact")
 
 
 @pytest.mark.parametrize("pool", ["max", "avg", "sum"])

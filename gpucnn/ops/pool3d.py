@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -26,29 +26,43 @@ Ends = int | tuple[int, int, int] | tuple[Pair, Pair, Pair] | str
 
 
 @dataclass(frozen=True)
-class Pool3dGeometry:
-    """A pooling (N·D, H, W, C) -> (N·D, OH, OW, C) and one (N, D, OH·OW, C) -> (N, OD, OH·OW, C).
+class JoinGeometry:
+    """The sizes of :func:`max_pool3d_join`, in the order in which the kernel takes them.
 
     From ZD, ZH and ZW on windows reach past the padded volume, and what they find there counts as
     zero (edge="zero").
     """
 
-    planes: Pool2dGeometry
-    depth: Pool2dGeometry
+    N: int
+    D: int
+    H: int
+    W: int
+    C: int
+    OD: int
+    OH: int
+    OW: int
     ZD: int
     ZH: int
     ZW: int
 
     @property
     def output_shape(self) -> tuple[int, int, int, int, int]:
-        return self.depth.N, self.depth.OH, self.planes.OH, self.planes.OW, self.planes.C
-
-    def kernel_arguments(self) -> tuple[int, ...]:
-        p, d = self.planes, self.depth
-        return d.N, d.H, p.H, p.W, p.C, d.OH, p.OH, p.OW, self.ZD, self.ZH, self.ZW
+        return self.N, self.OD, self.OH, self.OW, self.C
 
 
-def _volume_shape(x: Any) -> tuple[int, int, int, int, int]:
+@dataclass(frozen=True)
+class Pool3dGeometry:
+    """A pooling (N·D, H, W, C) -> (N·D, OH, OW, C), one (N, D, 1, P) -> (N, OD, 1, P), a join.
+
+    P = OH·OW·C: along depth the places of a plane are channels.
+    """
+
+    planes: Pool2dGeometry
+    depth: Pool2dGeometry
+    join: JoinGeometry
+
+
+def volume_shape(x: Any) -> tuple[int, int, int, int, int]:
     if x.ndim != 5:
         raise ValueError(f"x must have shape (N, D, H, W, C), got {tuple(x.shape)}")
     if 0 in x.shape:
@@ -70,7 +84,7 @@ def max_pool3d_geometry(
     x: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, edge: Any
 ) -> Pool3dGeometry:
     """Check the arguments of :func:`max_pool3d` and work out its sizes."""
-    N, D, H, W, C = _volume_shape(x)
+    N, D, H, W, C = volume_shape(x)
     same_float_dtype(x=x)
     if D * H * W > MAX_SIZE:
         raise ValueError(f"x: {D} x {H} x {W} cells are more than an int32 index can name")
@@ -81,11 +95,11 @@ def max_pool3d_geometry(
 
     flat = like(N * D, H, W, C)
     p = max_pool2d_geometry(flat, kernel[1:], steps[1:], pads[1:], spread[1:], edge)
-    columns = like(N, D, p.OH * p.OW, C)
+    columns = like(N, D, 1, p.OH * p.OW * C)
     along = (kernel[0], 1), (steps[0], 1), (pads[0], (0, 0)), (spread[0], 1)
     d = max_pool2d_geometry(columns, *along, edge)
     whole = replace(p, ZH=p.OH, ZW=p.OW), replace(d, ZH=d.OH, ZW=d.OW)
-    return Pool3dGeometry(*whole, d.ZH, p.ZH, p.ZW)
+    return Pool3dGeometry(*whole, JoinGeometry(N, D, H, W, C, d.OH, p.OH, p.OW, d.ZH, p.ZH, p.ZW))
 
 
 # primitives
@@ -93,36 +107,34 @@ def max_pool3d_geometry(
 
 @primitive
 def max_pool3d_join(
-    best: Array, inner: Array, outer: Array, geometry: Pool3dGeometry
+    best: Array, inner: Array, outer: Array, geometry: JoinGeometry
 ) -> tuple[Array, Array, Array]:
-    """indices[n,od,oh,ow,c] = d·H·W + inner[n·D+d, oh, ow, c], where outer = d·(OH·OW) + oh·OW + ow
+    """indices[n,od,oh,ow,c] = d·H·W + inner[n·D+d, oh, ow, c], where outer[n,od,oh,ow,c] = d
 
-    best (N,OD,OH·OW,C), the maxima; inner (N·D,OH,OW,C) int32, the winners h·W + w in their planes;
-    outer (N,OD,OH·OW,C) int32, the winning planes -> y (N,OD,OH,OW,C); indices int32, -1 where no
-    cell won; winners, outer with -1 where the 0 past the edge won: in a window from ZD, ZH or ZW on
-    it does over negative numbers.
+    best (N,OD,1,OH·OW·C), the maxima; inner (N·D,OH,OW,C) int32, the winners h·W + w in their
+    planes; outer (N,OD,1,OH·OW·C) int32, the winning planes -> y (N,OD,OH,OW,C); indices int32, -1
+    where no cell won; winners, outer with -1 where the 0 past the edge won: in a window from ZD, ZH
+    or ZW on it does over negative numbers.
     """
-    g, (N, OD, OH, OW, C) = geometry, geometry.output_shape
-    D, cells, plane = g.depth.H, g.planes.H * g.planes.W, OH * OW
+    s = geometry
     y, winners = buffers.empty(best.shape, best.dtype), buffers.empty(best.shape, np.int32)
     indices = buffers.empty(best.shape, np.int32)
-    edge = np.zeros((OD, OH, OW, 1), np.bool_)
-    edge[g.ZD :] = edge[:, g.ZH :] = edge[:, :, g.ZW :] = True
-    past = edge.reshape(OD, plane, 1)
+    edge = np.zeros((s.OD, s.OH, s.OW, s.C), np.bool_)
+    edge[s.ZD :] = edge[:, s.ZH :] = edge[:, :, s.ZW :] = True
+    past = edge.reshape(s.OD, 1, -1)
+    planes = inner.reshape(s.N, s.D, 1, -1)
 
     def images(start: int, stop: int) -> None:
         found = outer[start:stop]
-        d = found // plane
-        planes = inner.reshape(N, D, plane, C)[start:stop]
-        at = np.take_along_axis(planes, d.clip(0), axis=1)
-        index = np.where((found < 0) | (at < 0), -1, d * cells + at)
+        at = np.take_along_axis(planes[start:stop], found.clip(0), axis=1)
+        index = np.where((found < 0) | (at < 0), -1, found * (s.H * s.W) + at)
         zero = past & (best[start:stop] < 0)
         y[start:stop] = np.where(zero, 0, best[start:stop])
         indices[start:stop] = np.where(zero, -1, index)
         winners[start:stop] = np.where(zero, -1, found)
 
-    map_chunks(images, N, 1)
-    return y.reshape(g.output_shape), indices.reshape(g.output_shape), winners
+    map_chunks(images, s.N, 1)
+    return y.reshape(s.output_shape), indices.reshape(s.output_shape), winners
 
 
 _kernels = KernelFile("pool3d")
@@ -130,14 +142,13 @@ _kernels = KernelFile("pool3d")
 
 @max_pool3d_join.kernel()
 def _launch_join(
-    best: Array, inner: Array, outer: Array, geometry: Pool3dGeometry
+    best: Array, inner: Array, outer: Array, geometry: JoinGeometry
 ) -> tuple[Array, Array, Array]:
     y = empty(best, geometry.output_shape)
     indices = empty(best, y.shape, np.int32)
     winners = empty(best, best.shape, np.int32)
     arrays = (y, indices, winners, best, inner, outer)
-    launch, sizes = _kernels["max_pool3d_join"], geometry.kernel_arguments()
-    launch(blocks(y.size, 1), (THREADS,), *arrays, *sizes)
+    _kernels["max_pool3d_join"](blocks(y.size, 1), (THREADS,), *arrays, *astuple(geometry))
     return y, indices, winners
 
 
@@ -154,9 +165,10 @@ class MaxPool3d(Function):
         planes, inner = self.run(max_pool2d_forward, flat, p)
         columns = planes.reshape(d.N, d.H, d.W, d.C)
         best, outer = self.run(max_pool2d_forward, columns, d)
-        y, indices, winners = self.run(max_pool3d_join, best, inner, outer, g)
+        y, indices, winners = self.run(max_pool3d_join, best, inner, outer, g.join)
         if options["edge"] == "zero":
-            past = indices[:, g.ZD :], indices[:, :, g.ZH :], indices[:, :, :, g.ZW :]
+            j = g.join
+            past = indices[:, j.ZD :], indices[:, :, j.ZH :], indices[:, :, :, j.ZW :]
             look_for_zeros_that_won(*past)
         if self.recording:
             self.shape, self.inner, self.winners = x.shape, inner, winners
@@ -206,12 +218,12 @@ def max_pool3d(
 def _pool_twice(pool: Any, x: Tensor, windows: Any, options: dict[str, Any]) -> Tensor:
     """Planes, then depth: sums and divisors of windows are products over the axes."""
     check_tensor("x", x)
-    N, D, H, W, C = _volume_shape(x)
+    N, D, H, W, C = volume_shape(x)
     kernel_size, stride, padding = windows
     kernel, steps, pads, _ = _axes(x, kernel_size, stride, padding, 1)
     planes = pool(x.reshape(N * D, H, W, C), kernel[1:], steps[1:], pads[1:], **options)
     OH, OW = planes.shape[1:3]
-    columns = planes.reshape(N, D, OH * OW, C)
+    columns = planes.reshape(N, D, 1, OH * OW * C)
     y = pool(columns, (kernel[0], 1), (steps[0], 1), (pads[0], (0, 0)), **options)
     return cast("Tensor", y.reshape(N, y.shape[1], OH, OW, C))
 
