@@ -212,6 +212,28 @@ def test_same_padding(k: int, s: int, d: int) -> None:
         assert_close(y.numpy(), expected.numpy().transpose(0, 2, 3, 1), "torch", k * k * 2)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "stride", "expected"),
+    [(3, 2, [6, 7]), (4, 1, [6, 10, 9, 7]), (2, 2, [3, 7]), (4, 2, [6, 9])],
+)
+def test_same_padding_puts_the_odd_cell_at_the_end(
+    kernel: int, stride: int, expected: list[int], device: str
+) -> None:
+    """Sums of windows over 1, 2, 3, 4, as TensorFlow pads: on the right first."""
+    x = gpucnn.Tensor(np.arange(1, 5, dtype=np.float32).reshape(1, 1, 4, 1), device=device)
+    w = gpucnn.Tensor(np.ones((1, 1, kernel, 1), np.float32), device=device)
+    y = F.conv2d(x, w, stride=(1, stride), padding="same")
+    assert y.numpy().reshape(-1).tolist() == expected
+
+
+def test_a_window_that_does_not_fit_shows_the_formula() -> None:
+    x, w = gpucnn.Tensor(np.zeros((1, 9, 2, 1))), gpucnn.Tensor(np.zeros((1, 3, 3, 1)))
+    with pytest.raises(
+        ValueError, match=r"\(2 \+ 0 \+ 1 - 2\*\(3 - 1\) - 1\) // 2 \+ 1 = 0 outputs"
+    ):
+        F.conv2d(x, w, stride=2, padding=((0, 0), (0, 1)), dilation=2)
+
+
 def test_gradients_only_where_needed(device: str) -> None:
     x = gpucnn.Tensor(randn(1, 4, 4, 1), device=device)
     w = gpucnn.Tensor(randn(2, 3, 3, 1), requires_grad=True, device=device)

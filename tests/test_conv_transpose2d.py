@@ -248,6 +248,46 @@ def test_layer_and_output_size() -> None:
     assert "output_padding=(1, 1)" in repr(nn.ConvTranspose2d(1, 1, 3, 2, output_padding=1))
 
 
+def test_output_size_in_the_place_of_output_padding(device: str) -> None:
+    """Every size that a convolution maps to (3, 4), and no other."""
+    x, w = (
+        gpucnn.Tensor(randn(1, 3, 4, 2), device=device),
+        gpucnn.Tensor(randn(2, 3, 2, 1), device=device),
+    )
+    options = {"stride": (2, 3), "padding": (1, 0)}
+    for extra in itertools.product(range(2), range(3)):
+        size = 5 + extra[0], 11 + extra[1]
+        y = F.conv_transpose2d(x, w, output_size=size, **options)
+        assert y.shape == (1, *size, 1)
+        expected = F.conv_transpose2d(x, w, output_padding=extra, **options)
+        assert_close(y.numpy(), expected.numpy(), "exact")
+        assert F.conv2d(y, w, **options).shape == x.shape
+    wanted = F.conv_transpose2d(x, w, output_size=(1, 6, 11, 1), **options)
+    assert wanted.shape == (1, 6, 11, 1)
+    # Nothing is left of the output of one cell unless output_padding adds to it.
+    one, line = (gpucnn.Tensor(np.ones((1, 1, 1, 1), np.float32), device=device) for _ in range(2))
+    cut = {"stride": 2, "padding": ((1, 0), (1, 0))}
+    assert F.conv_transpose2d(one, line, output_size=1, **cut).shape == (1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"output_size": (13, 9)}, ValueError, r"output_size must be \(13, 11\) … \(14, 12\), got"),
+        ({"output_size": 15}, ValueError, r"output_size must be \(13, 11\) … \(14, 12\), got \(15"),
+        ({"output_size": (13, 11), "output_padding": 1}, ValueError, "output_padding follows from"),
+        ({"output_size": (13, 11, 4)}, ValueError, r"output_size must be an int, \(OH, OW\)"),
+        ({"output_size": (13.0, 11)}, TypeError, "output_size must be an integer"),
+        ({"output_size": 0}, ValueError, "output_size must be >= 1"),
+        ({"output_size": 13, "padding": "same"}, ValueError, "padding of a transposed"),
+    ],
+)
+def test_bad_output_sizes(options: Any, error: type[Exception], match: str) -> None:
+    x, w = gpucnn.Tensor(np.zeros(X, np.float32)), gpucnn.Tensor(np.zeros(WEIGHT, np.float32))
+    with pytest.raises(error, match=match):
+        F.conv_transpose2d(x, w, stride=2, **options)
+
+
 @needs_torch
 def test_layer_has_the_arguments_of_pytorch_in_its_order() -> None:
     ours = nn.ConvTranspose2d(4, 2, (3, 2), 2, 1, 1, 2, False, 2)

@@ -157,8 +157,16 @@ def test_augmentation_depends_on_seed_epoch_and_image_only() -> None:
         (np.zeros((2, 4, 4), np.uint8), [0, 0], "images must be uint8"),
         (np.zeros((2, 4, 4, 1), np.float32), [0, 0], "images must be uint8"),
         (np.zeros((2, 4, 4, 1), np.uint8), [0], "one entry per image"),
-        (np.zeros((2, 4, 4, 1), np.uint8), [0, 2], "labels must be 0 to 1, or -100 for none, got 0 to 2"),
-        (np.zeros((2, 4, 4, 1), np.uint8), [-1, 1], "labels must be 0 to 1, or -100 for none, got -1 to 1"),
+        (
+            np.zeros((2, 4, 4, 1), np.uint8),
+            [0, 2],
+            "labels must be 0 to 1, or -100 for none, got 0 to 2",
+        ),
+        (
+            np.zeros((2, 4, 4, 1), np.uint8),
+            [-1, 1],
+            "labels must be 0 to 1, or -100 for none, got -1 to 1",
+        ),
     ],
 )
 def test_inconsistent_datasets_are_refused(images, labels, message: str) -> None:

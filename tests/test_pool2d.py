@@ -265,6 +265,8 @@ X = (2, 6, 5, 4)
         (X, 6, {}, ValueError, "kernel_size: a window of 6"),
         (X, 3, {"dilation": 3}, ValueError, "kernel_size: a window of 3 with dilation 3"),
         (X, 20, {"stride": 1, "edge": "ceil"}, ValueError, "kernel_size: a window of 20"),
+        (X, 20, {"stride": 2, "edge": "ceil"}, ValueError,
+         r"ceil\(\(6 \+ 0 \+ 0 - 1\*\(20 - 1\) - 1\) / 2\) \+ 1 = -6 outputs"),
         (X, 2, {"stride": 0}, ValueError, "stride must be >= 1"),
         (X, 2, {"stride": "2"}, TypeError, "stride must be an integer"),
         (X, 2, {"padding": -1}, ValueError, "padding must be >= 0"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import numpy as np
 from gpucnn import functional as F
 from gpucnn.nn import init
 from gpucnn.nn.module import Module, Parameter
-from gpucnn.ops.conv_transpose2d import output_padding_for
 from gpucnn.ops.geometry import (
     Padding,
     Pair,
@@ -175,7 +173,8 @@ class ConvTranspose2d(Convolution):
     """2-D transposed convolution with weight (C, KH, KW, OC/groups) and bias (OC).
 
     See F.conv_transpose2d. Weight and bias start as U(±1/√(KH·KW·OC/groups)), as in
-    torch.nn.ConvTranspose2d. ``layer(x, output_size=(OH, OW))`` chooses output_padding by itself.
+    torch.nn.ConvTranspose2d. ``layer(x, output_size=(OH, OW))`` chooses the output_padding of that
+    call.
     """
 
     dims = 2
@@ -204,13 +203,9 @@ class ConvTranspose2d(Convolution):
                     f"the dilation ({d}), got {extra}"
                 )
 
-    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        extra = self.output_padding
-        if output_size is not None:
-            extra = output_padding_for(
-                output_size, x.shape, self.kernel_size, self.stride, self.padding, self.dilation
-            )
-        options = {**self._options(), "output_padding": extra}
+    def forward(self, x: Tensor, output_size: int | tuple[int, ...] | None = None) -> Tensor:
+        extra = self.output_padding if output_size is None else 0
+        options = {**self._options(), "output_padding": extra, "output_size": output_size}
         return F.conv_transpose2d(x, self.weight, self.bias, **options)
 
     def extra_repr(self) -> str:

@@ -16,9 +16,10 @@ from gpucnn.ops.conv_geometry import ConvGeometry, conv_transpose_geometry
 from gpucnn.ops.geometry import (
     Padding,
     Pair,
-    conv_transpose_output_size,
     integer,
     padding_of_axes,
+    pair,
+    sizes,
 )
 from gpucnn.ops.reduce import column_sum
 from gpucnn.ops.tile import SPECIALISATIONS, THREADS
@@ -27,6 +28,30 @@ from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks
 
 # geometry
+
+
+def output_padding_for(
+    output_size: Any,
+    size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: Any,
+    dilation: tuple[int, ...],
+) -> tuple[int, ...]:
+    """The output_padding that makes ``output_size``, an int, (OH, OW) or (N, OH, OW, OC)."""
+    given = tuple(output_size) if isinstance(output_size, tuple | list) else (output_size,) * 2
+    wanted = tuple(integer("output_size", n, 1) for n in (given[1:3] if len(given) == 4 else given))
+    if len(wanted) != 2:
+        raise ValueError(f"output_size must be an int, (OH, OW) or (N, OH, OW, OC), got {given}")
+    pads = padding_of_axes(padding, 2)
+    axes = zip(size, kernel, stride, pads, dilation, strict=True)
+    least = tuple((n - 1) * s + d * (k - 1) + 1 - low - high for n, k, s, (low, high), d in axes)
+    extra = tuple(want - low for want, low in zip(wanted, least, strict=True))
+    if not all(0 <= e < s for e, s in zip(extra, stride, strict=True)):
+        first = tuple(max(low, 1) for low in least)
+        last = tuple(low + s - 1 for low, s in zip(least, stride, strict=True))
+        raise ValueError(f"output_size must be {first} … {last}, got {wanted}")
+    return extra
 
 
 def conv_transpose2d_geometry(
@@ -38,35 +63,20 @@ def conv_transpose2d_geometry(
     output_padding: Any,
     dilation: Any,
     groups: Any,
+    output_size: Any = None,
 ) -> ConvGeometry:
     """Check the arguments of :func:`conv_transpose2d` -> the sizes of the adjoint convolution."""
+    if output_size is not None:
+        if any(sizes("output_padding", output_padding, 2, 0)):
+            raise ValueError(
+                f"output_padding follows from output_size: leave it 0, got {output_padding}"
+            )
+        if x.ndim == weight.ndim == 4 and not isinstance(padding, str):
+            steps, spread = pair("stride", stride), pair("dilation", dilation)
+            windows = (x.shape[1:3], weight.shape[1:3], steps, padding, spread)
+            output_padding = output_padding_for(output_size, *windows)
     options = (stride, padding, output_padding, dilation, groups)
     return conv_transpose_geometry(2, x, weight, bias, *options)
-
-
-def output_padding_for(
-    output_size: Any,
-    x_shape: tuple[int, ...],
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: Any,
-    dilation: tuple[int, ...],
-) -> tuple[int, ...]:
-    """The output_padding that makes ``output_size``: (OH, OW), or a whole (N, OH, OW, OC)."""
-    given = tuple(output_size)
-    wanted = tuple(integer("output_size", n, 1) for n in (given[1:3] if len(given) == 4 else given))
-    if len(wanted) != 2 or len(x_shape) != 4:
-        raise ValueError(f"output_size must be (OH, OW) for x (N, H, W, C), got {output_size!r}")
-    pads = padding_of_axes(padding, 2)
-    axes = zip(x_shape[1:3], kernel, stride, pads, dilation, strict=True)
-    least = tuple(
-        conv_transpose_output_size(n, k, stride=s, padding=p, dilation=d) for n, k, s, p, d in axes
-    )
-    extra = tuple(want - low for want, low in zip(wanted, least, strict=True))
-    if not all(0 <= e < s for e, s in zip(extra, stride, strict=True)):
-        most = tuple(low + s - 1 for low, s in zip(least, stride, strict=True))
-        raise ValueError(f"output_size must be {least} … {most}, got {wanted}")
-    return extra
 
 
 # primitives
@@ -119,9 +129,10 @@ class ConvTranspose2d(Function):
         output_padding: Any,
         dilation: Any,
         groups: Any,
+        output_size: Any,
     ) -> Array:
         self.geometry = conv_transpose2d_geometry(
-            x, weight, bias, stride, padding, output_padding, dilation, groups
+            x, weight, bias, stride, padding, output_padding, dilation, groups, output_size
         )
         if self.recording:
             self.x, self.weight = x, weight
@@ -150,6 +161,7 @@ def conv_transpose2d(
     output_padding: int | Pair = 0,
     dilation: int | Pair = 1,
     groups: int = 1,
+    output_size: int | Pair | tuple[int, ...] | None = None,
 ) -> Tensor:
     """2-D transposed convolution: the adjoint of conv2d with the same weight, plus a bias.
 
@@ -165,6 +177,8 @@ def conv_transpose2d(
     output_padding: int or (height, width), 0 … max(stride, dilation) − 1: rows and columns that y
     has more at the bottom and on the right. They are computed like all others, not filled with
     zeros: conv2d maps several sizes to one, and this chooses between them. groups: divides C.
+    output_size: (OH, OW) or an int for both, in the place of output_padding: from the OH above (for
+    output_padding 0) to OH + SH − 1, likewise OW; also a whole shape (N, OH, OW, OC).
     Returns (N, OH, OW, OC).
 
     Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit,
@@ -179,5 +193,6 @@ def conv_transpose2d(
         "output_padding": output_padding,
         "dilation": dilation,
         "groups": groups,
+        "output_size": output_size,
     }
     return cast("Tensor", ConvTranspose2d.apply(x, weight, bias, **options))

@@ -128,14 +128,16 @@ def conv_output_size(
     stride, dilation = integer("stride", stride, 1), integer("dilation", dilation, 1)
     low, high = pair("padding", padding, 0)
     reach = dilation * (kernel_size - 1) + 1
+    out = (size + low + high - reach) // stride + 1
     if size + low + high > MAX_SIZE:
         raise ValueError(f"padding: the padded size {size + low + high} exceeds {MAX_SIZE}")
     if reach > size + low + high:
         raise ValueError(
             f"kernel_size: a window of {kernel_size} with dilation {dilation} covers {reach}, "
-            f"more than the padded input of {size} + {low} + {high}"
+            f"more than the padded input: ({size} + {low} + {high} - {dilation}*({kernel_size} - 1)"
+            f" - 1) // {stride} + 1 = {out} outputs"
         )
-    return (size + low + high - reach) // stride + 1
+    return out
 
 
 def conv_transpose_output_size(

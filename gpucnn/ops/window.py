@@ -74,7 +74,8 @@ def _pool_output_size(
     if out < 1:
         raise ValueError(
             f"kernel_size: a window of {kernel} with dilation {dilation} covers {reach}, more than "
-            f"the padded input of {size} + {low} + {high}"
+            f"the padded input: ceil(({size} + {low} + {high} - {dilation}*({kernel} - 1) - 1) / "
+            f"{stride}) + 1 = {out} outputs"
         )
     incomplete = (out - 1) * stride + reach > padded
     return out, out - 1 if incomplete else out
