@@ -10,13 +10,15 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
 from bench.cases import ACTIVATION_FUNCTIONS, REGRESSION_LOSS
-from gpucnn import DeviceError, Tensor
+from gpucnn import DeviceError, Tensor, nn, optim
 from gpucnn import functional as F
 from tests.support import randn
 
@@ -39,8 +41,16 @@ CALLS: dict[str, dict[str, Any]] = {
     **{f"{name}_pool1d": {"x": X1, "kernel_size": 2} for name in ("max", "avg", "sum")},
     **{f"{name}_pool2d": {"x": X2, "kernel_size": 2} for name in ("max", "avg", "sum")},
     **{f"{name}_pool3d": {"x": X3, "kernel_size": 2} for name in ("max", "avg", "sum")},
-    **{f"adaptive_{name}_pool2d": {"x": X2, "output_size": 2} for name in ("max", "avg")},
-    **{f"global_{name}_pool2d": {"x": X2} for name in ("max", "avg")},
+    **{
+        f"adaptive_{name}_pool{dims}d": {"x": x, "output_size": 2}
+        for name in ("max", "avg")
+        for dims, x in enumerate((X1, X2, X3), 1)
+    },
+    **{
+        f"global_{name}_pool{dims}d": {"x": x}
+        for name in ("max", "avg")
+        for dims, x in enumerate((X1, X2, X3), 1)
+    },
     "max_unpool2d": {"x": (1, 2, 2, 1), "indices": [[[[0], [3]], [[8], [10]]]], "kernel_size": 2},
     "avg_unpool2d": {"x": X2, "kernel_size": 2},
     "sum_unpool2d": {"x": X2, "kernel_size": 2},
@@ -85,6 +95,52 @@ ODD: list[Any] = [
 ]  # fmt: skip
 
 
+PARAMETER = "a parameter"
+OPTIMIZER = "an optimizer"
+# What a layer, optimizer or schedule is made from.
+MAKES: dict[str, dict[str, Any]] = {
+    **{
+        name: {"in_channels": 4, "out_channels": 4, "kernel_size": 3}
+        for name in ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d")
+    },
+    "LocallyConnected2d": {
+        "in_channels": 2,
+        "out_channels": 2,
+        "input_size": (6, 6),
+        "kernel_size": 3,
+    },
+    "Linear": {"in_features": 4, "out_features": 4},
+    **{f"BatchNorm{d}d": {"num_features": 4} for d in (1, 2)},
+    "GroupNorm": {"num_groups": 2, "num_channels": 4},
+    "LayerNorm": {"normalized_shape": 4},
+    "LocalResponseNorm": {"size": 3},
+    **{f"{k}Pool{d}d": {"kernel_size": 2} for k in ("Max", "Avg", "Sum") for d in (1, 2, 3)},
+    **{f"{k}Unpool2d": {"kernel_size": 2} for k in ("Max", "Avg", "Sum")},
+    **{f"Adaptive{k}Pool2d": {"output_size": 2} for k in ("Max", "Avg")},
+    "Residual": {"module": nn.ReLU()},
+    **{
+        name: {}
+        for name in ("ELU", "GELU", "LeakyReLU", "PReLU", "Softplus", "Dropout", "Dropout2d",
+                     "HuberLoss", "SmoothL1Loss", "KLDivLoss", "MSELoss", "CrossEntropyLoss",
+                     "NLLLoss", "MultiMarginLoss")
+    },
+    **{
+        name: {"params": PARAMETER}
+        for name in ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "AMSGrad", "Lion", "Nadam",
+                     "RMSprop")
+    },
+    "SGD": {"params": PARAMETER, "lr": 0.1},
+    "EMA": {"optimizer": OPTIMIZER},
+    "StepLR": {"optimizer": OPTIMIZER, "step_size": 3},
+    "MultiStepLR": {"optimizer": OPTIMIZER, "milestones": [2, 4]},
+    "ExponentialLR": {"optimizer": OPTIMIZER, "gamma": 0.9},
+    "CosineAnnealingLR": {"optimizer": OPTIMIZER, "t_max": 5},
+    "OneCycleLR": {"optimizer": OPTIMIZER, "max_lr": 0.1, "total_steps": 5},
+    "ReduceLROnPlateau": {"optimizer": OPTIMIZER},
+}  # fmt: skip
+LARGE = 10**6  # a layer of so many channels would be made, and take its time
+
+
 def test_every_function_is_in_the_table() -> None:
     assert set(CALLS) == set(F.__all__)
 
@@ -103,13 +159,13 @@ def call(name: str, **change: Any) -> Any:
         return getattr(F, name)(**{**arguments, **change})
 
 
-def complaint(name: str, argument: str, value: Any) -> str:
-    """What is wrong with the way the function refuses the value; nothing if it takes it."""
+def complaint(call: Callable[[], Any], arguments: list[str]) -> str:
+    """What is wrong with the way a call is refused; nothing if it works."""
     try:
-        call(name, **{argument: value})
+        call()
     except (ValueError, TypeError, DeviceError) as error:
         words = set(re.findall(r"\w+", str(error)))
-        return "" if words & set(arguments_of(name)) else repr(error)
+        return "" if words & set(arguments) else repr(error)
     except Exception as error:
         return repr(error)
     return ""
@@ -120,7 +176,31 @@ def test_odd_values_are_refused_by_name(name: str) -> None:
     call(name)
     for argument in arguments_of(name):
         for value in ODD:
-            assert not complaint(name, argument, value), f"{argument}={value!r}"
+            found = complaint(partial(call, name, **{argument: value}), arguments_of(name))
+            assert not found, f"{argument}={value!r}"
+
+
+def make(name: str, **change: Any) -> Any:
+    p = Tensor(np.ones(3, np.float32), requires_grad=True)
+    stand_ins: dict[str, Any] = {PARAMETER: lambda: [p], OPTIMIZER: lambda: optim.SGD([p], lr=0.1)}
+    arguments = {
+        k: stand_ins[v]() if isinstance(v, str) and v in stand_ins else v
+        for k, v in MAKES[name].items()
+    }
+    return getattr(nn if hasattr(nn, name) else optim, name)(**{**arguments, **change})
+
+
+@pytest.mark.parametrize("name", MAKES)
+def test_what_layers_and_optimizers_refuse(name: str) -> None:
+    make(name)
+    kind = getattr(nn if hasattr(nn, name) else optim, name)
+    arguments = list(inspect.signature(kind).parameters)
+    for argument in arguments:
+        for value in ODD:
+            if isinstance(value, int) and value > LARGE and hasattr(nn, name):
+                continue
+            found = complaint(partial(make, name, **{argument: value}), arguments)
+            assert not found, f"{argument}={value!r}"
 
 
 @pytest.mark.parametrize("name", [n for n in CALLS if n not in ("identity", "concatenate")])

@@ -196,7 +196,7 @@ def test_plateau_is_pytorchs_and_resumes(options: dict[str, Any]) -> None:
         (lambda o: WarmupLR(o, 3), TypeError, "schedule must be"),
         (lambda o: WarmupLR(StepLR(o, 1), 0), ValueError, "warmup_steps must be"),
         (lambda o: WarmupLR(StepLR(o, 1), 2, 1.5), ValueError, "start_factor must"),
-        (lambda o: ReduceLROnPlateau(o, "least"), ValueError, "mode must be min or max"),
+        (lambda o: ReduceLROnPlateau(o, "least"), ValueError, "mode must be one of min, max"),
         (lambda o: ReduceLROnPlateau(o, factor=1.0), ValueError, "factor must be"),
         (lambda o: ReduceLROnPlateau(o, patience=-1), ValueError, "patience must be"),
         (lambda o: ReduceLROnPlateau(o, threshold=-1), ValueError, "threshold must be"),

@@ -14,6 +14,7 @@ from gpucnn.ops.geometry import (
     Padding,
     Pair,
     conv_output_size,
+    flag,
     integer,
     padding_of_axes,
     padding_pairs,
@@ -65,9 +66,9 @@ class Convolution(Module):
         self.weight = Parameter(np.empty(shape, np.float32))
         bound = 1.0 / math.sqrt(init.fans(self.weight)[0])
         init.uniform_(self.weight, bound)
-        self.bias = (
-            init.uniform_(Parameter(np.empty(out_channels, np.float32)), bound) if bias else None
-        )
+        self.bias = None
+        if flag("bias", bias):
+            self.bias = init.uniform_(Parameter(np.empty(out_channels, np.float32)), bound)
 
     def _options(self) -> dict[str, Any]:
         names = ("stride", "padding", "dilation", "groups")
@@ -243,9 +244,9 @@ class LocallyConnected2d(Module):
         shape = (*out, self.out_channels, *self.kernel_size, self.in_channels)
         bound = 1.0 / math.sqrt(math.prod(shape[3:]))
         self.weight = init.uniform_(Parameter(np.empty(shape, np.float32)), bound)
-        self.bias = (
-            init.uniform_(Parameter(np.empty(shape[:3], np.float32)), bound) if bias else None
-        )
+        self.bias = None
+        if flag("bias", bias):
+            self.bias = init.uniform_(Parameter(np.empty(shape[:3], np.float32)), bound)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 4 and x.shape[1:3] != self.input_size:

@@ -9,7 +9,7 @@ import numpy as np
 from gpucnn import functional as F
 from gpucnn.nn import init
 from gpucnn.nn.module import Module, Parameter
-from gpucnn.ops.geometry import integer
+from gpucnn.ops.geometry import flag, integer
 from gpucnn.tensor import Tensor
 
 
@@ -25,9 +25,9 @@ class Linear(Module):
         bound = 1.0 / math.sqrt(self.in_features)
         shape = (self.out_features, self.in_features)
         self.weight = init.uniform_(Parameter(np.empty(shape, np.float32)), bound)
-        self.bias = (
-            init.uniform_(Parameter(np.empty(shape[0], np.float32)), bound) if bias else None
-        )
+        self.bias = None
+        if flag("bias", bias):
+            self.bias = init.uniform_(Parameter(np.empty(shape[0], np.float32)), bound)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)

@@ -9,7 +9,7 @@ import numpy as np
 from gpucnn import functional as F
 from gpucnn.nn.module import Module
 from gpucnn.ops.activation import check_positive, check_real
-from gpucnn.ops.geometry import flag
+from gpucnn.ops.geometry import flag, host_array
 from gpucnn.ops.loss import IGNORE_INDEX, REDUCTIONS, check_reduction
 from gpucnn.ops.regression_loss import KL_REDUCTIONS
 from gpucnn.tensor import Tensor
@@ -105,7 +105,12 @@ class _ClassLoss(_Loss):
 
     def __init__(self, weight: Any, reduction: str) -> None:
         super().__init__(reduction)
-        self.weight = None if weight is None else Tensor(np.asarray(weight, np.float32))
+        self.weight: Tensor | None = None
+        if weight is not None:
+            given = host_array("weight", weight)
+            if given.dtype.kind not in "fiu" or given.ndim != 1:
+                raise ValueError(f"weight must be numbers, one for each class, got {weight!r}")
+            self.weight = Tensor(given.astype(np.float32))
 
 
 class CrossEntropyLoss(_ClassLoss):

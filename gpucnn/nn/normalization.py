@@ -9,7 +9,7 @@ import numpy as np
 
 from gpucnn import functional as F
 from gpucnn.nn.module import Module, Parameter
-from gpucnn.ops.geometry import integer
+from gpucnn.ops.geometry import flag, integer
 from gpucnn.ops.group_norm import normalized_axes
 from gpucnn.ops.local_response_norm import local_response_norm_window
 from gpucnn.optim.optimizer import check_number
@@ -28,6 +28,8 @@ class _BatchNorm(Module):
         track_running_stats: bool = True,
     ) -> None:
         C = self.num_features = integer("num_features", num_features, 1)
+        flag("affine", affine)
+        flag("track_running_stats", track_running_stats)
         self.eps = check_number("eps", eps, np.nextafter(0.0, 1.0))
         self.momentum = momentum
         if momentum is not None:
@@ -109,6 +111,7 @@ class GroupNorm(Module):
                 f"num_groups must divide num_channels {num_channels}, got {num_groups}"
             )
         self.eps = check_number("eps", eps, np.nextafter(0.0, 1.0))
+        flag("affine", affine)
         self.weight = Parameter(np.ones(num_channels, np.float32)) if affine else None
         self.bias = Parameter(np.zeros(num_channels, np.float32)) if affine else None
 
@@ -138,6 +141,8 @@ class LayerNorm(Module):
         self.normalized_shape = normalized_axes(normalized_shape)
         self.eps = check_number("eps", eps, np.nextafter(0.0, 1.0))
         ones = np.ones(self.normalized_shape, np.float32)
+        flag("elementwise_affine", elementwise_affine)
+        flag("bias", bias)
         self.weight = Parameter(ones) if elementwise_affine else None
         self.bias = Parameter(np.zeros_like(ones)) if elementwise_affine and bias else None
 

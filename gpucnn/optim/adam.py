@@ -8,6 +8,7 @@ from typing import Any
 
 from gpucnn.device import Array
 from gpucnn.ops.adam import AdamStep, adam_step, adamax_step, nadam_step
+from gpucnn.ops.geometry import flag
 from gpucnn.optim.optimizer import Optimizer, check_betas, check_number
 from gpucnn.tensor import Tensor
 
@@ -120,7 +121,8 @@ class Nadam(Adam):
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         group["momentum_decay"] = check_number("momentum_decay", group["momentum_decay"], 0.0)
-        group["decoupled_weight_decay"] = bool(group["decoupled_weight_decay"])
+        decoupled = "decoupled_weight_decay"
+        group[decoupled] = flag(decoupled, group[decoupled])
 
     @staticmethod
     def _momentum(beta1: float, decay: float, step: int) -> float:

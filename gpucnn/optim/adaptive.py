@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from gpucnn.device import Array
+from gpucnn.ops.geometry import flag
 from gpucnn.ops.optimizer import adadelta_step, adagrad_step, rmsprop_step
 from gpucnn.optim.optimizer import Optimizer, check_number
 from gpucnn.tensor import Tensor
@@ -110,7 +111,7 @@ class RMSprop(Optimizer):
             group[name] = check_number(name, group[name], 0.0, 1.0)
         for name in ("eps", "weight_decay"):
             group[name] = check_number(name, group[name], 0.0)
-        group["centered"] = bool(group["centered"])
+        group["centered"] = flag("centered", group["centered"])
 
     @property
     def _state_names(self) -> tuple[str, ...]:  # type: ignore[override]

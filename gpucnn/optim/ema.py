@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gpucnn.device import Array, module_of, to_host
 from gpucnn.ops.optimizer import ema_step
-from gpucnn.optim.optimizer import Optimizer, check_number
+from gpucnn.optim.optimizer import Optimizer, check_number, check_optimizer
 
 
 class EMA:
@@ -27,6 +27,7 @@ class EMA:
     """
 
     def __init__(self, optimizer: Optimizer, decay: float = 0.999) -> None:
+        check_optimizer(optimizer)
         self.decay = check_number("decay", decay, 0.0, 1.0)
         self.optimizer = optimizer
         self.updates = 0

@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from gpucnn.ops.geometry import integer
-from gpucnn.optim.optimizer import Optimizer, check_number
+from gpucnn.ops.geometry import choice, integer
+from gpucnn.optim.optimizer import Optimizer, check_number, check_optimizer
 
 
 class LRScheduler:
@@ -19,6 +19,7 @@ class LRScheduler:
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
+        check_optimizer(optimizer)
         self.optimizer = optimizer
         self.steps = 0
         self.base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
@@ -53,6 +54,7 @@ def _cosine(start: float, end: float, share: float) -> float:
 
 def _per_group(name: str, value: Any, optimizer: Optimizer) -> list[float]:
     """One number >= 0 for all parameter groups, or a list with one for each."""
+    check_optimizer(optimizer)
     count = len(optimizer.param_groups)
     if not isinstance(value, tuple | list):
         return [check_number(name, value, 0.0)] * count
@@ -84,9 +86,11 @@ class MultiStepLR(LRScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, milestones: Iterable[int], gamma: float = 0.1) -> None:
-        self.milestones = [
-            integer(f"milestones[{i}]", m, 0) for i, m in enumerate(list(milestones))
-        ]
+        try:
+            given = list(milestones)
+        except TypeError:
+            raise TypeError(f"milestones must be step counts, got {milestones!r}") from None
+        self.milestones = [integer(f"milestones[{i}]", m, 0) for i, m in enumerate(given)]
         if self.milestones != sorted(self.milestones):
             raise ValueError(f"milestones must increase, got {self.milestones}")
         self.gamma = check_number("gamma", gamma, 0.0)
@@ -130,7 +134,7 @@ class OneCycleLR(LRScheduler):
         final_div_factor: float = 1e4,
     ) -> None:
         self.max_lrs = _per_group("max_lr", max_lr, optimizer)
-        self.total_steps = integer("total_steps", total_steps, 1)
+        self.total_steps = integer("total_steps", total_steps, 1, 2**53)
         self.pct_start = check_number("pct_start", pct_start, 0.0, 1.0)
         self.div_factor = check_number("div_factor", div_factor, 1.0)
         self.final_div_factor = check_number("final_div_factor", final_div_factor, 1.0)
@@ -156,7 +160,7 @@ class CosineAnnealingLR(LRScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, t_max: int, eta_min: float = 0.0) -> None:
-        self.t_max = integer("t_max", t_max, 1)
+        self.t_max = integer("t_max", t_max, 1, 2**53)
         self.eta_min = check_number("eta_min", eta_min, 0.0)
         super().__init__(optimizer)
 
@@ -183,7 +187,7 @@ class WarmupLR(LRScheduler):
                 f"schedule must be a schedule of the step count, got {type(schedule).__name__}"
             )
         self.schedule = schedule
-        self.warmup_steps = integer("warmup_steps", warmup_steps, 1)
+        self.warmup_steps = integer("warmup_steps", warmup_steps, 1, 2**53)
         self.start_factor = check_number("start_factor", start_factor, 0.0)
         if self.start_factor > 1.0:
             raise ValueError(f"start_factor must lie between 0 and 1, got {start_factor!r}")
@@ -221,12 +225,10 @@ class ReduceLROnPlateau:
         min_lr: float | Sequence[float] = 0.0,
         eps: float = 1e-8,
     ) -> None:
-        if mode not in ("min", "max"):
-            raise ValueError(f"mode must be min or max, got {mode!r}")
-        if threshold_mode not in ("rel", "abs"):
-            raise ValueError(f"threshold_mode must be rel or abs, got {threshold_mode!r}")
+        check_optimizer(optimizer)
         self.optimizer = optimizer
-        self.mode, self.threshold_mode = mode, threshold_mode
+        self.mode = choice("mode", mode, ("min", "max"))
+        self.threshold_mode = choice("threshold_mode", threshold_mode, ("rel", "abs"))
         self.factor = check_number("factor", factor, 0.0, 1.0)
         self.patience = integer("patience", patience, 0)
         self.threshold = check_number("threshold", threshold, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -17,7 +18,8 @@ _ALIGNMENT = 64  # elements between the starts of two parameters: whole 256-byte
 
 def check_number(name: str, value: float, low: float, high: float = math.inf) -> float:
     """``value`` as a float with low <= value < high; ValueError naming the argument otherwise."""
-    if not (isinstance(value, int | float | np.number) and low <= value < high):
+    real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not (real and low <= value < high and value <= sys.float_info.max):
         top = "" if high == math.inf else f" and < {high:g}"
         raise ValueError(f"{name} must be a finite number >= {low:g}{top}, got {value!r}")
     return float(value)
@@ -28,6 +30,12 @@ def check_betas(betas: Any) -> tuple[float, float]:
     if not isinstance(betas, tuple | list) or len(betas) != 2:
         raise ValueError(f"betas must be a pair of numbers, got {betas!r}")
     return check_number("betas[0]", betas[0], 0, 1), check_number("betas[1]", betas[1], 0, 1)
+
+
+def check_optimizer(value: Any) -> None:
+    """Raise TypeError unless it is an :class:`Optimizer`."""
+    if not isinstance(value, Optimizer):
+        raise TypeError(f"optimizer must be an Optimizer, got {type(value).__name__}")
 
 
 class Optimizer:
@@ -46,7 +54,12 @@ class Optimizer:
     _state_names: tuple[str, ...] = ()
 
     def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], **options: Any) -> None:
-        given: list[Any] = list(params)
+        try:
+            given: list[Any] = list(params)
+        except TypeError:
+            raise TypeError(
+                f"params must hold tensors or groups (dicts), got {type(params).__name__}"
+            ) from None
         if not given:
             raise ValueError("params must hold at least one tensor, got none")
         grouped = [isinstance(item, Mapping) for item in given]

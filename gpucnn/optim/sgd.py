@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from gpucnn.device import Array
+from gpucnn.ops.geometry import flag
 from gpucnn.ops.optimizer import SGDStep, lion_step, sgd_step
 from gpucnn.optim.optimizer import Optimizer, check_betas, check_number
 from gpucnn.tensor import Tensor
@@ -37,7 +38,7 @@ class SGD(Optimizer):
     def _check(self, group: dict[str, Any]) -> None:
         group["momentum"] = check_number("momentum", group["momentum"], 0.0, 1.0)
         group["weight_decay"] = check_number("weight_decay", group["weight_decay"], 0.0)
-        group["nesterov"] = bool(group["nesterov"])
+        group["nesterov"] = flag("nesterov", group["nesterov"])
         if group["nesterov"] and not group["momentum"]:
             raise ValueError("nesterov=True needs momentum > 0")
 
