@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,16 @@ import pytest
 
 import gpucnn
 from bench.cases import LINEAR, LinearCase
+from gpucnn import Tensor, nn, optim
 from gpucnn import functional as F
+from gpucnn.nn import linear as linear_layers
 from gpucnn.ops.linear import (
     linear_data_gradient,
     linear_forward,
     linear_geometry,
     linear_weight_gradient,
 )
+from gpucnn.summary import summarize
 from tests.support import assert_close, check_kernel, gradients, needs_torch, randn, torch
 
 cases = pytest.mark.parametrize("case", LINEAR, ids=str)
@@ -99,3 +103,90 @@ def test_bad_dtype() -> None:
     x, w = gpucnn.Tensor(np.zeros((2, 4), np.int32)), gpucnn.Tensor(np.zeros((5, 4), np.float32))
     with pytest.raises(TypeError, match="x must be float32"):
         F.linear(x, w)
+
+
+def lazy(bias: bool = True) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(None, 4, bias))
+
+
+def test_a_layer_that_takes_the_features_of_its_first_input(device: str) -> None:
+    """From then on it is the layer of that size: same names, same draw, same gradients."""
+    x, dy = Tensor(randn(2, 5, 6, 1), device=device), randn(2, 4, seed=1)
+    outputs, grads = [], []
+    for features in (24, None):
+        gpucnn.seed(3)
+        model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(features, 4)).to(device)
+        y = model(x)
+        y.backward(dy)
+        outputs.append(y.numpy())
+        grads.append({name: p.grad.numpy() for name, p in model.named_parameters()})
+    assert_close(outputs[1], outputs[0], "exact")
+    assert list(grads[1]) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    for name, grad in grads[0].items():
+        assert_close(grads[1][name], grad, "exact")
+    assert repr(model[2]) == "Linear(24, 4)"
+    with pytest.raises(ValueError, match="x must have 24 features"):
+        model(Tensor(randn(2, 5, 5, 1), device=device))
+
+
+def test_no_parameters_before_the_first_input() -> None:
+    model = lazy()
+    assert repr(model[2]) == "Linear(None, 4)"
+    message = r"2 Linear\(None, 4\) has no parameters before its first forward pass"
+    for ask in (lambda: optim.SGD(model.parameters(), 0.1), model.state_dict):
+        with pytest.raises(RuntimeError, match=message):
+            ask()
+    with pytest.raises(AttributeError, match=r"Linear\(None, 4\) has no weight before"):
+        _ = model[2].weight
+    with pytest.raises(ValueError, match=r"x must have shape \(N, in_features\), got \(2, 3, 4\)"):
+        model[2](Tensor(randn(2, 3, 4)))
+    assert [row.parameters for row in summarize(model, (5, 6, 1))] == [20, 0, 100]
+    optimizer = optim.SGD(model.parameters(), 0.1)
+    assert len(optimizer.params) == 4
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_loading_sizes_the_layer(bias: bool) -> None:
+    source = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(24, 4, bias))
+    model = lazy(bias)
+    model.load_state_dict(source.state_dict())
+    x = Tensor(randn(2, 5, 6, 1))
+    assert_close(model(x).numpy(), source(x).numpy(), "exact")
+    alone = nn.Linear(None, 4, bias)
+    alone.load_state_dict(source[2].state_dict())
+    assert repr(alone) == repr(source[2])
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"2.weight": np.zeros((5, 24))}, r"state\['2.weight'\] must have shape \(4, 24\)"),
+        ({"2.weight": np.zeros(24)}, "missing 2.weight|unknown 2.bias"),
+        ({"0.bias": np.zeros(3)}, r"state\['0.bias'\] must have shape \(2,\)"),
+        ({"2.weight": None}, "missing 2.weight"),
+    ],
+)
+def test_loading_what_does_not_fit_leaves_the_layer_without_a_size(
+    change: dict[str, Any], match: str
+) -> None:
+    state = {**nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(24, 4)).state_dict()}
+    state = {name: value for name, value in {**state, **change}.items() if value is not None}
+    model = lazy()
+    with pytest.raises(ValueError, match=match):
+        model.load_state_dict(state)
+    assert repr(model[2]) == "Linear(None, 4)"
+    assert model(Tensor(randn(1, 9, 9, 1))).shape == (1, 4)
+
+
+@pytest.mark.emulated
+def test_the_parameters_are_made_where_the_model_was_moved() -> None:
+    model = lazy().to("emulated")
+    model.load_state_dict(
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(24, 4)).state_dict()
+    )
+    assert {p.device for p in model.parameters()} == {"emulated"}
+
+
+def test_docstring_example() -> None:
+    assert doctest.testmod(linear_layers).attempted > 0
+    assert doctest.testmod(linear_layers).failed == 0

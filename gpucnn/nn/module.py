@@ -31,6 +31,8 @@ class Module:
     """
 
     training = True
+    _unsized = False  # parameters that wait for the size of the first input,
+    _home: str | None = None  # and where they will live, the default device if None
 
     def forward(self, *inputs: Any) -> Any:
         """Compute the module; subclasses define it."""
@@ -61,8 +63,17 @@ class Module:
                     seen.add(id(value))
                     yield f"{path}.{name}" if path else name, value
 
+    def _require_sizes(self) -> None:
+        for path, module in self.named_modules():
+            if module._unsized:
+                raise RuntimeError(
+                    f"{f'{path} {module!r}'.strip()} has no parameters before its first forward "
+                    "pass: run the model on an example first"
+                )
+
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, parameter), a shared one once."""
+        """(name, parameter), a shared one once; RuntimeError where one has no size yet."""
+        self._require_sizes()
         return self._named_tensors(True)
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
@@ -74,20 +85,38 @@ class Module:
         return (tensor for _, tensor in self.named_parameters())
 
     def _state(self) -> dict[str, Tensor]:
-        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        return {**dict(self._named_tensors(True)), **dict(self.named_buffers())}
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Copies of all parameters and buffers as NumPy arrays, by name."""
+        self._require_sizes()
         return {name: np.array(tensor.numpy()) for name, tensor in self._state().items()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Copy arrays into the parameters and buffers of these names.
 
-        Raises ValueError naming what is missing, unknown (both only if strict) or of another shape;
-        nothing is changed then.
+        Parameters without a size take that of the state. Raises ValueError naming what is missing,
+        unknown (both only if strict) or of another shape; nothing is changed then.
         """
+        sized = [m for path, m in self.named_modules() if m._take_size(path, state)]
+        try:
+            self._load(state, strict)
+        except ValueError:
+            for module in sized:
+                module._forget_size()
+            raise
+
+    def _take_size(self, path: str, state: Mapping[str, Any]) -> bool:
+        """Make parameters that have no size yet fit the state; whether that was so."""
+        return False
+
+    def _forget_size(self) -> None:
+        """Undo :meth:`_take_size`."""
+
+    def _load(self, state: Mapping[str, Any], strict: bool) -> None:
         own = self._state()
-        missing, unknown = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+        absent = [f"{path}.weight".strip(".") for path, m in self.named_modules() if m._unsized]
+        missing, unknown = sorted({*own, *absent} - set(state)), sorted(set(state) - set(own))
         if strict and (missing or unknown):
             raise ValueError(
                 f"state does not fit {type(self).__name__}: "
@@ -122,6 +151,9 @@ class Module:
                 moved = tensor.to(device)
                 tensor.data, tensor.device, tensor.grad = moved.data, device, None
                 tensor._gradient_home = None
+        for _, module in self.named_modules():
+            if module._unsized:
+                module._home = device
         return self
 
     def extra_repr(self) -> str:
