@@ -5,6 +5,10 @@ call a hook per access and ``-fsanitize=alignment,bounds`` one per violation, an
 defines those hooks itself instead of linking a sanitizer. Optimisations that would split, merge,
 move or invent accesses before the hooks are inserted are off, so that a ``float4`` load is seen
 where it stands and as one access of 16 bytes.
+
+Counted builds are checked builds whose hooks also count (csrc/count.cpp) and whose floating-point
+instructions are counted (flops.py). In them no access is left out or moved, so that what is counted
+is what the source says: a value loaded twice counts twice.
 """
 
 from __future__ import annotations
@@ -23,12 +27,15 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from gpucnn.cache import cache_folder, published
 from gpucnn.emulator.elf import Symbol, thread_local_symbols
 from gpucnn.emulator.fault import BUILD_FOLDER, SHIM_FOLDER, CompileError
 from gpucnn.emulator.translate import ANCHOR, Translation, translate
 from gpucnn.signature import Parameter, Signature
+
+Mode = Literal["plain", "checked", "counted"]
 
 _HERE = Path(__file__).resolve().parent
 _LANGUAGE = ("-fPIC", "-g1", "-gdwarf-4", "-fno-optimize-sibling-calls", "-ffp-contract=off",
@@ -40,12 +47,19 @@ _CHECKED = ("-O1", "-fno-tree-sra", "-fno-tree-fre", "-fno-tree-pre", "-fno-tree
             "-fno-tree-sink", "-fno-hoist-adjacent-loads", "-finline-small-functions",
             "-fsanitize=thread,alignment,bounds",
             "--param=tsan-instrument-func-entry-exit=0")  # fmt: skip
-_UNCHECKED = ("-O2",)
+# Loads stay in their loops, repeated ones are repeated, and code is neither duplicated nor run
+# ahead of its condition.
+_COUNTED = (*_CHECKED, "-fno-tree-loop-im", "-fno-tree-dominator-opts", "-fno-tree-dse",
+            "-fno-tree-ch", "-fno-thread-jumps", "-fno-if-conversion", "-fno-if-conversion2",
+            "-fno-ssa-phiopt", "-DGPUCNN_COUNTED=1")  # fmt: skip
+_FLAGS = {"plain": ("-O2",), "checked": _CHECKED, "counted": _COUNTED}
 _RUNTIME = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-exceptions",
             "-fno-rtti", "-fno-stack-protector", "-fcf-protection=none", "-g1")  # fmt: skip
 # Bytes that belong to nobody behind each shared variable, so that an overrun does not land in the
 # next one.
 _RED_ZONE = 64
+
+_HOOK = re.compile(r"\b__tsan_((?:unaligned_)?(?:volatile_)?(?:read|write)(?:\d+|_range))\b")
 
 # Held while the runtime or the shim is compiled, so that threads do not do it twice.
 _preparing = threading.Lock()
@@ -139,14 +153,15 @@ def runtime() -> ctypes.CDLL:
     library.gpucnn_run.argtypes = [ctypes.c_void_p]
     library.gpucnn_end.argtypes = [ctypes.c_int]
     library.gpucnn_end.restype = None
+    library.gpucnn_counts.restype = ctypes.c_void_p
     library.gpucnn_poison.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32]
     library.gpucnn_poison.restype = None
     return library
 
 
-def _shim(standard: str, check: bool) -> Path:
+def _shim(standard: str, mode: Mode) -> Path:
     """The shim header in the cache, precompiled for one set of flags."""
-    folder = cache_folder("emulator") / f"shim_{_digest(_own_sources(), _HERE, standard, check)}"
+    folder = cache_folder("emulator") / f"shim_{_digest(_own_sources(), _HERE, standard, mode)}"
     header = folder / "gpucnn_shim.h"
     precompiled = folder / "gpucnn_shim.h.gch"
     with _preparing:
@@ -156,16 +171,16 @@ def _shim(standard: str, check: bool) -> Path:
         with published(header) as scratch:
             scratch.write_text(f'#include "{_HERE}/include/gpucnn_shim.h"\n', encoding="utf-8")
         with published(precompiled) as scratch:
-            _run([str(compiler()), standard, *_flags(check), "-x", "c++-header", str(header),
+            _run([str(compiler()), standard, *_flags(mode), "-x", "c++-header", str(header),
                   "-o", str(scratch)])  # fmt: skip
     return header
 
 
-def _flags(check: bool) -> tuple[str, ...]:
+def _flags(mode: Mode) -> tuple[str, ...]:
     # A cached kernel is the same wherever gpucnn is installed, so it must not name the place.
     include = _HERE / "include"
     mapped = f"-fdebug-prefix-map={include}={SHIM_FOLDER}"
-    return (*_LANGUAGE, *(_CHECKED if check else _UNCHECKED), f"-I{include}", mapped)
+    return (*_LANGUAGE, *_FLAGS[mode], f"-I{include}", mapped)
 
 
 def split_options(options: Iterable[str]) -> tuple[str, list[str]]:
@@ -209,7 +224,7 @@ class Module:
         return next(s for s in self.shared if s.name == ANCHOR)
 
 
-def compile_source(source: str, options: Sequence[str], check: bool) -> Module:
+def compile_source(source: str, options: Sequence[str], mode: Mode) -> Module:
     """Compiles CUDA C, or finds the result in the cache.
 
     Raises:
@@ -217,11 +232,11 @@ def compile_source(source: str, options: Sequence[str], check: bool) -> Module:
         Unsupported: the source uses what the emulator cannot run.
     """
     standard, defines = split_options(options)
-    key = _digest(_own_sources(), source, standard, defines, check)
+    key = _digest(_own_sources(), source, standard, defines, mode)
     path = cache_folder("emulator") / f"kernel_{key}.so"
     facts = path.with_suffix(".json")
     if not (path.exists() and facts.exists()):
-        _build(source, standard, defines, check, path, facts)
+        _build(source, standard, defines, mode, path, facts)
     known = json.loads(facts.read_text(encoding="utf-8"))
     signatures = {
         name: Signature(name, tuple(Parameter(**p) for p in parameters), line)
@@ -231,11 +246,11 @@ def compile_source(source: str, options: Sequence[str], check: bool) -> Module:
 
 
 def _build(
-    source: str, standard: str, defines: list[str], check: bool, path: Path, facts: Path
+    source: str, standard: str, defines: list[str], mode: Mode, path: Path, facts: Path
 ) -> None:
     gxx = str(compiler())
-    flags = [standard, *_flags(check)]
-    shim = _shim(standard, check)
+    flags = [standard, *_flags(mode)]
+    shim = _shim(standard, mode)
     text = f'#line 1 "kernel.cu"\n{source}\n'
     preprocessed = _run(
         [gxx, *flags, *defines, "-x", "c++", "-E", "-fno-working-directory",
@@ -248,8 +263,11 @@ def _build(
         _run([gxx, *flags, f"-fdebug-prefix-map={scratch}={BUILD_FOLDER}", "-fpreprocessed",
               "-x", "c++-cpp-output", "-S", str(unit), "-o", str(assembly)],
              folder=scratch)  # fmt: skip
-        if check:
-            assembly.write_text(_separate_shared(assembly.read_text()))
+        if mode != "plain":
+            text = _separate_shared(assembly.read_text())
+            assembly.write_text(
+                _HOOK.sub(r"gpucnn_counted_\1", text) if mode == "counted" else text
+            )
         with published(path) as library:
             _run([gxx, "-shared", "-Wl,-z,now", "-Wl,-Bsymbolic", "-Wl,-rpath,$ORIGIN", "-o",
                   str(library), str(assembly), str(runtime_path())])  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 # Stand for the compiler's working directory and the shim's folder in debug information.
@@ -69,20 +70,35 @@ def indexed_name(source: str, file: str, line: int, column: int) -> str:
     return ""
 
 
-def source_line(library: Path, offset: int) -> tuple[str, int]:
-    """File and line of the code at ``offset`` in a library: that of the innermost inlined function
-    outside the shim. ("", 0) if addr2line is missing or does not know."""
+def source_lines(library: Path, offsets: Sequence[int]) -> list[tuple[str, int]]:
+    """File and line of the code at each of the ``offsets`` in a library: those of the innermost
+    inlined function outside the shim and the system's headers. ("", 0) where addr2line is missing
+    or does not know."""
+    found = [("", 0)] * len(offsets)
     tool = shutil.which("addr2line")
-    if tool is None or offset <= 0:
-        return "", 0
+    if tool is None or not offsets:
+        return found
     # A return address belongs to the instruction after the call.
-    command = [tool, "-e", str(library), "-i", hex(offset - 1)]
+    addresses = "".join(f"{max(offset - 1, 0):#x}\n" for offset in offsets)
+    command = [tool, "-e", str(library), "-a", "-i"]
     try:
-        lines = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+        text = subprocess.run(command, input=addresses, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
-        return "", 0
-    for frame in lines.splitlines():
-        match = re.match(r"(.*):(\d+)", frame)
-        if match and match[1] != "??" and int(match[2]) and SHIM_FOLDER not in match[1]:
-            return match[1].removeprefix(f"{BUILD_FOLDER}/"), int(match[2])
-    return "", 0
+        return found
+    # For each address, the address and then its frames, innermost first.
+    for i, frames in enumerate(re.split(r"(?m)^0x[0-9a-f]+\n", text.stdout)[1:]):
+        for frame in frames.splitlines():
+            match = re.match(r"(.*):(\d+)", frame)
+            if (
+                match
+                and int(match[2])
+                and not match[1].startswith(("??", SHIM_FOLDER, "/usr/include/", "/usr/lib/"))
+            ):
+                found[i] = match[1].removeprefix(f"{BUILD_FOLDER}/"), int(match[2])
+                break
+    return found
+
+
+def source_line(library: Path, offset: int) -> tuple[str, int]:
+    """File and line of the code at one offset in a library, as ``source_lines`` finds them."""
+    return source_lines(library, [offset])[0] if offset > 0 else ("", 0)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.emulator.build import Module, runtime
+from gpucnn.emulator.counting import Counted, read_counts
 from gpucnn.emulator.elf import Symbol
 from gpucnn.emulator.fault import KernelFault, indexed_name, source_line
 from gpucnn.emulator.memory import Span, spans_of
@@ -62,7 +63,7 @@ class _Launch(ctypes.Structure):
         ("regions", _pointer), ("variable_count", _u64), ("argument_count", _u64),
         ("region_count", _u64), ("image_begin", _pointer), ("image_end", _pointer),
         ("grid", _u32x3), ("block", _u32x3), ("shared_bytes", _u32), ("check", _u32),
-        ("order", _u32), ("seed", _u32),
+        ("order", _u32), ("seed", _u32), ("count", _u32), ("padding", _u32),
     )  # fmt: skip
 
 
@@ -100,8 +101,10 @@ def run(
     check: bool,
     order: int = 0,
     seed: int = 0,
-) -> None:
-    """Runs one launch with converted arguments.
+    count: bool = False,
+) -> Counted | None:
+    """Runs one launch with converted arguments; returns its counters if ``count``, which takes a
+    library compiled for it.
 
     Raises:
         KernelFault: the kernel did something undefined; the arrays keep their content if checked.
@@ -146,9 +149,11 @@ def run(
         check=check,
         order=order,
         seed=seed,
+        count=count,
     )
     fault = _Fault()
     engine = runtime()
+    counted = None
     with _lock:
         if engine.gpucnn_begin(ctypes.addressof(launch)):
             raise MemoryError("the emulator could not reserve its address space")
@@ -157,10 +162,13 @@ def run(
             # Control returns at block boundaries, so that an interrupt is honoured in between.
             while status == _UNFINISHED:
                 status = engine.gpucnn_run(ctypes.addressof(fault))
+            if count and status != _FAULTED:
+                counted = read_counts(engine, module.path)
         finally:
             engine.gpucnn_end(status == 0)
     if status == _FAULTED:
         raise _describe(fault, library, signature, spans)
+    return counted
 
 
 def _argument(parameter: Parameter, value: Any, spans: list[Span]) -> _Argument:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.emulator import build
+from gpucnn.emulator import build, counting
 from gpucnn.emulator.fault import CompileError, KernelFault
 from gpucnn.emulator.launch import Library, output_arrays, run
 from gpucnn.signature import Signature, convert_arguments
@@ -21,17 +21,17 @@ _MOST_THREADS = 1024
 _MOST_STATIC_SHARED = 48 * 1024
 _MOST_SHARED = 227 * 1024
 
-_Key = tuple[str, tuple[str, ...], bool]
+_Key = tuple[str, tuple[str, ...], build.Mode]
 _libraries: dict[_Key, Library] = {}
 # One lock per source: threads compile different sources at once, but none twice.
 _compiling: defaultdict[_Key, threading.Lock] = defaultdict(threading.Lock)
 
 
-def _library(source: str, options: tuple[str, ...], check: bool) -> Library:
-    key = (source, options, check)
+def _library(source: str, options: tuple[str, ...], mode: build.Mode) -> Library:
+    key = (source, options, mode)
     with _compiling[key]:
         if key not in _libraries:
-            _libraries[key] = Library(build.compile_source(source, options, check), source)
+            _libraries[key] = Library(build.compile_source(source, options, mode), source)
         return _libraries[key]
 
 
@@ -88,7 +88,7 @@ class RawKernel:
         """
         if self._loaded is not None:
             return
-        library = _library(self.source, self.options, self.check)
+        library = _library(self.source, self.options, "checked" if self.check else "plain")
         kernels = library.module.signatures
         if self.name not in kernels:
             raise CompileError(
@@ -135,7 +135,10 @@ class RawKernel:
         order: int = 0,
         seed: int = 0,
     ) -> None:
+        collectors = counting.collectors()
         library = self._library()
+        if collectors:
+            library = _library(self.source, self.options, "counted")
         signature = library.module.signatures[self.name]
         grid3 = _sizes(self.name, "grid", grid, _GRID_LIMITS)
         block3 = _sizes(self.name, "block", block, _BLOCK_LIMITS)
@@ -152,8 +155,13 @@ class RawKernel:
                     f"kernel {self.name}: {parameter.name} must be a NumPy array, "
                     f"got {type(value).__name__}"
                 )
-        run(library, signature, grid3, block3, converted, shared_mem, check=self.check,
-            order=order, seed=seed)  # fmt: skip
+        counted = run(library, signature, grid3, block3, converted, shared_mem,
+                      check=self.check or bool(collectors), order=order, seed=seed,
+                      count=bool(collectors))  # fmt: skip
+        if counted is not None:
+            launch = counting.CountedLaunch(self.name, grid3, block3, shared_mem, counted)
+            for collector in collectors:
+                collector(launch)
 
     def _check_shared(self, library: Library, shared_mem: int) -> None:
         prefix = f"_ZZ{len(self.name)}{self.name}E"

@@ -40,8 +40,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from gpucnn.emulator.counting import ACCESSES, CountedLaunch, collecting
 from gpucnn.kernel import Launch, Specialisation, observe_launches
@@ -210,17 +209,50 @@ def count() -> Iterator[Counted]:
     faults is not listed. Launches on a GPU are not counted.
     """
     counted, thread = Counted(), threading.get_ident()
-    unnamed: list[int] = []
 
     def collect(launch: CountedLaunch) -> None:
         if threading.get_ident() == thread:
-            unnamed.append(len(counted.launches))
             counted.launches.append(_counters(launch))
 
     def name(launch: Launch) -> None:
-        if threading.get_ident() == thread and unnamed:
-            at = unnamed.pop()
-            counted.launches[at] = _with_spec(counted.launches[at], launch.kernel.spec)
+        # Called behind `collect` for the same launch, if it was an emulated one.
+        if threading.get_ident() == thread and counted.launches:
+            last = counted.launches[-1]
+            if last.spec is None and last.kernel == launch.kernel.name:
+                counted.launches[-1] = replace(last, spec=launch.kernel.spec)
 
     with collecting(collect), observe_launches(name):
         yield counted
+
+
+def _counters(launch: CountedLaunch) -> LaunchCounters:
+    raw = launch.counted
+    sites: dict[tuple[str, int, str, str], Site] = {}
+    for (file, line), c in raw.accesses:
+        space, access = "global" if c.space == _GLOBAL else "shared", ACCESSES[c.access]
+        site = sites.setdefault((file, line, space, access), Site(file, line, space, access))
+        site.requests += c.requests
+        site.lanes += c.lanes
+        site.bytes += c.lanes * c.size
+        site.sectors += c.sectors
+        site.ideal_sectors += c.ideal_sectors
+        site.coalesced += c.coalesced
+        site.wavefronts += c.wavefronts
+        site.conflicts += c.conflicts
+        site.worst_conflict = max(site.worst_conflict, c.worst)
+    events: dict[tuple[str, int, str], int] = {}
+    for (file, line), kind, times in raw.events:
+        events[file, line, kind] = events.get((file, line, kind), 0) + times
+    return LaunchCounters(
+        kernel=launch.kernel,
+        spec=None,
+        grid=launch.grid,
+        block=launch.block,
+        shared_mem=launch.shared_mem,
+        sites=[sites[key] for key in sorted(sites)],
+        events=[Event(*key, times) for key, times in sorted(events.items()) if key[2] != "flops"],
+        barriers=raw.most_barriers,
+        flops=sum(times for (_, _, kind), times in events.items() if kind == "flops"),
+        read_footprint=raw.read_footprint,
+        written_footprint=raw.written_footprint,
+    )

@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "check.h"
+#include "count.h"
 
 using namespace emulator;
 
@@ -120,6 +121,7 @@ T atomic(T* p, Address pc, F update) {
             misaligned(&data, address, pc);
         }
         check_access(address, sizeof(T), kAtomic, pc);
+        if (state.launch->count) count_access(address, sizeof(T), kAtomic, pc);
         if (address - arena.base < arena.bytes) publish_atomic(address);
     }
     const T old = *p;
@@ -144,8 +146,9 @@ EXPORT void __ubsan_handle_out_of_bounds_abort(const OutOfBounds* data, u64 i) {
 
 // Explicit memcpy and memset in a kernel; the compiler's own copies come through the hooks above.
 EXPORT void gpucnn_check_range(Address a, u64 n, u32 is_write) {
-    if (n && state.launch->check)
-        check_access(a, static_cast<u32>(n), is_write ? kWrite : kRead, CALLER);
+    const Access access = is_write ? kWrite : kRead;
+    if (n && state.launch->check) check_access(a, static_cast<u32>(n), access, CALLER);
+    if (n && state.launch->count) count_access(a, n, access, CALLER);
 }
 
 #define ATOMICS(T, name)                                               \

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "count.h"
 #include "fiber.h"
 #include "stacks.h"
 
@@ -213,6 +214,7 @@ void open_barrier() {
     barrier_sum = 0;
     state.barrier_clock = ++state.clock;
     if (state.launch->check) publish_barrier();
+    if (state.launch->count) count_barrier(state.threads[0].pc);
     for (u16 thread : thread_order) push_ready(thread);
 }
 
@@ -331,6 +333,7 @@ EXPORT int gpucnn_begin(Launch* launch) {
     release_all_stacks();
     if (!memory_begin_launch(*launch)) return -1;
     if (launch->check) publish_begin_launch();
+    if (launch->count) count_begin_launch();
 
     argument_slots.resize(launch->argument_count);
     static std::vector<u64> values;

@@ -98,6 +98,8 @@ struct Launch {
     u32 check;
     u32 order;  // 0 forward, 1 reverse, 2 shuffled by seed
     u32 seed;
+    u32 count;  // the library was compiled for counting (count.h)
+    u32 padding;
 };
 
 // ---- execution state -------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 // the lanes named by a mask, after which each lane has its own result.
 #include <cstdio>
 
-#include "runtime.h"
+#include "count.h"
 
 namespace emulator {
 
@@ -99,6 +99,15 @@ void order_lanes(Warp& warp, u32 group) {
             warp.pair_clock[__builtin_ctz(a)][__builtin_ctz(b)] = clock;
 }
 
+void count_operation(u32 operation, u32 warp, u32 group, u32 existing) {
+    const Event event = operation == kSync         ? kSyncEvent
+                        : operation == kShuffle    ? kShuffleEvent
+                        : operation >= kReduceAdd ? kReduceEvent
+                                                   : kVoteEvent;
+    count_event(event, state.threads[warp * 32 + static_cast<u32>(__builtin_ctz(group))].pc, 1);
+    if (group == existing) count_rendezvous(warp);
+}
+
 }  // namespace
 }  // namespace emulator
 
@@ -147,6 +156,7 @@ EXPORT u64 gpucnn_warp(u32 mask, u32 operation, u64 value, u32 argument) {
         warp.waiting &= ~group;
         complete(operation, lanes, group);
         order_lanes(warp, group);
+        if (state.launch->count) count_operation(operation, warp_number, group, existing);
         release_lanes(warp_number, group);
     }
     wait_for_release();
