@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import functools
 
-from . import convolution
+from . import (
+    convolution,
+    elements,
+    linear,
+    losses,
+    normalization,
+    optimizers,
+    pooling,
+    reduction,
+)
 from .problem import GROUPS, Arguments, Problem, select
 
 __all__ = ["GROUPS", "Arguments", "Problem", "all_problems", "select"]
 
-_TABLES = (convolution,)
+_TABLES = (
+    convolution,
+    linear,
+    pooling,
+    elements,
+    normalization,
+    losses,
+    reduction,
+    optimizers,
+)
 
 
 @functools.cache

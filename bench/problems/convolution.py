@@ -1,15 +1,22 @@
-"""Convolutions: the shared table, and layers of known networks."""
+"""Convolutions over one, two and three axes, transposed, and without weight sharing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from gpucnn.ops.conv2d import conv2d_geometry
-from gpucnn.ops.conv_geometry import ConvGeometry
+from gpucnn.ops.conv_geometry import ConvGeometry, conv_geometry, conv_transpose_geometry
 
-from ..cases import CONV2D, Conv2dCase
-from .problem import Problem, normal, words
+from ..cases import (
+    CONV1D,
+    CONV2D,
+    CONV3D,
+    CONV_TRANSPOSE2D,
+    LOCALLY_CONNECTED2D,
+    Conv2dCase,
+    ConvCase,
+)
+from .problem import Problem, Shape, draws, shaped, words
 
 _SAME3 = {"padding": 1}
 
@@ -40,45 +47,105 @@ TYPICAL = {
     "depthwise-32-b16": Conv2dCase((16, 32, 32, 32), (32, 3, 3, 1), {"padding": 1, "groups": 32}),
 }
 
+# Audio (M5 on one second at 8 kHz) and text; video (C3D) and voxels.
+TYPICAL_1D = {"text-32to32-b16": ConvCase((16, 256, 32), (32, 5, 32), {"padding": 2})}
+LAYERS_1D = {
+    "m5-1to128": ConvCase((128, 8000, 1), (128, 80, 1), {"stride": 4}),
+    "m5-128to128": ConvCase((128, 495, 128), (128, 3, 128)),
+}
+TYPICAL_3D = {"voxels-8to16-b4": ConvCase((4, 12, 16, 16, 8), (16, 3, 3, 3, 8), _SAME3)}
+LAYERS_3D = {
+    "c3d-3to64": ConvCase((4, 16, 112, 112, 3), (64, 3, 3, 3, 3), _SAME3),
+    "voxnet-32to32": ConvCase((32, 14, 14, 14, 32), (32, 3, 3, 3, 32)),
+}
 
-def _geometry(case: Conv2dCase) -> ConvGeometry:
-    class Shape:  # what conv2d_geometry asks of an array, without the memory
-        def __init__(self, shape: tuple[int, ...]) -> None:
-            self.shape, self.ndim, self.dtype = shape, len(shape), normal(0, 0, 1).dtype
+# Upsampling of U-Net (2×2, stride 2), of fully convolutional networks and of DCGAN.
+TYPICAL_TRANSPOSE = {
+    "unet-32to16-b8": ConvCase((8, 16, 16, 32), (32, 2, 2, 16), {"stride": 2}),
+    "dcgan-32to16-b8": ConvCase((8, 16, 16, 32), (32, 4, 4, 16), {"stride": 2, "padding": 1}),
+}
+LAYERS_TRANSPOSE = {
+    "unet-128to64": ConvCase((16, 64, 64, 128), (128, 2, 2, 64), {"stride": 2}),
+    "unet-256to128": ConvCase((16, 32, 32, 256), (256, 2, 2, 128), {"stride": 2}),
+    "segnet-64to64": ConvCase((16, 128, 128, 64), (64, 3, 3, 64), {"padding": 1}),
+    "dcgan-512to256": ConvCase((128, 8, 8, 512), (512, 4, 4, 256), {"stride": 2, "padding": 1}),
+    "fcn-21to21": ConvCase((4, 16, 16, 21), (21, 4, 4, 21), {"stride": 2, "padding": 1}),
+}
 
+# weight (OC, KH, KW, C) per output position; DeepFace has three such layers.
+TYPICAL_LOCAL = {"16to16-b16": ConvCase((16, 10, 10, 16), (16, 3, 3, 16))}
+LAYERS_LOCAL = {
+    "deepface-L4": ConvCase((32, 63, 63, 16), (16, 9, 9, 16)),
+    "deepface-L6": ConvCase((32, 25, 25, 16), (16, 5, 5, 16)),
+}
+
+
+def _geometry(dims: int, case: Conv2dCase | ConvCase) -> ConvGeometry:
     options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **case.options}
-    return conv2d_geometry(Shape(case.x), Shape(case.weight), None, **options)
+    return conv_geometry(dims, shaped(*case.x), shaped(*case.weight), None, **options)
 
 
-def _conv2d(name: str, case: Conv2dCase, group: str) -> Iterator[Problem]:
-    s = _geometry(case)
+def _bias(case: Conv2dCase | ConvCase, *shape: int) -> Shape | None:
+    return shape if case.bias else None
+
+
+def _passes(family: str, dims: int, name: str, case: Any, group: str) -> Iterator[Problem]:
+    """The forward pass and both gradients; the primitives of conv2d take one to three axes."""
+    s = _geometry(dims, case)
     flops = 2 * s.outputs * s.OC * s.K
-    bias = (s.OC,) if case.bias else None
-    y_x_w = words(s.y_shape, s.x_shape, s.w_shape)
+    x, w, y, b = s.x_shape, s.w_shape, s.y_shape, _bias(case, s.OC)
+    taps = s.KD * s.KH * s.KW
+    for primitive, inputs, moved, terms in (
+        ("conv2d_forward", (x, w, b), words(y, x, w, b), s.K + case.bias),
+        ("conv2d_data_gradient", (y, w), words(x, y, w), taps * s.OCG),
+        ("conv2d_weight_gradient", (y, x), words(w, y, x), s.outputs),
+    ):
+        make = draws(*inputs, then=(s,))
+        yield Problem(family, primitive, name, group, make, moved, flops, terms)
 
-    def forward(seed: int) -> tuple[Any, ...]:
-        b = normal(seed, 2, s.OC) if case.bias else None
-        return normal(seed, 0, *s.x_shape), normal(seed, 1, *s.w_shape), b, s
 
-    def data_gradient(seed: int) -> tuple[Any, ...]:
-        return normal(seed, 0, *s.y_shape), normal(seed, 1, *s.w_shape), s
+def _transposed(name: str, case: ConvCase, group: str) -> Iterator[Problem]:
+    """The forward pass; the gradients are passes of the adjoint convolution."""
+    given = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
+    arrays = shaped(*case.x), shaped(*case.weight), None
+    s = conv_transpose_geometry(2, *arrays, **{**given, **case.options})
+    b = _bias(case, s.C)
+    moved, flops = words(s.x_shape, s.y_shape, s.w_shape, b), 2 * s.outputs * s.OC * s.K
+    make = draws(s.y_shape, s.w_shape, b, then=(s,))
+    terms = s.KH * s.KW * s.OCG + case.bias
+    primitive = "conv_transpose2d_forward"
+    yield Problem("conv_transpose2d", primitive, name, group, make, moved, flops, terms)
 
-    def weight_gradient(seed: int) -> tuple[Any, ...]:
-        return normal(seed, 0, *s.y_shape), normal(seed, 1, *s.x_shape), s
 
-    passes = [
-        ("conv2d_forward", forward, y_x_w + words(bias), s.K + 1),
-        ("conv2d_data_gradient", data_gradient, y_x_w, s.KH * s.KW * s.OCG),
-        ("conv2d_weight_gradient", weight_gradient, y_x_w, s.outputs),
-    ]
-    for primitive, make, moved, terms in passes:
-        yield Problem("conv2d", primitive, name, group, make, moved, flops, terms)
+def _local(name: str, case: ConvCase, group: str) -> Iterator[Problem]:
+    s = _geometry(2, case)
+    flops = 2 * s.outputs * s.OC * s.K
+    x, y, w = s.x_shape, s.y_shape, (s.OH, s.OW, *s.w_shape)
+    b = _bias(case, s.OH, s.OW, s.OC)
+    for direction, inputs, moved, terms in (
+        ("forward", (x, w, b), words(y, x, w, b), s.K + case.bias),
+        ("data_gradient", (y, w), words(x, y, w), s.KH * s.KW * s.OC),
+        ("weight_gradient", (y, x), words(w, y, x), s.N),
+    ):
+        primitive, make = f"locally_connected2d_{direction}", draws(*inputs, then=(s,))
+        yield Problem("locally_connected2d", primitive, name, group, make, moved, flops, terms)
+
+
+def _groups(edge: list[Any], typical: dict[str, Any], layers: dict[str, Any]) -> Iterator[Any]:
+    yield from ((str(case), case, "edge") for case in edge)
+    for group, table in (("typical", typical), ("layer", layers)):
+        yield from ((name, case, group) for name, case in table.items())
 
 
 def problems() -> Iterator[Problem]:
-    """The forward pass and both gradients of every case."""
-    for case in CONV2D:
-        yield from _conv2d(str(case), case, "edge")
-    for group, table in (("typical", TYPICAL), ("layer", LAYERS)):
-        for name, case in table.items():
-            yield from _conv2d(name, case, group)
+    """Every convolution."""
+    for row in _groups(CONV2D, TYPICAL, LAYERS):
+        yield from _passes("conv2d", 2, *row)
+    for row in _groups(CONV1D, TYPICAL_1D, LAYERS_1D):
+        yield from _passes("conv1d", 1, *row)
+    for row in _groups(CONV3D, TYPICAL_3D, LAYERS_3D):
+        yield from _passes("conv3d", 3, *row)
+    for row in _groups(CONV_TRANSPOSE2D, TYPICAL_TRANSPOSE, LAYERS_TRANSPOSE):
+        yield from _transposed(*row)
+    for row in _groups(LOCALLY_CONNECTED2D, TYPICAL_LOCAL, LAYERS_LOCAL):
+        yield from _local(*row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 Arguments = tuple[Any, ...]
+Shape = Sequence[int]
 GROUPS = ("edge", "typical", "layer")
 
 
@@ -19,7 +21,10 @@ class Problem:
     group: "edge" (small and awkward: tails, padding, one channel), "typical" (the size of a layer
     of a small network; large enough to time) or "layer" (a whole batch of a known network).
     make: seed -> the primitive's arguments, float32 NumPy arrays, drawn from ``seed``.
-    bytes: of all inputs and outputs, each moved once. flops: a multiply-add counts two.
+    bytes: of all inputs and outputs, each moved once; an array that is updated in place is read and
+    written, which counts twice, and of an input that is read in part only that part counts.
+    flops: those of the formula: additions, multiplications, divisions, comparisons, roots,
+    exponentials and the like count one each, a multiply-add two, copies and indices nothing.
     terms: length of the longest sum behind one output element. updated: positions of the arguments
     that the primitive changes in place, which are its outputs.
     """
@@ -51,9 +56,29 @@ def normal(seed: int, stream: int, *shape: int) -> np.ndarray:
     return np.random.default_rng([seed, stream]).standard_normal(shape, np.float32)
 
 
-def words(*shapes: Sequence[int] | None) -> int:
+def shaped(*shape: int) -> np.ndarray:
+    """An array of this shape in four bytes of memory: what the sizes of a call are read off."""
+    return np.broadcast_to(np.zeros((), np.float32), shape)
+
+
+def draws(*shapes: Shape | None, then: Arguments = ()) -> Callable[[int], Arguments]:
+    """A ``make``: normal numbers of these shapes, None where there is no array, and the rest."""
+
+    def make(seed: int) -> Arguments:
+        arrays = (None if s is None else normal(seed, i, *s) for i, s in enumerate(shapes))
+        return (*arrays, *then)
+
+    return make
+
+
+def size(shape: Shape) -> int:
+    """The elements of an array of this shape."""
+    return math.prod(shape)
+
+
+def words(*shapes: Shape | None) -> int:
     """Bytes of 4-byte arrays of these shapes; None is an absent array."""
-    return 4 * sum(int(np.prod(shape)) for shape in shapes if shape is not None)
+    return 4 * sum(size(shape) for shape in shapes if shape is not None)
 
 
 def label(*parts: Any) -> str:

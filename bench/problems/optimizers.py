@@ -1,0 +1,106 @@
+"""Optimizer steps and gradient clipping, which update flat buffers in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpucnn.ops.adam import AdamStep
+from gpucnn.ops.optimizer import SGDStep
+
+from ..cases import CLIP, OPTIMIZER
+from .problem import Arguments, Problem, label, normal, words
+
+TYPICAL = {"100k": 100_000}
+LAYERS = {"1M": 1_000_000, "10M": 10_000_000}
+
+_ADAM = AdamStep(1e-3, 0.9, 0.999, 1e-8, 1e-2, True, 10)
+_ADAM_L2 = AdamStep(1e-3, 0.9, 0.999, 1e-8, 1e-2, False, 10)
+
+
+class Step(NamedTuple):
+    """One step: what it takes and its operations per element.
+
+    buffers: p parameters, g gradients (for ema the
+    parameters), m a mean, v a mean of squares (>= 0), - an absent one; all
+    but g are updated. An exponential average counts 3 operations, that of a square 4,
+    g + weight_decay·p counts 2.
+    """
+
+    primitive: str
+    variant: str
+    buffers: str
+    numbers: tuple[Any, ...]
+    flops: int
+
+
+STEPS = [
+    Step("sgd_step", "", "pmg", (SGDStep(0.1, 0.9, 1e-4, False),), 6),
+    Step("sgd_step", "nesterov", "pmg", (SGDStep(0.1, 0.9, 1e-4, True),), 8),
+    Step("sgd_step", "plain", "p-g", (SGDStep(0.1, 0.0, 0.0, False),), 4),
+    Step("adagrad_step", "", "pvg", (0.01, 1e-10, 1e-4), 9),
+    Step("adadelta_step", "", "pvvg", (1.0, 0.9, 1e-6, 1e-4), 18),
+    Step("rmsprop_step", "", "pv--g", (0.01, 0.99, 1e-8, 0.0, 1e-4), 11),
+    Step("rmsprop_step", "centered", "pvmmg", (0.01, 0.99, 1e-8, 0.9, 1e-4), 19),
+    Step("lion_step", "", "pmg", (1e-4, 0.9, 0.99, 1e-2), 10),
+    Step("ema_step", "", "mg", (0.999,), 3),
+    Step("adam_step", "", "pmv-g", (_ADAM,), 16),
+    Step("adam_step", "amsgrad", "pmvvg", (_ADAM_L2,), 17),
+    Step("nadam_step", "", "pmvg", (1e-3, 9e-3, _ADAM_L2), 18),
+    Step("adamax_step", "", "pmvg", (_ADAM_L2,), 12),
+]
+
+
+def _buffer(kind: str, seed: int, at: int, n: int) -> np.ndarray | None:
+    if kind == "-":
+        return None
+    values = normal(seed, at, n)
+    return np.square(values, out=values) if kind == "v" else values
+
+
+def _step(name: str, n: int, group: str, step: Step) -> Problem:
+    def make(seed: int) -> Arguments:
+        buffers = (_buffer(kind, seed, at, n) for at, kind in enumerate(step.buffers))
+        return *buffers, *step.numbers
+
+    updated = tuple(i for i, kind in enumerate(step.buffers) if kind not in "-g")
+    family = "adam" if step.primitive.startswith(("adam", "nadam")) else "optimizer"
+    moved = (len(updated) + len(step.buffers.replace("-", ""))) * words((n,))
+    rest = (moved, step.flops * n, 1, updated)
+    return Problem(family, step.primitive, label(name, step.variant), group, make, *rest)
+
+
+def _clip(name: str, sizes: Sequence[int], group: str) -> Iterator[Problem]:
+    n = sum(sizes)
+
+    def gradients(seed: int) -> list[np.ndarray]:
+        return [normal(seed, i, size) for i, size in enumerate(sizes)]
+
+    moved = words((n,), (n,))
+    for primitive, limit, extra, flops, terms in (
+        ("clip_norm", 1.0, words(()), 3, n),
+        ("clip_value", 0.5, 0, 2, 1),
+    ):
+        rest = (moved + extra, flops * n, terms, (0,))
+
+        def make(seed: int, limit: float = limit) -> Arguments:
+            return gradients(seed), limit
+
+        yield Problem("clip", primitive, name, group, make, *rest)
+
+
+def problems() -> Iterator[Problem]:
+    """Every optimizer step, and clipping of several buffers together."""
+    rows = [(str(n), n, "edge") for n in OPTIMIZER]
+    rows += [(name, n, "typical") for name, n in TYPICAL.items()]
+    rows += [(name, n, "layer") for name, n in LAYERS.items()]
+    for row in rows:
+        for step in STEPS:
+            yield _step(*row, step)
+    for sizes in CLIP:
+        name = label(sizes) if len(sizes) < 9 else f"{len(sizes)}buffers"
+        yield from _clip(name, sizes, "edge")
+    for name, n, group in rows[len(OPTIMIZER) :]:
+        yield from _clip(name, [n], group)
