@@ -13,11 +13,23 @@ from gpucnn.ops.activation import (
     softplus,
     tanh,
 )
+from gpucnn.ops.adaptive_pool1d import (
+    adaptive_avg_pool1d,
+    adaptive_max_pool1d,
+    global_avg_pool1d,
+    global_max_pool1d,
+)
 from gpucnn.ops.adaptive_pool2d import (
     adaptive_avg_pool2d,
     adaptive_max_pool2d,
     global_avg_pool2d,
     global_max_pool2d,
+)
+from gpucnn.ops.adaptive_pool3d import (
+    adaptive_avg_pool3d,
+    adaptive_max_pool3d,
+    global_avg_pool3d,
+    global_max_pool3d,
 )
 from gpucnn.ops.avg_pool2d import avg_pool2d, sum_pool2d
 from gpucnn.ops.avg_unpool2d import avg_unpool2d, sum_unpool2d
@@ -55,8 +67,12 @@ from gpucnn.ops.transpose import transpose
 from gpucnn.ops.unpool2d import max_unpool2d
 
 __all__ = [
+    "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
     "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
     "add",
     "avg_pool1d",
     "avg_pool2d",
@@ -75,8 +91,12 @@ __all__ = [
     "dropout2d",
     "elu",
     "gelu",
+    "global_avg_pool1d",
     "global_avg_pool2d",
+    "global_avg_pool3d",
+    "global_max_pool1d",
     "global_max_pool2d",
+    "global_max_pool3d",
     "group_norm",
     "hardswish",
     "hinge_loss",

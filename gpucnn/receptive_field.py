@@ -11,20 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn.nn import (
-    AdaptiveAvgPool2d,
-    AdaptiveMaxPool2d,
     BatchNorm1d,
     BatchNorm2d,
     Dropout,
     Dropout2d,
     Flatten,
-    GlobalAvgPool2d,
-    GlobalMaxPool2d,
     Linear,
     LocalResponseNorm,
     Module,
     activation,
 )
+from gpucnn.nn.adaptive_pooling import AdaptiveAvgPool, AdaptiveMaxPool, GlobalPool
 from gpucnn.nn.module import inference
 from gpucnn.ops.geometry import padding_of_axes, resolve_padding, sizes
 from gpucnn.tensor import Reshape, Tensor
@@ -148,9 +145,9 @@ def _behind(module: Module, field: Field, x: Tensor, y: Tensor) -> Field | None:
     """The reach behind a layer, from that before it."""
     if isinstance(module, Linear):
         return tuple(axis.merged() for axis in field)
-    if isinstance(module, GlobalAvgPool2d | GlobalMaxPool2d):
+    if isinstance(module, GlobalPool):
         return tuple(axis.merged() for axis in field)
-    if isinstance(module, AdaptiveAvgPool2d | AdaptiveMaxPool2d):
+    if isinstance(module, AdaptiveAvgPool | AdaptiveMaxPool):
         return tuple(axis.adaptive(n) for axis, n in zip(field, y.shape[1:-1], strict=True))
     if isinstance(module, LocalResponseNorm) and module.region == "within":
         n = module.size

@@ -40,6 +40,7 @@ from .elements_and_rows import (
 )
 from .pooling import (
     ADAPTIVE_POOL2D,
+    ADAPTIVE_POOL3D,
     AVG_POOL2D,
     POOL2D,
     POOL3D,
@@ -51,6 +52,7 @@ __all__ = [
     "ACTIVATION",
     "ACTIVATION_FUNCTIONS",
     "ADAPTIVE_POOL2D",
+    "ADAPTIVE_POOL3D",
     "AVG_POOL2D",
     "AXIS_REDUCE",
     "BATCH_NORM",

@@ -83,6 +83,16 @@ ADAPTIVE_POOL2D: list[tuple[tuple[int, int, int, int], Any]] = [
     ((2, 7, 19, 65), (1, 2)),
 ]
 
+# x (N, D, H, W, C), output_size
+ADAPTIVE_POOL3D: list[tuple[tuple[int, ...], Any]] = [
+    ((1, 1, 1, 1, 1), 1),
+    ((2, 4, 5, 3, 3), 1),
+    ((2, 5, 4, 7, 4), (2, 3, 3)),
+    ((1, 3, 5, 4, 5), (None, 2, None)),
+    ((1, 2, 3, 2, 2), (5, 4, 3)),
+    ((1, 9, 8, 2, 33), (1, 1, 2)),
+]
+
 # x (N, D, H, W, C), the window and the options of max_pool3d
 POOL3D: list[tuple[tuple[int, ...], Any, dict[str, Any]]] = [
     ((2, 4, 4, 6, 4), 2, {}),

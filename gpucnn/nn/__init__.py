@@ -17,6 +17,20 @@ from gpucnn.nn.activation import (
     Softplus,
     Tanh,
 )
+from gpucnn.nn.adaptive_pooling import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveAvgPool3d,
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    AdaptiveMaxPool3d,
+    GlobalAvgPool1d,
+    GlobalAvgPool2d,
+    GlobalAvgPool3d,
+    GlobalMaxPool1d,
+    GlobalMaxPool2d,
+    GlobalMaxPool3d,
+)
 from gpucnn.nn.branches import Concat, Residual
 from gpucnn.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose2d, LocallyConnected2d
 from gpucnn.nn.dropout import Dropout, Dropout2d
@@ -42,13 +56,9 @@ from gpucnn.nn.normalization import (
     LocalResponseNorm,
 )
 from gpucnn.nn.pooling import (
-    AdaptiveAvgPool2d,
-    AdaptiveMaxPool2d,
     AvgPool1d,
     AvgPool2d,
     AvgPool3d,
-    GlobalAvgPool2d,
-    GlobalMaxPool2d,
     MaxPool1d,
     MaxPool2d,
     MaxPool3d,
@@ -62,8 +72,12 @@ __all__ = [
     "ELU",
     "GELU",
     "SELU",
+    "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
+    "AdaptiveAvgPool3d",
+    "AdaptiveMaxPool1d",
     "AdaptiveMaxPool2d",
+    "AdaptiveMaxPool3d",
     "AvgPool1d",
     "AvgPool2d",
     "AvgPool3d",
@@ -80,8 +94,12 @@ __all__ = [
     "Dropout",
     "Dropout2d",
     "Flatten",
+    "GlobalAvgPool1d",
     "GlobalAvgPool2d",
+    "GlobalAvgPool3d",
+    "GlobalMaxPool1d",
     "GlobalMaxPool2d",
+    "GlobalMaxPool3d",
     "GroupNorm",
     "Hardswish",
     "HingeLoss",

@@ -124,7 +124,7 @@ class _AvgPool(_Pool):
         count_include_pad: bool = True,
     ) -> None:
         super().__init__(kernel_size, stride, padding, edge)
-        self.count_include_pad = bool(count_include_pad)
+        self.count_include_pad = flag("count_include_pad", count_include_pad)
 
     def _options(self) -> dict[str, Any]:
         include = {} if self.count_include_pad else {"count_include_pad": False}
@@ -175,46 +175,3 @@ class SumPool3d(_Pool):
     """The sum of each window of (N, D, H, W, C); see F.sum_pool3d."""
 
     dims, pool = 3, F.sum_pool3d
-
-
-class AdaptiveAvgPool2d(Module):
-    """The means of regions that cover the image; see F.adaptive_avg_pool2d."""
-
-    def __init__(self, output_size: int | tuple[int | None, int | None]) -> None:
-        self.output_size = output_size
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(x, self.output_size)
-
-    def extra_repr(self) -> str:
-        return f"output_size={self.output_size}"
-
-
-class AdaptiveMaxPool2d(Module):
-    """The maxima of regions that cover the image; see F.adaptive_max_pool2d."""
-
-    def __init__(
-        self, output_size: int | tuple[int | None, int | None], return_indices: bool = False
-    ) -> None:
-        self.output_size = output_size
-        self.return_indices = flag("return_indices", return_indices)
-
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return F.adaptive_max_pool2d(x, self.output_size, return_indices=self.return_indices)
-
-    def extra_repr(self) -> str:
-        return f"output_size={self.output_size}"
-
-
-class GlobalAvgPool2d(Module):
-    """The mean of each channel, (N, C); see F.global_avg_pool2d."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.global_avg_pool2d(x)
-
-
-class GlobalMaxPool2d(Module):
-    """The maximum of each channel, (N, C); see F.global_max_pool2d."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.global_max_pool2d(x)

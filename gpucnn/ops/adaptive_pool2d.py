@@ -10,7 +10,7 @@ import numpy as np
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
-from gpucnn.ops.geometry import MAX_SIZE, flag, image_shape, integer, same_float_dtype
+from gpucnn.ops.geometry import MAX_SIZE, flag, image_shape, same_float_dtype, sizes
 from gpucnn.ops.tile import BUSY_BLOCKS
 from gpucnn.ops.window import THREADS, blocks
 from gpucnn.primitive import primitive
@@ -32,21 +32,28 @@ class AdaptivePool2dGeometry:
     OW: int
 
 
+def output_sizes(value: Any, size: tuple[int, ...]) -> tuple[int, ...]:
+    """One output size per axis: an int, or one int or None each; None keeps the size there is."""
+    if value is None:
+        return size
+    if isinstance(value, tuple | list) and len(value) == len(size):
+        value = tuple(n if given is None else given for given, n in zip(value, size, strict=True))
+    return sizes("output_size", value, len(size))
+
+
+def check_regions(wanted: tuple[int, ...], size: tuple[int, ...]) -> None:
+    """Raise ValueError where the bounds of the regions along an axis do not fit int32."""
+    for outputs, n in zip(wanted, size, strict=True):
+        if (outputs + 1) * (n + 1) > MAX_SIZE:
+            raise ValueError(f"output_size: {outputs} regions of {n} cells exceed int32")
+
+
 def adaptive_pool2d_geometry(x: Any, output_size: Any) -> AdaptivePool2dGeometry:
     """Check the arguments of the adaptive poolings and work out their sizes."""
     N, H, W, C = image_shape("x", x)
     same_float_dtype(x=x)
-    several = isinstance(output_size, tuple | list)
-    wanted = tuple(output_size) if several else (output_size, output_size)
-    if len(wanted) != 2:
-        raise ValueError(f"output_size must be an int or a pair of ints, got {output_size!r}")
-    OH, OW = (
-        size if given is None else integer("output_size", given, 1)
-        for given, size in zip(wanted, (H, W), strict=True)
-    )
-    for outputs, size in ((OH, H), (OW, W)):
-        if (outputs + 1) * (size + 1) > MAX_SIZE:
-            raise ValueError(f"output_size: {outputs} regions of {size} cells exceed int32")
+    OH, OW = wanted = output_sizes(output_size, (H, W))
+    check_regions(wanted, (H, W))
     return AdaptivePool2dGeometry(N, H, W, C, OH, OW)
 
 

@@ -13,7 +13,7 @@ Size = int | tuple[int]
 Ends = int | tuple[int] | tuple[Pair] | str
 
 
-def _row(x: Tensor) -> Tensor:
+def as_row(x: Tensor) -> Tensor:
     """(N, W, C) as images (N, 1, W, C)."""
     check_tensor("x", x)
     if x.ndim != 3:
@@ -21,7 +21,8 @@ def _row(x: Tensor) -> Tensor:
     return x.reshape(x.shape[0], 1, *x.shape[1:])
 
 
-def _flat(y: Tensor) -> Tensor:
+def without_height(y: Tensor) -> Tensor:
+    """Images (N, 1, W, C) as (N, W, C)."""
     return y.reshape(y.shape[0], *y.shape[2:])
 
 
@@ -55,12 +56,12 @@ def max_pool1d(
     windows = _windows(kernel_size, stride, padding)
     (spread,) = sizes("dilation", dilation, 1)
     result = max_pool2d(
-        _row(x), **windows, dilation=(1, spread), edge=edge, return_indices=return_indices
+        as_row(x), **windows, dilation=(1, spread), edge=edge, return_indices=return_indices
     )
     if isinstance(result, Tensor):
-        return _flat(result)
+        return without_height(result)
     y, indices = result
-    return _flat(y), _flat(indices)
+    return without_height(y), without_height(indices)
 
 
 def avg_pool1d(
@@ -79,7 +80,9 @@ def avg_pool1d(
     torch.nn.functional.avg_pool1d.
     """
     windows = _windows(kernel_size, stride, padding)
-    return _flat(avg_pool2d(_row(x), **windows, edge=edge, count_include_pad=count_include_pad))
+    return without_height(
+        avg_pool2d(as_row(x), **windows, edge=edge, count_include_pad=count_include_pad)
+    )
 
 
 def sum_pool1d(
@@ -94,4 +97,6 @@ def sum_pool1d(
 
     x: (N, W, C) -> (N, OW, C). Arguments and errors as in :func:`avg_pool1d`.
     """
-    return _flat(sum_pool2d(_row(x), **_windows(kernel_size, stride, padding), edge=edge))
+    return without_height(
+        sum_pool2d(as_row(x), **_windows(kernel_size, stride, padding), edge=edge)
+    )
