@@ -23,10 +23,9 @@ _ADAM_L2 = AdamStep(1e-3, 0.9, 0.999, 1e-8, 1e-2, False, 10)
 class Step(NamedTuple):
     """One step: what it takes and its operations per element.
 
-    buffers: p parameters, g gradients (for ema the
-    parameters), m a mean, v a mean of squares (>= 0), - an absent one; all
-    but g are updated. An exponential average counts 3 operations, that of a square 4,
-    g + weight_decay·p counts 2.
+    buffers: p parameters, g gradients (for ema the parameters), m a mean, v a mean of squares
+    (>= 1), - an absent one; all but g are updated. An exponential average counts 3 operations, that
+    of a square 4, g + weight_decay·p counts 2.
     """
 
     primitive: str
@@ -57,7 +56,11 @@ def _buffer(kind: str, seed: int, at: int, n: int) -> np.ndarray | None:
     if kind == "-":
         return None
     values = normal(seed, at, n)
-    return np.square(values, out=values) if kind == "v" else values
+    if (
+        kind == "v"
+    ):  # larger than any squared mean: their difference, a variance, is well away from 0
+        return 1 + np.square(values, out=values)
+    return 0.1 * values if kind == "m" else values
 
 
 def _step(name: str, n: int, group: str, step: Step) -> Problem:
