@@ -8,7 +8,7 @@ import pytest
 import gpucnn
 from gpucnn import functional as F
 from gpucnn import models, optim
-from tests.support import randn
+from tests.support import assert_close, randn
 
 CLASSIFIERS = [name for name in models.names() if models.kind(name) == "image"]
 SEGMENTERS = [name for name in models.names() if models.kind(name) == "pixel"]
@@ -59,6 +59,41 @@ def test_the_autoencoder_trains() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 3
+
+
+# Batches that are small where the network takes any size; batch norm wants several values.
+SMALL = {
+    "shapenet": (1, 72, 72, 1),
+    "segnet_small": (2, 19, 16, 1),
+    "unet_small": (2, 16, 24, 1),
+    "resnet20": (2, 8, 8, 3),
+    "resnet9": (4, 8, 8, 3),
+    "autoencoder": (2, 12, 8, 1),
+}
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_the_kernels_make_the_same_step(name: str, kernel_device: str) -> None:
+    """Loss and every gradient of a training step, beside the definitions."""
+    gpucnn.seed(0)
+    model = models.create(name)
+    x = randn(*SMALL.get(name, (2, *models.input_shape(name))))
+    steps = []
+    for device in ("cpu", kernel_device):
+        gpucnn.seed(1)  # of dropout
+        model.to(device)
+        for p in model.parameters():
+            p.grad = None
+        y = model(gpucnn.Tensor(x, device=device))
+        loss = (y * y).mean()
+        loss.backward()
+        steps.append((loss.item(), [p.grad.numpy().copy() for p in model.parameters()]))
+    (expected, grads), (actual, kernel_grads) = steps
+    assert_close(np.array(actual), np.array(expected), "torch")
+    names = [n for n, _ in model.named_parameters()]
+    for n, a, e in zip(names, kernel_grads, grads, strict=True):
+        scale = np.abs(e).max() + np.float32(1e-3)  # a bias before batch norm: all but 0
+        assert_close(a / scale, e / scale, "torch", e.size, n)
 
 
 def test_shapes() -> None:
