@@ -43,24 +43,36 @@ def kernel_folder() -> Path:
     raise FileNotFoundError(f"the CUDA sources are missing: neither {installed} nor {checkout}")
 
 
-def _inline(file: str, seen: set[str]) -> str:
-    text = (kernel_folder() / file).read_text(encoding="utf-8")
-    seen.add(file)
-    out, position = [f'#line 1 "kernels/{file}"\n'], 0
+def inline_headers(text: str, name: str, folders: Sequence[Path], seen: set[Path]) -> str:
+    """CUDA source with the headers it includes in quotes inlined once each.
+
+    name: what errors call the source. A header is looked for in the ``folders`` in order; one that
+    none of them has stays an ``#include``. seen: the headers so far, which grows.
+    """
+    out, position = [f'#line 1 "{name}"\n'], 0
     for match in _INCLUDE.finditer(text):
-        header = match.group(1)
+        paths = (folder / match.group(1) for folder in folders)
+        found = next((path for path in paths if path.is_file()), None)
+        if found is None:
+            continue
         out.append(text[position : match.start()])
-        if header not in seen:
-            line = text.count("\n", 0, match.start()) + 1
-            out.append(_inline(header, seen) + f'\n#line {line} "kernels/{file}"\n')
         position = match.end()
+        if found in seen:
+            continue
+        seen.add(found)
+        own = found.parent == kernel_folder()
+        header, shown = found.read_text(encoding="utf-8"), f"kernels/{found.name}"
+        out.append(inline_headers(header, shown if own else found.name, folders, seen))
+        out.append(f'\n#line {text.count(chr(10), 0, match.start()) + 1} "{name}"\n')
     return "".join(out) + text[position:]
 
 
 @functools.cache
 def translation_unit(family: str) -> str:
     """``kernels/<family>.cu`` with its headers inlined once each."""
-    return _inline(f"{family}.cu", set())
+    folder = kernel_folder()
+    text = (folder / f"{family}.cu").read_text(encoding="utf-8")
+    return inline_headers(text, f"kernels/{family}.cu", [folder], set())
 
 
 @functools.cache
@@ -109,7 +121,8 @@ def _emulated_kernel(spec: Specialisation, name: str) -> Any:
 
 
 _lock = threading.Lock()
-_planning = 0  # nested without_running blocks
+_StandIn = Callable[["Launch", Sequence[Any]], None]
+_stand_ins: list[_StandIn] = []  # the last one is in force
 _observers: list[Callable[[Launch], None]] = []
 
 
@@ -134,17 +147,30 @@ def observe_launches(observer: Callable[[Launch], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def without_running() -> Iterator[None]:
+def standing_in(run: _StandIn) -> Iterator[None]:
+    """Inside the ``with`` block call ``run(launch, arguments)`` in place of each launch.
+
+    The arguments are checked, and scalars have their C type. Observers see the launch afterwards.
+    """
+    _stand_ins.append(run)
+    try:
+        yield
+    finally:
+        _stand_ins.pop()
+
+
+def _clear_outputs(launch: Launch, arguments: Sequence[Any]) -> None:
+    for parameter, array in zip(launch.kernel.signature.parameters, arguments, strict=True):
+        if parameter.pointer and not parameter.const and array is not None:
+            array[...] = 0
+
+
+def without_running() -> contextlib.AbstractContextManager[None]:
     """Inside the ``with`` block launches are checked and observed, but not run: outputs become 0.
 
     Needs neither a GPU nor g++; NumPy arrays only.
     """
-    global _planning
-    _planning += 1
-    try:
-        yield
-    finally:
-        _planning -= 1
+    return standing_in(_clear_outputs)
 
 
 @dataclass(frozen=True)
@@ -172,10 +198,9 @@ class Kernel:
                     "split the batch"
                 )
         converted = convert_arguments(self.signature, args)
-        if _planning:
-            for parameter, array in zip(self.signature.parameters, converted, strict=True):
-                if parameter.pointer and not parameter.const and array is not None:
-                    array[...] = 0
+        launch = Launch(self, tuple(grid), tuple(block), shared_mem)
+        if _stand_ins:
+            _stand_ins[-1](launch, converted)
         elif arrays and not isinstance(arrays[0], np.ndarray):
             self._launch_cuda(tuple(grid), tuple(block), converted, arrays, shared_mem)
         else:
@@ -183,7 +208,7 @@ class Kernel:
                 compiled = _emulated_kernel(self.spec, self.name)
             compiled(tuple(grid), tuple(block), tuple(converted), shared_mem=shared_mem)
         for observer in _observers:
-            observer(Launch(self, tuple(grid), tuple(block), shared_mem))
+            observer(launch)
 
     def _launch_cuda(
         self, grid: Dim, block: Dim, args: list[Any], arrays: list[Array], shared_mem: int

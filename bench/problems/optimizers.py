@@ -55,12 +55,13 @@ STEPS = [
 def _buffer(kind: str, seed: int, at: int, n: int) -> np.ndarray | None:
     if kind == "-":
         return None
-    values = normal(seed, at, n)
-    if (
-        kind == "v"
-    ):  # larger than any squared mean: their difference, a variance, is well away from 0
-        return 1 + np.square(values, out=values)
-    return 0.1 * values if kind == "m" else values
+    values: np.ndarray = normal(seed, at, n)
+    if kind == "v":  # larger than any squared mean: their difference, a variance, stays above 0
+        np.square(values, out=values)
+        values += 1
+    elif kind == "m":
+        values *= 0.1
+    return values
 
 
 def _step(name: str, n: int, group: str, step: Step) -> Problem:
