@@ -30,8 +30,9 @@ from pathlib import Path
 from typing import Literal
 
 from gpucnn.cache import cache_folder, published
+from gpucnn.emulator import flops
 from gpucnn.emulator.elf import Symbol, thread_local_symbols
-from gpucnn.emulator.fault import BUILD_FOLDER, SHIM_FOLDER, CompileError
+from gpucnn.emulator.fault import BUILD_FOLDER, SHIM_FOLDER, CompileError, Unsupported
 from gpucnn.emulator.translate import ANCHOR, Translation, translate
 from gpucnn.signature import Parameter, Signature
 
@@ -51,7 +52,7 @@ _CHECKED = ("-O1", "-fno-tree-sra", "-fno-tree-fre", "-fno-tree-pre", "-fno-tree
 # ahead of its condition.
 _COUNTED = (*_CHECKED, "-fno-tree-loop-im", "-fno-tree-dominator-opts", "-fno-tree-dse",
             "-fno-tree-ch", "-fno-thread-jumps", "-fno-if-conversion", "-fno-if-conversion2",
-            "-fno-ssa-phiopt", "-DGPUCNN_COUNTED=1")  # fmt: skip
+            "-fno-ssa-phiopt", *flops.FLAGS, "-DGPUCNN_COUNTED=1")  # fmt: skip
 _FLAGS = {"plain": ("-O2",), "checked": _CHECKED, "counted": _COUNTED}
 _RUNTIME = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-exceptions",
             "-fno-rtti", "-fno-stack-protector", "-fcf-protection=none", "-g1")  # fmt: skip
@@ -113,7 +114,10 @@ def _own_sources() -> str:
     """The runtime's and the shim's text, and what they are compiled with."""
     files = sorted([*(_HERE / "csrc").iterdir(), *(_HERE / "include").iterdir()])
     texts = [f"{f.name}\n{f.read_text(encoding='utf-8')}" for f in files if f.is_file()]
-    python = [(_HERE / name).read_text(encoding="utf-8") for name in ("build.py", "translate.py")]
+    python = [
+        (_HERE / name).read_text(encoding="utf-8")
+        for name in ("build.py", "flops.py", "translate.py")
+    ]
     return _digest(_version(), *texts, *python)
 
 
@@ -217,6 +221,7 @@ class Module:
     signatures: dict[str, Signature]
     shared_types: dict[str, str]
     shared: tuple[Symbol, ...]
+    operations: tuple[str, ...]  # of the counters of a counted build (flops.py)
 
     @property
     def anchor(self) -> Symbol:
@@ -242,12 +247,16 @@ def compile_source(source: str, options: Sequence[str], mode: Mode) -> Module:
         name: Signature(name, tuple(Parameter(**p) for p in parameters), line)
         for name, parameters, line in known["kernels"]
     }
-    return Module(path, signatures, known["shared"], thread_local_symbols(path))
+    return Module(
+        path, signatures, known["shared"], thread_local_symbols(path), tuple(known["operations"])
+    )
 
 
 def _build(
     source: str, standard: str, defines: list[str], mode: Mode, path: Path, facts: Path
 ) -> None:
+    if mode == "counted" and not flops.available():
+        raise Unsupported("the emulator counts operations on x86-64 only")
     gxx = str(compiler())
     flags = [standard, *_flags(mode)]
     shim = _shim(standard, mode)
@@ -263,11 +272,12 @@ def _build(
         _run([gxx, *flags, f"-fdebug-prefix-map={scratch}={BUILD_FOLDER}", "-fpreprocessed",
               "-x", "c++-cpp-output", "-S", str(unit), "-o", str(assembly)],
              folder=scratch)  # fmt: skip
+        operations: list[str] = []
         if mode != "plain":
             text = _separate_shared(assembly.read_text())
-            assembly.write_text(
-                _HOOK.sub(r"gpucnn_counted_\1", text) if mode == "counted" else text
-            )
+            if mode == "counted":
+                text, operations = flops.instrument(_HOOK.sub(r"gpucnn_counted_\1", text))
+            assembly.write_text(text)
         with published(path) as library:
             _run([gxx, "-shared", "-Wl,-z,now", "-Wl,-Bsymbolic", "-Wl,-rpath,$ORIGIN", "-o",
                   str(library), str(assembly), str(runtime_path())])  # fmt: skip
@@ -277,6 +287,7 @@ def _build(
             for s in translation.signatures.values()
         ],
         "shared": translation.shared_types,
+        "operations": operations,
     }
     with published(facts) as scratch_facts:
         scratch_facts.write_text(json.dumps(known), encoding="utf-8")

@@ -8,13 +8,17 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from gpucnn.emulator import flops
 from gpucnn.emulator.fault import source_lines
+
+if TYPE_CHECKING:
+    from gpucnn.emulator.launch import Library
 
 _u32, _u64, _pointer = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p
 
-EVENTS = ("barrier", "shuffle", "vote", "reduce", "sync", "flops")
+EVENTS = ("barrier", "shuffle", "vote", "reduce", "sync", "declared")
 ACCESSES = ("read", "write", "atomic")
 
 
@@ -49,7 +53,8 @@ class Counted:
     """The counters of one launch by instruction, each with its (file, line)."""
 
     accesses: list[tuple[Line, AccessCount]]
-    events: list[tuple[Line, str, int]]  # line, one of EVENTS, times
+    events: list[tuple[Line, str, int]]  # one of EVENTS, times
+    operations: list[tuple[Line, str, int]]  # floating-point operation, executions
     read_footprint: int
     written_footprint: int
     most_barriers: int
@@ -84,15 +89,39 @@ def collectors() -> tuple[Callable[[CountedLaunch], None], ...]:
     return tuple(_collectors)
 
 
-def read_counts(engine: ctypes.CDLL, library: Path) -> Counted:
+def _counters(library: Library) -> Any:
+    kind = _u64 * len(library.module.operations)
+    return kind.from_address(library.symbol(flops.COUNTERS))
+
+
+def clear_operations(library: Library) -> None:
+    """Set the counters of floating-point operations to 0."""
+    counters = _counters(library)
+    ctypes.memset(ctypes.addressof(counters), 0, ctypes.sizeof(counters))
+
+
+def _executed(library: Library) -> list[tuple[int, str, int]]:
+    """Offset in the library, operation and executions, of operations that were executed."""
+    first = library.symbol(flops.PLACES)
+    distances = (ctypes.c_int32 * len(library.module.operations)).from_address(first)
+    counted = zip(distances, library.module.operations, _counters(library), strict=True)
+    # As of a return address, of which one byte is taken off.
+    start = first - library.image_begin + 1
+    return [(start + distance, operation, times) for distance, operation, times in counted if times]
+
+
+def read_counts(engine: ctypes.CDLL, library: Library) -> Counted:
     """The counters of the launch that has just run."""
     counts = _Counts.from_address(engine.gpucnn_counts())
     accesses = _copy(AccessCount, counts.accesses, counts.access_count)
     events = _copy(_EventCount, counts.events, counts.event_count)
-    lines = _lines(library, sorted({c.pc for c in (*accesses, *events)}))
+    executed = _executed(library)
+    offsets = {c.pc for c in (*accesses, *events)} | {offset for offset, _, _ in executed}
+    lines = _lines(library.module.path, sorted(offsets))
     return Counted(
         accesses=[(lines[c.pc], c) for c in accesses],
         events=[(lines[e.pc], EVENTS[e.event], e.count) for e in events],
+        operations=[(lines[offset], operation, times) for offset, operation, times in executed],
         read_footprint=counts.read_footprint,
         written_footprint=counts.written_footprint,
         most_barriers=counts.most_barriers,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.emulator.build import Module, runtime
-from gpucnn.emulator.counting import Counted, read_counts
+from gpucnn.emulator.counting import Counted, clear_operations, read_counts
 from gpucnn.emulator.elf import Symbol
 from gpucnn.emulator.fault import KernelFault, indexed_name, source_line
 from gpucnn.emulator.memory import Span, spans_of
@@ -155,6 +155,8 @@ def run(
     engine = runtime()
     counted = None
     with _lock:
+        if count:
+            clear_operations(library)
         if engine.gpucnn_begin(ctypes.addressof(launch)):
             raise MemoryError("the emulator could not reserve its address space")
         status = _UNFINISHED
@@ -163,7 +165,7 @@ def run(
             while status == _UNFINISHED:
                 status = engine.gpucnn_run(ctypes.addressof(fault))
             if count and status != _FAULTED:
-                counted = read_counts(engine, module.path)
+                counted = read_counts(engine, library)
         finally:
             engine.gpucnn_end(status == 0)
     if status == _FAULTED:

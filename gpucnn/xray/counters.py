@@ -27,6 +27,10 @@ wavefronts beyond one for each of these parts. (CUDA C++ Programming Guide, "Sha
 "Compute Capability 5.x", which later ones refer to; for wide accesses, "64-Bit Accesses" and
 "128-Bit Accesses" under 2.x.)
 
+**FLOPs.** Additions, subtractions, multiplications, divisions, roots, comparisons, minima, maxima
+and calls of functions such as exp and tanh count one each, a fused multiply-add two, whatever its
+result is used for; negations, absolute values, copies and conversions count nothing.
+
 **What a GPU may do otherwise.** What is counted is what the source says. A GPU's compiler keeps a
 value that the source loads twice, or loads in a loop without need, in a register where it can prove
 that it does not change; it may also join neighbouring loads. An assignment of a ``float2`` or
@@ -43,6 +47,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from gpucnn.emulator.counting import ACCESSES, CountedLaunch, collecting
+from gpucnn.emulator.flops import WEIGHTS
 from gpucnn.kernel import Launch, Specialisation, observe_launches
 
 _GLOBAL = 1
@@ -96,6 +101,22 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Arithmetic:
+    """How often lanes executed one kind of floating-point operation at one source line.
+
+    ``operation``: "add" (and subtract), "mul", "fma", "div", "sqrt", "compare" (and minimum and
+    maximum), the name of a function ("exp", "tanh", "rsqrt"), or "declared" by a stand-in for a
+    matrix instruction. ``flops`` is twice ``count`` for a fused multiply-add.
+    """
+
+    file: str
+    line: int
+    operation: str
+    count: int
+    flops: int
+
+
+@dataclass(frozen=True)
 class LaunchCounters:
     """The counters of one launch; bytes are bytes, and every count is over the whole grid.
 
@@ -111,8 +132,8 @@ class LaunchCounters:
     shared_mem: int
     sites: list[Site]
     events: list[Event]
+    arithmetic: list[Arithmetic]
     barriers: int
-    flops: int
     read_footprint: int
     written_footprint: int
 
@@ -184,6 +205,19 @@ class LaunchCounters:
         requests = self.global_requests
         return self._sum("coalesced", "global") / requests if requests else 1.0
 
+    @property
+    def flops(self) -> int:
+        """Floating-point operations that lanes executed."""
+        return sum(a.flops for a in self.arithmetic)
+
+    @property
+    def operations(self) -> dict[str, int]:
+        """Executions by kind of operation, most frequent first."""
+        counts: dict[str, int] = {}
+        for a in self.arithmetic:
+            counts[a.operation] = counts.get(a.operation, 0) + a.count
+        return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
     def events_of(self, kind: str) -> int:
         """How often something of ``Event.kind`` happened."""
         return sum(e.count for e in self.events if e.kind == kind)
@@ -241,8 +275,12 @@ def _counters(launch: CountedLaunch) -> LaunchCounters:
         site.conflicts += c.conflicts
         site.worst_conflict = max(site.worst_conflict, c.worst)
     events: dict[tuple[str, int, str], int] = {}
+    arithmetic: dict[tuple[str, int, str], int] = {}
     for (file, line), kind, times in raw.events:
-        events[file, line, kind] = events.get((file, line, kind), 0) + times
+        where = arithmetic if kind == "declared" else events
+        where[file, line, kind] = where.get((file, line, kind), 0) + times
+    for (file, line), operation, times in raw.operations:
+        arithmetic[file, line, operation] = arithmetic.get((file, line, operation), 0) + times
     return LaunchCounters(
         kernel=launch.kernel,
         spec=None,
@@ -250,9 +288,12 @@ def _counters(launch: CountedLaunch) -> LaunchCounters:
         block=launch.block,
         shared_mem=launch.shared_mem,
         sites=[sites[key] for key in sorted(sites)],
-        events=[Event(*key, times) for key, times in sorted(events.items()) if key[2] != "flops"],
+        events=[Event(*key, times) for key, times in sorted(events.items())],
+        arithmetic=[
+            Arithmetic(*key, times, times * WEIGHTS.get(key[2], 1))
+            for key, times in sorted(arithmetic.items())
+        ],
         barriers=raw.most_barriers,
-        flops=sum(times for (_, _, kind), times in events.items() if kind == "flops"),
         read_footprint=raw.read_footprint,
         written_footprint=raw.written_footprint,
     )

@@ -276,7 +276,6 @@ EXPORT void gpucnn_counted_write_range(Address a, u64 n) {
     count_access(a, n, kWrite, CALLER);
 }
 
-// For stand-ins of instructions whose arithmetic the compiler does not see: `flops` of this lane.
 EXPORT void gpucnn_count_flops(u64 flops) {
     if (state.launch->count) count_event(kFlopEvent, CALLER, flops);
 }

@@ -2,7 +2,7 @@
 // float result of +, -, *, / on halves is exact enough that rounding it again gives the same half.
 #pragma once
 
-GPUCNN_INLINE unsigned short gpucnn_float_to_half_bits(float f) {
+GPUCNN_OPERATION unsigned short gpucnn_float_to_half_bits(float f) {
     const unsigned x = __float_as_uint(f);
     const unsigned sign = x >> 16 & 0x8000u, magnitude = x & 0x7fffffffu;
     if (magnitude > 0x7f800000u) return (unsigned short)0x7fff;
@@ -14,7 +14,7 @@ GPUCNN_INLINE unsigned short gpucnn_float_to_half_bits(float f) {
     const unsigned rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);
     return (unsigned short)(sign | (rounded - 0x38000000u) >> 13);
 }
-GPUCNN_INLINE float gpucnn_half_bits_to_float(unsigned short h) {
+GPUCNN_OPERATION float gpucnn_half_bits_to_float(unsigned short h) {
     const unsigned sign = (unsigned)(h & 0x8000u) << 16, magnitude = h & 0x7fffu;
     if (magnitude >= 0x7c00u)
         return __uint_as_float(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);

@@ -61,17 +61,17 @@ GPUCNN_INLINE double max(double a, float b) { return __builtin_fmax(a, b); }
 GPUCNN_INLINE unsigned umin(unsigned a, unsigned b) { return a < b ? a : b; }
 GPUCNN_INLINE unsigned umax(unsigned a, unsigned b) { return a > b ? a : b; }
 
-GPUCNN_INLINE float rsqrtf(float x) { return (float)(1.0 / __builtin_sqrt((double)x)); }
-GPUCNN_INLINE double rsqrt(double x) { return 1.0 / __builtin_sqrt(x); }
+GPUCNN_OPERATION float rsqrtf(float x) { return (float)(1.0 / __builtin_sqrt((double)x)); }
+GPUCNN_OPERATION double rsqrt(double x) { return 1.0 / __builtin_sqrt(x); }
 GPUCNN_INLINE float rsqrt(float x) { return rsqrtf(x); }
-GPUCNN_INLINE float rcbrtf(float x) { return 1.0f / __builtin_cbrtf(x); }
-GPUCNN_INLINE float sinpif(float x) {
+GPUCNN_OPERATION float rcbrtf(float x) { return 1.0f / __builtin_cbrtf(x); }
+GPUCNN_OPERATION float sinpif(float x) {
     return __builtin_sinf(CUDART_PI_F * __builtin_fmodf(x, 2.0f));
 }
-GPUCNN_INLINE float cospif(float x) {
+GPUCNN_OPERATION float cospif(float x) {
     return __builtin_cosf(CUDART_PI_F * __builtin_fmodf(x, 2.0f));
 }
-GPUCNN_INLINE float normcdff(float x) { return 0.5f * __builtin_erfcf(-x * CUDART_SQRT_HALF_F); }
+GPUCNN_OPERATION float normcdff(float x) { return 0.5f * __builtin_erfcf(-x * CUDART_SQRT_HALF_F); }
 GPUCNN_INLINE void gpucnn_sincosf(float x, float* s, float* c) {
     *s = __builtin_sinf(x), *c = __builtin_cosf(x);
 }
@@ -140,13 +140,13 @@ GPUCNN_INLINE unsigned __funnelshift_r(unsigned low, unsigned high, unsigned n) 
     return (unsigned)(((unsigned long long)high << 32 | low) >> (n & 31));
 }
 
-GPUCNN_INLINE int gpucnn_to_int(double x) {
+GPUCNN_OPERATION int gpucnn_to_int(double x) {
     return x != x               ? 0
            : x >= 2147483647.0  ? 2147483647
            : x <= -2147483648.0 ? (-2147483647 - 1)
                                 : (int)x;
 }
-GPUCNN_INLINE unsigned gpucnn_to_uint(double x) {
+GPUCNN_OPERATION unsigned gpucnn_to_uint(double x) {
     return !(x > 0) ? 0u : x >= 4294967295.0 ? 4294967295u : (unsigned)x;
 }
 GPUCNN_INLINE int __float2int_rn(float x) { return gpucnn_to_int(__builtin_rint(x)); }

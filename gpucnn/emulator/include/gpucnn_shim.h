@@ -19,6 +19,14 @@
 // Inlined so that a fault is reported at the line that uses the function.
 #define GPUCNN_INLINE static inline __attribute__((always_inline))
 
+// One operation of a GPU that takes several here. Builds that count operations count its calls, and
+// not what is inside; flops.py has the names.
+#ifdef GPUCNN_COUNTED
+#define GPUCNN_OPERATION static __attribute__((noipa))
+#else
+#define GPUCNN_OPERATION GPUCNN_INLINE
+#endif
+
 #include "gpucnn_vector_types.h"
 #include "gpucnn_math.h"
 #include "gpucnn_warp.h"
