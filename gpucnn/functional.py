@@ -34,6 +34,7 @@ from gpucnn.ops.adaptive_pool3d import (
 from gpucnn.ops.avg_pool2d import avg_pool2d, sum_pool2d
 from gpucnn.ops.avg_unpool2d import avg_unpool2d, sum_unpool2d
 from gpucnn.ops.batch_norm import batch_norm
+from gpucnn.ops.broadcast import broadcast_to
 from gpucnn.ops.class_loss import multi_margin_loss, nll_loss
 from gpucnn.ops.concatenate import concatenate
 from gpucnn.ops.conv1d import conv1d
@@ -80,6 +81,7 @@ __all__ = [
     "avg_unpool2d",
     "batch_norm",
     "binary_cross_entropy_with_logits",
+    "broadcast_to",
     "concatenate",
     "conv1d",
     "conv2d",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import threading
 from collections.abc import Sequence
 from typing import Any, cast
@@ -155,9 +156,14 @@ class Tensor:
             array = array.copy()
         return Tensor._wrap(array, device)
 
-    def reshape(self, *shape: int) -> Tensor:
-        """The same elements in another shape; one size may be -1."""
-        return cast("Tensor", Reshape.apply(self, shape=shape))
+    def reshape(self, *shape: int | Sequence[int]) -> Tensor:
+        """The same elements in another shape, sizes or one tuple of them; one size may be -1."""
+        given = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+        try:
+            sizes = tuple(operator.index(n) for n in given)  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(f"shape must be integers, got {given!r}") from None
+        return cast("Tensor", Reshape.apply(self, shape=sizes))
 
     def transpose(self, *axes: int) -> Tensor:
         """Axis ``axes[i]`` becomes axis i; without axes their order is reversed."""
@@ -197,6 +203,12 @@ class Tensor:
         from gpucnn.ops.elementwise import multiply
 
         return multiply(self, other)
+
+    def __truediv__(self, other: float) -> Tensor:
+        """Division by a number, as when losses of several batches are averaged."""
+        from gpucnn.ops.elementwise import divide
+
+        return divide(self, other)
 
     def __neg__(self) -> Tensor:
         from gpucnn.ops.elementwise import negate

@@ -105,8 +105,13 @@ def test_reshape() -> None:
     x = Tensor(randn(2, 3, 4, dtype=float), requires_grad=True)
     assert x.reshape(2, -1).shape == (2, 12)
     assert gpucnn.gradcheck(lambda t: t.reshape(4, 6), [x])
-    with pytest.raises(ValueError, match="cannot reshape"):
-        x.reshape(5, 5)
+    assert x.reshape((4, -1)).shape == x.reshape([4, np.int64(6)]).shape == (4, 6)
+    for sizes in [(5, 5), (-1, -1), (-2, -12), (5, -1)]:
+        with pytest.raises(ValueError, match="shape: cannot reshape"):
+            x.reshape(sizes)
+    for bad in (2.5, "24", None, (2, 12.0)):
+        with pytest.raises(TypeError, match="shape must be integers"):
+            x.reshape(bad)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

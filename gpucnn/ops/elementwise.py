@@ -12,7 +12,7 @@ from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.geometry import same_float_dtype
 from gpucnn.primitive import primitive
-from gpucnn.tensor import Function, Tensor
+from gpucnn.tensor import Function, Tensor, check_tensor
 from gpucnn.threads import map_chunks
 
 # geometry
@@ -24,9 +24,6 @@ def is_vector(a: Any, b: Any) -> bool:
 
 
 def _check_pair(name: str, a: Any, b: Any) -> None:
-    if a.shape != b.shape and not is_vector(a, b):
-        vector = f" or be a vector ({a.shape[-1]},)" if a.ndim > 1 else ""
-        raise ValueError(f"{name}: b must have the shape of a, {a.shape}{vector}, got {b.shape}")
     if a.size == 0:
         raise ValueError(f"{name}: a must not be empty, got shape {a.shape}")
     same_float_dtype(a=a, b=b)
@@ -233,36 +230,56 @@ class Affine(Function):
 # public
 
 
+def _pair(name: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """a and b in shapes that one kernel takes."""
+    from gpucnn.ops.broadcast import broadcast_pair
+
+    check_tensor("a", a)
+    return (a, b) if a.shape == b.shape or is_vector(a, b) else broadcast_pair(name, a, b)
+
+
 def add(a: Tensor, b: Tensor | float) -> Tensor:
     """``a + b``, element by element; also ``a + b`` with the operator.
 
-    a: any shape, float32 (float64 on cpu). b: a tensor of the shape of a, as in a skip connection,
-    a vector (C) that is added along the last axis of a (…, C), or a number. Returns a tensor like
-    a. Nothing else is broadcast.
+    a: any shape, float32 (float64 on cpu). b: a number, or a tensor of its dtype: of its shape, as
+    in a skip connection, or of one that NumPy's rule broadcasts with it, such as (C) or
+    (N, 1, 1, C) beside (N, H, W, C). The gradient of what was broadcast is the sum over its copies.
+    A vector along the last axis is added in place; other shapes are copied out first
+    (:func:`broadcast_to`). Returns a tensor of the common shape.
 
     Raises ValueError or TypeError naming the argument for shapes or dtypes that do not fit, or an
-    empty a; DeviceError for tensors of two devices.
+    empty tensor; DeviceError for tensors of two devices.
     """
     if isinstance(b, Tensor):
-        return cast("Tensor", Add.apply(a, b, sign=1.0))
+        return cast("Tensor", Add.apply(*_pair("add", a, b), sign=1.0))
     return cast("Tensor", Affine.apply(a, scale=1.0, shift=_number("b", b)))
 
 
 def subtract(a: Tensor, b: Tensor | float) -> Tensor:
     """``a - b``, element by element; arguments and errors as those of :func:`add`."""
     if isinstance(b, Tensor):
-        return cast("Tensor", Add.apply(a, b, sign=-1.0))
+        return cast("Tensor", Add.apply(*_pair("subtract", a, b), sign=-1.0))
     return cast("Tensor", Affine.apply(a, scale=1.0, shift=-_number("b", b)))
 
 
 def multiply(a: Tensor, b: Tensor | float) -> Tensor:
     """``a * b``, element by element; arguments and errors as those of :func:`add`.
 
-    The gradients are ``da = dy·b`` and ``db = dy·a``, summed over rows for a vector b.
+    The gradients are ``da = dy·b`` and ``db = dy·a``, summed over the copies of what was broadcast.
     """
     if isinstance(b, Tensor):
-        return cast("Tensor", Multiply.apply(a, b))
+        return cast("Tensor", Multiply.apply(*_pair("multiply", a, b)))
     return cast("Tensor", Affine.apply(a, scale=_number("b", b), shift=0.0))
+
+
+def divide(a: Tensor, b: float) -> Tensor:
+    """``a / b`` for a number b: a times ``1 / b``. Errors as those of :func:`add`, and for 0."""
+    if isinstance(b, Tensor):
+        raise TypeError("b must be a number: no tensor is divided by another")
+    divisor = _number("b", b)
+    if divisor == 0:
+        raise ValueError("b must not be 0")
+    return cast("Tensor", Affine.apply(a, scale=1 / divisor, shift=0.0))
 
 
 def negate(a: Tensor) -> Tensor:
