@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -99,7 +100,7 @@ def map_chunks(work: Callable[[int, int], T], n: int, chunk: int) -> list[T]:
 def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     """A buffer of this thread with undefined contents, valid until it is asked for again."""
     buffers = _local.__dict__.setdefault("buffers", {})
-    count = int(np.prod(shape))
+    count = math.prod(shape)
     key = (name, np.dtype(dtype))
     if key not in buffers or buffers[key].size < count:
         buffers[key] = np.empty(count, dtype)

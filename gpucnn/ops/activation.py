@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
-from gpucnn.ops.activation_formulas import ACTIVATIONS
-from gpucnn.ops.elementwise import THREADS, four_each
+from gpucnn.ops.activation_formulas import ACTIVATIONS, not_below
+from gpucnn.ops.elementwise import THREADS, four_each, multiply_forward
 from gpucnn.ops.geometry import choice, same_float_dtype
 from gpucnn.primitive import primitive
 from gpucnn.tensor import Function, Tensor
@@ -50,24 +48,19 @@ def check_input(x: Array) -> None:
 
 # primitives
 
-_CHUNK = 1 << 17  # elements: two arrays of this many stay in a 2 MiB L2 cache
-_FORMULA_CHUNK = 1 << 15  # elements: the formulas hold several pieces at once
-
-
-@functools.cache
-def _zeros(dtype: np.dtype[Any]) -> NDArray[Any]:
-    """An array, because NumPy's maximum with a scalar is not vectorised."""
-    return np.zeros(_CHUNK, dtype)
+# Elements: smaller pieces stay in the L2 cache, but two threads that change hands after each short
+# pass cost more than that saves.
+_CHUNK = 1 << 17
 
 
 @primitive
 def relu_forward(x: Array) -> Array:
     """y = 0 where x <= 0, else x; NaN passes."""
     y = buffers.empty_like(x)
-    inputs, outputs, zeros = x.reshape(-1), y.reshape(-1), _zeros(x.dtype)
+    inputs, outputs = x.reshape(-1), y.reshape(-1)
 
     def part(start: int, stop: int) -> None:
-        np.maximum(inputs[start:stop], zeros[: stop - start], out=outputs[start:stop])
+        not_below(inputs[start:stop], 0, outputs[start:stop])
 
     map_chunks(part, x.size, _CHUNK)
     return y
@@ -93,19 +86,28 @@ def relu_backward(dy: Array, y: Array) -> Array:
     return dx
 
 
+def _evaluate(
+    x: Array, name: str, parameters: tuple[float, ...], slope: bool
+) -> tuple[Array, Array | None]:
+    """y = f(x) and, if wanted, f'(x)."""
+    y, dydx = buffers.empty_like(x), buffers.empty_like(x) if slope else None
+    inputs, outputs = x.reshape(-1), y.reshape(-1)
+    slopes = None if dydx is None else dydx.reshape(-1)
+    formula = ACTIVATIONS[name].formula
+
+    def part(start: int, stop: int) -> None:
+        at = slice(start, stop)
+        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+            formula(inputs[at], outputs[at], None if slopes is None else slopes[at], *parameters)
+
+    map_chunks(part, x.size, _CHUNK)
+    return y, dydx
+
+
 @primitive
 def activation_forward(x: Array, name: str, parameters: tuple[float, ...]) -> Array:
     """y = f(x), element by element, f = ACTIVATIONS[name] with its parameters."""
-    y = buffers.empty_like(x)
-    inputs, outputs = x.reshape(-1), y.reshape(-1)
-    formula = ACTIVATIONS[name].forward
-
-    def part(start: int, stop: int) -> None:
-        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-            formula(inputs[start:stop], outputs[start:stop], *parameters)
-
-    map_chunks(part, x.size, _FORMULA_CHUNK)
-    return y
+    return _evaluate(x, name, parameters, False)[0]
 
 
 @primitive
@@ -113,14 +115,19 @@ def activation_backward(dy: Array, kept: Array, name: str, parameters: tuple[flo
     """dx = dy·f'(x), f = ACTIVATIONS[name]; kept is y if f' is computed from y, else x."""
     dx = buffers.empty_like(dy)
     gradients, inputs, results = dy.reshape(-1), kept.reshape(-1), dx.reshape(-1)
-    slope = ACTIVATIONS[name].slope
+    activation = ACTIVATIONS[name]
 
     def part(start: int, stop: int) -> None:
+        values, out = inputs[start:stop], results[start:stop]
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-            slope(inputs[start:stop], results[start:stop], *parameters)
-            results[start:stop] *= gradients[start:stop]
+            if activation.slope is not None:
+                activation.slope(values, out, *parameters)
+            else:
+                y = scratch("activation y", values.shape, values.dtype)
+                activation.formula(values, y, out, *parameters)
+            out *= gradients[start:stop]
 
-    map_chunks(part, dy.size, _FORMULA_CHUNK)
+    map_chunks(part, dy.size, _CHUNK)
     return dx
 
 
@@ -176,10 +183,18 @@ class Relu(Function):
 
 
 class Elementwise(Function):
-    """One of ACTIVATIONS; keeps the input, or the output where that is enough."""
+    """One of ACTIVATIONS; keeps the input, or the output where that is enough.
+
+    On the CPU, where arithmetic costs more than memory, a slope that shares its exponentials with
+    y is computed along with y, and kept instead of the input.
+    """
 
     def forward(self, x: Array, *, name: str, parameters: tuple[float, ...]) -> Array:
         check_input(x)
+        self.slope = None
+        if self.recording and self.device == "cpu" and ACTIVATIONS[name].slope is None:
+            y, self.slope = _evaluate(x, name, parameters, True)
+            return y
         y = self.run(activation_forward, x, name, parameters)
         if self.recording:
             self.kept = y if ACTIVATIONS[name].keeps_output else x
@@ -187,6 +202,8 @@ class Elementwise(Function):
         return y
 
     def backward(self, dy: Array) -> tuple[Array]:
+        if self.slope is not None:
+            return (self.run(multiply_forward, dy, self.slope),)
         return (self.run(activation_backward, dy, self.kept, self.name, self.parameters),)
 
 
@@ -261,7 +278,7 @@ def selu(x: Tensor) -> Tensor:
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """``y = 1 / (1 + exp(−x))``, computed in two branches by sign; the gradient is y·(1 − y).
+    """``y = 1 / (1 + exp(−x))``, without overflow; the gradient is y·(1 − y).
 
     x: any shape with at least one element, float32 (float64 on cpu). Returns a tensor of its shape
     and dtype, with numbers from 0 to 1.
