@@ -201,17 +201,30 @@ class Kernel:
         launch = Launch(self, tuple(grid), tuple(block), shared_mem)
         if _stand_ins:
             _stand_ins[-1](launch, converted)
-        elif arrays and not isinstance(arrays[0], np.ndarray):
-            self._launch_cuda(tuple(grid), tuple(block), converted, arrays, shared_mem)
         else:
-            with _lock:
-                compiled = _emulated_kernel(self.spec, self.name)
-            compiled(tuple(grid), tuple(block), tuple(converted), shared_mem=shared_mem)
+            self.run(launch, converted)
         for observer in _observers:
             observer(launch)
 
+    def on_gpu(self) -> Any:
+        """The ``cupy.RawKernel`` of the current GPU, which tells registers and shared memory."""
+        import cupy
+
+        return _cuda_kernel(self.spec, self.name, cupy.cuda.runtime.getDevice())
+
+    def run(self, launch: Launch, converted: Sequence[Any]) -> None:
+        """Run this kernel for a launch whose arguments :func:`convert_arguments` has checked."""
+        grid, block, shared_mem = launch.grid, launch.block, launch.shared_mem
+        arrays = [a for a in converted if getattr(a, "ndim", 0)]
+        if arrays and not isinstance(arrays[0], np.ndarray):
+            self._launch_cuda(grid, block, converted, arrays, shared_mem)
+            return
+        with _lock:
+            compiled = _emulated_kernel(self.spec, self.name)
+        compiled(grid, block, tuple(converted), shared_mem=shared_mem)
+
     def _launch_cuda(
-        self, grid: Dim, block: Dim, args: list[Any], arrays: list[Array], shared_mem: int
+        self, grid: Dim, block: Dim, args: Sequence[Any], arrays: list[Array], shared_mem: int
     ) -> None:
         import cupy
 
