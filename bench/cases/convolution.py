@@ -36,6 +36,7 @@ CONV2D = [
     Conv2dCase((1, 5, 6, 2), (2, 2, 2, 2), {"stride": 4, "padding": "valid"}),
     Conv2dCase((2, 4, 4, 33), (35, 3, 3, 33), {"padding": 1}, bias=False),
     Conv2dCase((1, 3, 4, 2), (3, 3, 3, 2), {"padding": 5, "dilation": 3, "stride": 3}),
+    Conv2dCase((2, 3, 2, 1), (2, 5, 4, 1), {"padding": (2, 1)}),
 ]
 
 
