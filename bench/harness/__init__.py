@@ -1,0 +1,1 @@
+"""How a time is taken: what is checked before, on which clock, over how many samples."""

@@ -1,0 +1,40 @@
+// What the machine can do at most: the two roofs that every row is measured against, and the price
+// of a launch. Written by hand like the kernels under test, so that the roofs need no library.
+
+// y = x, 16 bytes a thread and access, four accesses in flight: the rate at which memory is read
+// and written. n float4; a grid of any size covers it.
+extern "C" __global__ void machine_copy(float4* y, const float4* x, int n) {
+    int step = gridDim.x * blockDim.x;
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    for (; i < n - 3 * step; i += 4 * step) {
+        float4 a = x[i], b = x[i + step], c = x[i + 2 * step], d = x[i + 3 * step];
+        y[i] = a;
+        y[i + step] = b;
+        y[i + 2 * step] = c;
+        y[i + 3 * step] = d;
+    }
+    for (; i < n; i += step) y[i] = x[i];
+}
+
+// CHAINS independent chains of fused multiply-adds in registers: 2·CHAINS·rounds floating-point
+// operations a thread. The chains hide the latency of each other; the sum keeps them from being
+// removed. y: one number a thread.
+#define CHAINS 16
+
+extern "C" __global__ void machine_multiply_add(float* y, float factor, float term, int rounds) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    float chain[CHAINS];
+#pragma unroll
+    for (int k = 0; k < CHAINS; k++) chain[k] = (float)k;
+    for (int r = 0; r < rounds; r++) {
+#pragma unroll
+        for (int k = 0; k < CHAINS; k++) chain[k] = fmaf(chain[k], factor, term);
+    }
+    float sum = 0.0f;
+#pragma unroll
+    for (int k = 0; k < CHAINS; k++) sum += chain[k];
+    y[i] = sum;
+}
+
+// One thread, one store: as little as a launch can do.
+extern "C" __global__ void machine_nothing(float* y) { y[0] = 0.0f; }

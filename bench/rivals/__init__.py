@@ -1,0 +1,48 @@
+"""The libraries that gpucnn is compared with, in the same process and in turns.
+
+To add one: a class with ``rivals(primitive, arguments, sets)``, which returns a :class:`Rival` or a
+:class:`Gap` per column, and its line in :func:`open_rivals`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .rival import Gap, Rival
+
+__all__ = ["COLUMNS", "LIBRARIES", "Gap", "Rival", "open_rivals"]
+
+# library -> its columns in a table
+LIBRARIES = {
+    "torch": ("torch", "torch_channels_last", "torch_compiled", "torch_graph"),
+    "cupy": ("cupy",),
+}
+COLUMNS = tuple(column for columns in LIBRARIES.values() for column in columns)
+
+
+def _open(name: str, device: str, precision: str, timer: Any, compile_seconds: float) -> Any:
+    if name == "torch":
+        from .torch_rival import Torch
+
+        return Torch(device, precision, timer, compile_seconds)
+    if device == "cpu":
+        return Gap(name, "CuPy computes on a GPU only")
+    from .cupy_rival import Cupy
+
+    return Cupy(timer)
+
+
+def open_rivals(
+    names: tuple[str, ...], device: str, precision: str, timer: Any, compile_seconds: float
+) -> tuple[dict[str, Any], list[Gap]]:
+    """The named libraries that work here, and a gap for each that does not."""
+
+    def opened(name: str) -> Any:
+        try:
+            return _open(name, device, precision, timer, compile_seconds)
+        except (ImportError, OSError, RuntimeError) as error:
+            return Gap(name, f"{name} does not work here: {' '.join(str(error).split())}")
+
+    made = {name: opened(name) for name in names}
+    gaps = [value for value in made.values() if isinstance(value, Gap)]
+    return {name: value for name, value in made.items() if not isinstance(value, Gap)}, gaps

@@ -1,0 +1,340 @@
+"""Measure: check each implementation against its definition, then time it beside its rivals."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import gpucnn
+from gpucnn.kernel import observe_launches
+
+from .harness.cpu_timer import CpuTimer
+from .harness.launch_facts import launch_facts
+from .harness.ours import DEFAULT, DEFINITION, Ours, sets_for, variants_of
+from .harness.timing import Contender, Run, Timer, Timing, interleave, summarise
+from .harness.verify import Reference, compare
+from .machine import Machine, measure_cpu, measure_cuda
+from .problems import Problem
+from .rivals import Gap, Rival, open_rivals
+from .rows import (
+    FAILED,
+    OUT_OF_MEMORY,
+    WRONG,
+    Row,
+    add_ratios,
+    add_timing,
+    definition_hash,
+    empty_row,
+    file_hash,
+    kernel_hash,
+)
+from .steps import Step, first_losses, our_step
+
+PRECISIONS = ("fp32",)  # what the kernels compute in
+_POOL_LIMIT = 1 << 33  # bytes that CuPy's own pool may keep
+
+
+@dataclass
+class Options:
+    """How a run measures. seconds: of each contender. minutes: after them no problem is begun."""
+
+    device: str = "cpu"
+    precision: str = "fp32"
+    variants: tuple[str, ...] = ()
+    against: tuple[str, ...] = ("torch", "cupy")
+    seconds: float = 0.1
+    compile_seconds: float = 60.0
+    minutes: float | None = None
+
+
+@dataclass
+class Results:
+    """The rows so far, the rivals that are missing and why, and whether the run came to its end."""
+
+    machine: Machine
+    rows: list[Row] = field(default_factory=list)
+    gaps: Counter[tuple[str, str]] = field(default_factory=Counter)
+    unmeasured: list[str] = field(default_factory=list)
+    stopped: str = ""
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
+def open_timer(device: str) -> Any:
+    """The clock of a device."""
+    if device == "cpu":
+        return CpuTimer()
+    from .harness.cuda_timer import CudaTimer
+
+    return CudaTimer()
+
+
+class Bench:
+    """One run on one device."""
+
+    def __init__(self, options: Options, timer: Any = None, machine: Machine | None = None) -> None:
+        self.options = options
+        self.timer: Timer = open_timer(options.device) if timer is None else timer
+        if machine is None:
+            cuda = options.device == "cuda"
+            machine = measure_cuda(self.timer) if cuda else measure_cpu()
+        self.results = Results(machine)
+        self._rivals, gaps = open_rivals(
+            options.against, options.device, options.precision, self.timer, options.compile_seconds
+        )
+        for gap in gaps:
+            self.results.gaps[gap.name, gap.reason] += 1
+
+    def measure(
+        self, problems: Sequence[Problem | Step], report: Callable[[list[Row], int, int], None]
+    ) -> Results:
+        """Measure every problem; ``report`` gets its rows, its number and how many there are.
+
+        An interrupt from the keyboard ends the run and keeps what was measured.
+        """
+        start = time.monotonic()
+        try:
+            with gpucnn.use_device(self.options.device):
+                for number, problem in enumerate(problems, 1):
+                    spent = (time.monotonic() - start) / 60
+                    if self.options.minutes is not None and spent > self.options.minutes:
+                        self.results.unmeasured = [str(p) for p in problems[number - 1 :]]
+                        self.results.stopped = f"the {self.options.minutes:g} minutes are over"
+                        break
+                    rows = self.rows_of(problem)
+                    self.results.rows += rows
+                    report(rows, number, len(problems))
+        except KeyboardInterrupt:
+            self.results.stopped = "interrupted"
+        return self.results
+
+    def rows_of(self, problem: Problem | Step) -> list[Row]:
+        """The rows of one problem: of each variant, and of each rival that takes part."""
+        try:
+            rows = self._step_rows(problem) if isinstance(problem, Step) else self._rows(problem)
+        except Exception as error:  # nothing that one problem does may end the run
+            rows = [self._failed(problem, "", error)]
+        self._clean_up()
+        add_ratios(rows)
+        return rows
+
+    def _clean_up(self) -> None:
+        gc.collect()
+        if self.options.device == "cuda":
+            pool = self.timer.cupy.get_default_memory_pool()
+            if pool.total_bytes() > _POOL_LIMIT:
+                pool.free_all_blocks()
+            if "torch" in self._rivals:
+                self._rivals["torch"].torch.cuda.empty_cache()
+
+    def _row(self, problem: Any, variant: str) -> Row:
+        return empty_row(problem, variant, self.results.machine, self.options.precision)
+
+    def _failed(self, problem: Any, variant: str, error: BaseException) -> Row:
+        row = self._row(problem, variant)
+        row["status"] = OUT_OF_MEMORY if _is_out_of_memory(error) else FAILED
+        return row | {"note": _one_line(error)}
+
+    def _variants(self, problem: Problem) -> list[str]:
+        known = variants_of(problem.primitive, self.options.device)
+        wanted = self.options.variants
+        return [name for name in known if not wanted or name in wanted]
+
+    def _rows(self, problem: Problem) -> list[Row]:
+        variants = self._variants(problem)
+        if not variants:
+            return []
+        reference = Reference(problem)
+        l2 = getattr(self.timer, "l2_bytes", 0)
+        sets = sets_for(problem.bytes, l2) if self.options.device == "cuda" else 1
+        rows, ours, rivals = [], {}, {}
+        for variant in variants:
+            row, case = self._checked(reference, variant, sets)
+            rows.append(row)
+            if case is not None:
+                ours[variant] = case
+        if ours and problem.group != "edge":
+            rivals = self._checked_rivals(reference, sets)
+        timings = self._times(
+            problem, rows, {name: case.contender for name, case in ours.items()}, rivals
+        )
+        for row in rows:
+            case = ours.get(row["variant"])
+            if case is None:
+                continue
+            if row["variant"] in timings and not case.last_results_hold():
+                row |= {"status": WRONG, "note": "the last timed call left other results"}
+            elif row["variant"] in timings:
+                add_timing(row, timings[row["variant"]], self.results.machine)
+            case.free()
+        return rows + self._rival_rows(problem, rivals, timings)
+
+    def _checked(self, reference: Reference, variant: str, sets: int) -> tuple[Row, Ours | None]:
+        """The row of a variant, and the variant itself if its results are right."""
+        problem, device = reference.problem, self.options.device
+        row = self._row(problem, variant)
+        try:
+            case = Ours(reference, variant, device, self.timer, sets)
+            verdict = reference.compare(case.first_results())
+            row["max_error"] = float(f"{verdict.error:.3g}")
+            if device == "cuda":
+                row["source_hash"] = kernel_hash(one.kernel.spec for one in case.launches)
+                row |= launch_facts(self.timer.cupy, case.launches)  # type: ignore[attr-defined]
+            else:
+                row["source_hash"] = definition_hash(problem.primitive)
+        except Exception as error:  # a row says so, and the rest goes on
+            return self._failed(problem, variant, error), None
+        if verdict.trouble:
+            case.free()
+            return row | {"status": WRONG, "note": verdict.trouble}, None
+        return row, case
+
+    def _checked_rivals(self, reference: Reference, sets: int) -> dict[str, tuple[Rival, float]]:
+        """The rivals whose results are right, with their largest errors."""
+        found: dict[str, tuple[Rival, float]] = {}
+        for library, opened in self._rivals.items():
+            try:
+                offered = opened.rivals(
+                    reference.problem.primitive, reference.problem.make(0), sets
+                )
+            except Exception as error:
+                offered = [Gap(library, _one_line(error))]
+            self._keep_right_ones(offered, lambda got: reference.compare(got, "torch"), found)
+        return found
+
+    def _keep_right_ones(
+        self, offered: Iterable[Rival | Gap], check: Callable[..., Any], found: dict[str, Any]
+    ) -> None:
+        for rival in offered:
+            if isinstance(rival, Gap):
+                self.results.gaps[rival.name, rival.reason] += 1
+                continue
+            name = rival.contender.name
+            try:
+                verdict = check(rival.results())
+            except Exception as error:
+                self.results.gaps[name, _one_line(error)] += 1
+                continue
+            if verdict.trouble:
+                self.results.gaps[name, f"computes something else: {verdict.trouble}"] += 1
+            else:
+                found[name] = rival, verdict.error
+
+    def _prepare(self, contender: Contender) -> Run | Exception:
+        try:
+            return self.timer.prepare(contender)
+        except Exception as error:  # a row or a gap says so
+            return error
+
+    def _times(
+        self,
+        problem: Any,
+        rows: list[Row],
+        ours: dict[str, Contender],
+        rivals: dict[str, tuple[Rival, float]],
+    ) -> dict[str, Timing]:
+        """The timings of all that can be made ready, measured in turns."""
+        runs: dict[str, Run] = {}
+        for name, contender in ours.items():
+            ready = self._prepare(contender)
+            if isinstance(ready, Exception):
+                failed = self._failed(problem, name, ready)
+                next(row for row in rows if row["variant"] == name).update(
+                    status=failed["status"], note=failed["note"]
+                )
+            else:
+                runs[name] = ready
+        for name, (rival, _) in rivals.items():
+            ready = self._prepare(rival.contender)
+            if isinstance(ready, Exception):
+                self.results.gaps[name, _one_line(ready)] += 1
+            else:
+                runs[name] = ready
+        if not any(name in runs for name in ours):
+            return {}
+        for row in rows:
+            host = getattr(runs.get(row["variant"]), "host_us", None)
+            row["host_us"] = "" if host is None else round(host, 2)
+        samples = interleave(runs, self.options.seconds)
+        return {name: summarise(s, runs[name].timer) for name, s in samples.items()}
+
+    def _rival_rows(
+        self, problem: Any, rivals: dict[str, tuple[Rival, float]], timings: dict[str, Timing]
+    ) -> list[Row]:
+        rows = []
+        for name, (_, error) in rivals.items():
+            if name in timings:
+                row = self._row(problem, name)
+                row["max_error"] = float(f"{error:.3g}")
+                add_timing(row, timings[name], self.results.machine)
+                rows.append(row)
+        return rows
+
+    def _step_rows(self, step: Step) -> list[Row]:
+        device = self.options.device
+        variant = DEFINITION if device == "cpu" else DEFAULT
+        if self.options.variants and variant not in self.options.variants:
+            return []
+        row = self._row(step, variant)
+        launches: list[Any] = []
+        expected = [first_losses(our_step(step, "cpu", np.float64))]
+        try:
+            run = our_step(step, device)
+            with observe_launches(launches.append):
+                verdict = compare([first_losses(run)], expected, 1, "training")
+        except Exception as error:
+            return [self._failed(step, variant, error)]
+        row["max_error"] = float(f"{verdict.error:.3g}")
+        row["source_hash"] = (
+            kernel_hash(one.kernel.spec for one in launches)
+            if launches
+            else file_hash(*sorted((Path(gpucnn.__file__).parent / "ops").glob("*.py")))
+        )
+        if verdict.trouble:
+            return [row | {"status": WRONG, "note": f"losses: {verdict.trouble}"}]
+        last: list[Any] = []
+
+        def call(_: int) -> Any:
+            last[:] = [run()]
+            return last[0]
+
+        rivals: dict[str, tuple[Rival, float]] = {}
+        if "torch" in self._rivals:
+            offered = self._rivals["torch"].step_rivals(step)
+            self._keep_right_ones(
+                offered, lambda got: compare(got, expected, 1, "training"), rivals
+            )
+        own = Contender(variant, call, eager=device == "cuda")
+        timings = self._times(step, [row], {variant: own}, rivals)
+        if variant in timings:
+            if np.isfinite(last[0].item()):
+                add_timing(row, timings[variant], self.results.machine)
+            else:
+                row |= {"status": WRONG, "note": "the loss is not finite after the last step"}
+        return [row, *self._rival_rows(step, rivals, timings)]
+
+
+def known_variants(device: str, problems: Iterable[Problem | Step]) -> tuple[str, ...]:
+    """Every name that ``--variant`` takes for these problems on a device."""
+
+    def names() -> Iterator[str]:
+        for problem in problems:
+            if isinstance(problem, Step):
+                yield DEFINITION if device == "cpu" else DEFAULT
+            else:
+                yield from variants_of(problem.primitive, device)
+
+    return tuple(dict.fromkeys(names()))

@@ -1,0 +1,123 @@
+"""Whole training steps: forward, backward and the optimizer's update of one batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import gpucnn
+from gpucnn import functional as F
+from gpucnn import models, optim
+from gpucnn.summary import summarize
+
+FAMILY = "training_step"
+LEARNING_RATE = 1e-4
+CHECKED = 3  # steps whose losses are compared before anything is timed
+
+
+@dataclass(frozen=True)
+class Step:
+    """A network of :mod:`gpucnn.models` and a batch size; group as in ``Problem``."""
+
+    model: str
+    batch: int
+    group: str
+
+    family = primitive = FAMILY
+    direction = "step"
+    terms = 1
+
+    @property
+    def case(self) -> str:
+        """Network and batch size."""
+        return f"{self.model}-b{self.batch}"
+
+    def __str__(self) -> str:
+        return f"{FAMILY}[{self.case}]"
+
+    def build(self) -> gpucnn.nn.Module:
+        """The network with the weights of seed 0."""
+        gpucnn.seed(0)
+        with gpucnn.use_device("cpu"):
+            return models.create(self.model)
+
+    def batch_of_images(self) -> tuple[Any, Any]:
+        """Random images (N,H,W,C) and labels int32, one per image or pixel."""
+        rng = np.random.default_rng(0)
+        shape = models.input_shape(self.model)
+        x = rng.standard_normal((self.batch, *shape), np.float32)
+        rows = (self.batch, *shape[:2]) if models.kind(self.model) == "pixel" else (self.batch,)
+        return x, rng.integers(0, 3, rows).astype(np.int32)
+
+    @property
+    def flops(self) -> int:
+        """Of the convolutions and linear layers: forward, and as much for each of two gradients.
+
+        Nobody needs the gradient of the images.
+        """
+        layers = summarize(self.build(), models.input_shape(self.model))
+        products = [layer.multiply_adds for layer in layers if layer.multiply_adds]
+        return 2 * self.batch * (3 * sum(products) - products[0])
+
+    @property
+    def bytes(self) -> int:
+        """Images read; parameters, two moments read and written: what no step can do without."""
+        parameters = sum(p.size for p in self.build().parameters())
+        images = self.batch * math.prod(models.input_shape(self.model))
+        return 4 * (images + 6 * parameters)
+
+
+STEPS = [
+    *(
+        Step(name, batch, "typical")
+        for name, batch in [
+            ("lenet5", 64),
+            ("shapenet", 64),
+            ("fashionnet", 128),
+            ("resnet20", 16),
+            ("resnet9", 4),
+            ("unet_small", 8),
+        ]
+    ),
+    *(
+        Step(name, batch, "layer")
+        for name, batch in [
+            ("lenet5", 128),
+            ("shapenet", 256),
+            ("resnet20", 128),
+            ("resnet9", 512),
+            ("unet_small", 16),
+        ]
+    ),
+]
+
+
+def our_step(step: Step, device: str, dtype: Any = np.float32) -> Callable[[], Any]:
+    """One training step of gpucnn on a device; returns the loss, a tensor."""
+    model, (images, labels) = step.build(), step.batch_of_images()
+    if dtype != np.float32:
+        for tensor in (*model.parameters(), *(b for _, b in model.named_buffers())):
+            tensor.data = tensor.data.astype(dtype)
+    model.to(device).train()
+    x = gpucnn.Tensor(images.astype(dtype), device=device)
+    target = gpucnn.Tensor(labels, device=device)
+    optimizer = optim.Adam(model.parameters(), lr=LEARNING_RATE)
+
+    def run() -> Any:
+        loss = F.cross_entropy(model(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return run
+
+
+def first_losses(run: Callable[[], Any], value: Callable[[Any], float] | None = None) -> Any:
+    """The losses of the first steps, an array."""
+    read = value or (lambda loss: float(loss.item()))
+    return np.array([read(run()) for _ in range(CHECKED)])
