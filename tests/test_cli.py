@@ -17,7 +17,7 @@ from gpucnn import data, functional, models, training
 from gpucnn.cli import cli, main
 from gpucnn.data.pictures import write_picture
 from gpucnn.data.shapes import shape_levels
-from gpucnn.training.recipes import recipe
+from gpucnn.training.recipes import OPTIMIZERS, optimizer_options, recipe
 
 CHECKOUT = str(Path(gpucnn.__file__).parents[1])
 ENVIRONMENT = {**os.environ, "GPUCNN_DEVICE": "cpu", "PYTHONPATH": CHECKOUT}
@@ -69,6 +69,15 @@ def test_help_states_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     assert text.format(*(r.batch_size for r in each)) in out
     drawn = f"{data.SHAPES_TRAIN_IMAGES:,} shapes, {data.SEGMENTATION_TRAIN_IMAGES:,} for"
     assert f"Default: {drawn} segmentation" in out
+    assert " ".join([*OPTIMIZERS][:-1]).replace(" ", ", ") + f" or {[*OPTIMIZERS][-1]}" in out
+    options = {name: optimizer_options(name) for name in OPTIMIZERS}
+    having = [name for name in OPTIMIZERS if "momentum" in options[name]]
+    assert (
+        f"Of {', '.join(having[:-1])} and {having[-1]}. Default: 0.9 for momentum and nest" in out
+    )
+    assert all(options[name].get("momentum", 0) == 0.9 * (name in having[1:3]) for name in having)
+    decay = {"sgd": 5e-4, "momentum": 5e-4, "nesterov": 5e-4, "adamw": 0.01}
+    assert {name: o["weight_decay"] for name, o in options.items() if o["weight_decay"]} == decay
 
 
 def test_no_command_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +103,15 @@ def test_no_command_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "shapes", "--lr", "nan"], "'--lr': nan is not a finite number"),
         (["train", "shapes", "--lr", "inf"], "'--lr': inf is not a finite number"),
         (["train", "shapes", "--seed", "-1"], "'--seed': -1 is not in the range"),
-        (["train", "shapes", "--optimizer", "adma"], "'adma' is not one of 'sgd', 'adam', 'adamw'"),
+        (["train", "shapes", "--optimizer", "adamm"], "Did you mean 'adam'?"),
+        (["train", "shapes", "--optimizer", "rprop"], "'rprop' is not an optimizer, which must be"),
+        (["train", "shapes", "--momentum", "0.9"], "momentum: adam has none, sgd, momentum, nes"),
+        (["train", "shapes", "--momentum", "1"], "'--momentum': 1.0 is not in the range"),
+        (["train", "shapes", "--weight-decay", "inf"], "'--weight-decay': inf is not a finite"),
+        (
+            ["train", "shapes", "--images", "9", "--optimizer", "nesterov", "--momentum", "0"],
+            "nesterov=True needs momentum > 0",
+        ),
         (["train", "shapes", "--device", "gpu"], "'gpu' is not one of"),
         (["train", "shapes", "--model", "shapenett"], "Did you mean 'shapenet'?"),
         (["train", "shapes", "--model", "fashionnet"], "takes images of 28 x 28 x 1, shapes has"),

@@ -25,8 +25,9 @@ from gpucnn.training import (
     evaluate,
     load_checkpoint,
 )
-from gpucnn.training.build import make_optimizer
+from gpucnn.training.build import make_optimizer, resume, start
 from gpucnn.training.progress import Reporter
+from gpucnn.training.recipes import OPTIMIZERS, optimizer_options
 from gpucnn.training.run import make_default_folder
 
 CONFIG = Config(
@@ -39,6 +40,7 @@ CONFIG = Config(
     epochs=3,
     batch_size=8,
     optimizer="adam",
+    optimizer_options={"eps": 1e-8},
     lr=0.01,
     classes=("a", "b", "c"),
     image_shape=(8, 9, 1),
@@ -118,8 +120,10 @@ def run(tmp_path: Path) -> RunFolder:
     return RunFolder.create(tmp_path / "run", CONFIG)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
-@pytest.mark.parametrize("stop_at", [4, 10, 11, 27])
+@pytest.mark.parametrize(
+    ("optimizer", "stop_at"),
+    [*((name, 4) for name in OPTIMIZERS), ("adam", 10), ("adam", 11), ("adam", 27)],
+)
 def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(
     tmp_path: Path, optimizer: str, stop_at: int
 ) -> None:
@@ -150,6 +154,47 @@ def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(
         del state["progress"]["seconds"]
     assert got.state == expected.state
     assert rows_without_times(broken_run) == rows_without_times(whole_run)
+
+
+def test_the_options_of_an_optimizer_are_recorded_and_resumed(tmp_path: Path) -> None:
+    made = start(
+        "shapes",
+        images=16,
+        device="cpu",
+        batch_size=8,
+        optimizer="rmsprop",
+        momentum=0.25,
+        weight_decay=1e-3,
+        out=tmp_path / "run",
+    )
+    made.save()
+    assert made.run is not None
+    options = made.run.read_config().optimizer_options
+    assert options["momentum"] == 0.25
+    assert options["weight_decay"] == 1e-3
+    again = resume(tmp_path / "run").optimizer
+    for optimizer in (made.optimizer, again):
+        assert isinstance(optimizer, optim.RMSprop)
+        group = dict(optimizer.param_groups[0])
+        del group["params"], group["lr"]
+        assert group == options
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_options_survive_json(name: str) -> None:
+    """As they are kept in config.json."""
+    options = json.loads(json.dumps(optimizer_options(name)))
+    group = make_optimizer(name, toy_model(), 0.1, options).param_groups[0]
+    assert {key: group[key] for key in options if key != "initial_accumulator_value"} == {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in options.items()
+        if key != "initial_accumulator_value"
+    }
+
+
+def test_unknown_optimizer() -> None:
+    with pytest.raises(ValueError, match="optimizer must be one of sgd, momentum, nesterov, adag"):
+        make_optimizer("sdg", toy_model(), 0.1)
 
 
 def test_a_signal_during_the_evaluation_stops_it_and_loses_nothing(

@@ -35,8 +35,8 @@ class Name(_StringType):
             return str(value)
         near = difflib.get_close_matches(str(value), allowed, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        choices = ", ".join(allowed)
-        self.fail(f"{value!r} is not a {self.name}, which must be one of {choices}.{hint}")
+        choices, article = ", ".join(allowed), "an" if self.name[0] in "aeiou" else "a"
+        self.fail(f"{value!r} is not {article} {self.name}, which must be one of {choices}.{hint}")
 
 
 def program() -> str:
@@ -62,6 +62,13 @@ def model_names() -> Sequence[str]:
     from gpucnn import models
 
     return tuple(models.names())
+
+
+def optimizer_names() -> Sequence[str]:
+    """The names of the optimizers."""
+    from gpucnn.training.recipes import OPTIMIZERS
+
+    return tuple(OPTIMIZERS)
 
 
 def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:

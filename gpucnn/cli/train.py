@@ -17,6 +17,7 @@ from gpucnn.cli.options import (
     finite,
     json_option,
     model_names,
+    optimizer_names,
     program,
 )
 
@@ -68,7 +69,23 @@ _RESUMABLE: Final = {"dataset", "resume", "data_dir", "device", "as_json"}
     callback=finite,
     help="Highest learning rate of the one-cycle schedule. Default: suits dataset and optimizer.",
 )
-@click.option("--optimizer", type=click.Choice(["sgd", "adam", "adamw"]), help="Default: adam.")
+@click.option(
+    "--optimizer",
+    type=Name("optimizer", optimizer_names),
+    help="sgd, momentum, nesterov, adagrad, adadelta, rmsprop, adam, amsgrad, adamw, adamax, nadam "
+    "or lion. Default: adam.",
+)
+@click.option(
+    "--momentum",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Of sgd, momentum, nesterov and rmsprop. Default: 0.9 for momentum and nesterov, else 0.",
+)
+@click.option(
+    "--weight-decay",
+    type=click.FloatRange(min=0),
+    callback=finite,
+    help="Default: 5e-4 for sgd, momentum and nesterov, 0.01 for adamw, else 0.",
+)
 @click.option(
     "--out",
     metavar="DIR",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any
 
 import gpucnn
 from gpucnn import data, models, optim
@@ -14,29 +15,22 @@ from gpucnn.data.pictures import pictures_available, write_picture
 from gpucnn.nn import Module
 from gpucnn.threads import thread_count
 from gpucnn.training.checkpoint import load_checkpoint
-from gpucnn.training.recipes import OPTIMIZERS, recipe
+from gpucnn.training.recipes import OPTIMIZERS, learning_rate, optimizer_options, recipe
 from gpucnn.training.run import Config, RunFolder, make_default_folder
 from gpucnn.training.trainer import Trainer
 
-MOMENTUM: Final = 0.9
-WEIGHT_DECAY: Final = 5e-4
 
-
-def make_optimizer(name: str, model: Module, lr: float) -> optim.Optimizer:
-    """ "sgd" (Nesterov momentum 0.9, weight decay 5e-4), "adam", or "adamw".
+def make_optimizer(
+    name: str, model: Module, lr: float, options: Mapping[str, Any] | None = None
+) -> optim.Optimizer:
+    """One of ``OPTIMIZERS`` for the parameters of a model, with its default options or others.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or an option out of range.
+        TypeError: an option that the optimizer does not have.
     """
-    if name == "sgd":
-        return optim.SGD(
-            model.parameters(), lr=lr, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY
-        )
-    if name == "adam":
-        return optim.Adam(model.parameters(), lr=lr)
-    if name == "adamw":
-        return optim.AdamW(model.parameters(), lr=lr)
-    raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}")
+    chosen = optimizer_options(name) if options is None else options
+    return OPTIMIZERS[name].optimizer(model.parameters(), lr=lr, **chosen)
 
 
 def _check_fit(model: str, dataset: data.Dataset) -> None:
@@ -64,7 +58,7 @@ def _make_trainer(
 ) -> Trainer:
     gpucnn.seed(config.seed)
     model = models.create(config.model).to(config.device)
-    optimizer = make_optimizer(config.optimizer, model, config.lr)
+    optimizer = make_optimizer(config.optimizer, model, config.lr, config.optimizer_options)
     trainer = Trainer(
         model,
         optimizer,
@@ -93,19 +87,21 @@ def start(
     batch_size: int | None = None,
     lr: float | None = None,
     optimizer: str | None = None,
+    momentum: float | None = None,
+    weight_decay: float | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> Trainer:
     """Make a new run folder and the trainer that fills it; what is None comes from the recipe.
 
     Raises:
-        ValueError: an argument out of range, an unknown name, missing or damaged data, a model that
-            does not take the dataset's images, or an ``out`` that is not new or empty.
+        ValueError: an argument out of range, an unknown name, a momentum for an optimizer without
+            one, missing or damaged data, a model that does not take the dataset's images, or an
+            ``out`` that is not new or empty.
         DeviceError: the device cannot be used.
     """
     defaults = recipe(dataset)
     optimizer = optimizer or defaults.optimizer
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}")
+    options = optimizer_options(optimizer, momentum, weight_decay)
     model = model or defaults.model
     models.input_shape(model)
     thread_count()  # a wrong GPUCNN_THREADS is an error before there is a folder
@@ -125,7 +121,8 @@ def start(
         epochs=defaults.epochs if epochs is None else epochs,
         batch_size=fitting_batch if batch_size is None else batch_size,
         optimizer=optimizer,
-        lr=defaults.lr[optimizer] if lr is None else lr,
+        optimizer_options=options,
+        lr=learning_rate(optimizer, defaults) if lr is None else lr,
         classes=train.classes,
         image_shape=train.image_shape,
         mean=train.mean,

@@ -2,10 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+import inspect
+from dataclasses import dataclass, field
+from typing import Any, Final
 
-OPTIMIZERS: Final = ("sgd", "adam", "adamw")
+from gpucnn import optim
+
+
+@dataclass(frozen=True)
+class Method:
+    """Attributes:
+    optimizer: the class.
+    options: the arguments that differ from its own defaults.
+    lr: the highest learning rate of the one-cycle schedule, or None: the recipe's, times share.
+    """
+
+    optimizer: type[optim.Optimizer]
+    options: dict[str, Any] = field(default_factory=dict)
+    lr: float | None = None
+    share: float = 1.0
+
+
+_DECAY: Final = {"weight_decay": 5e-4}
+
+OPTIMIZERS: Final = {
+    "sgd": Method(optim.SGD, _DECAY, lr=0.5),
+    "momentum": Method(optim.SGD, {"momentum": 0.9, **_DECAY}, lr=0.1),
+    "nesterov": Method(optim.SGD, {"momentum": 0.9, "nesterov": True, **_DECAY}, lr=0.1),
+    "adagrad": Method(optim.Adagrad),
+    "adadelta": Method(optim.Adadelta, lr=1.0),
+    "rmsprop": Method(optim.RMSprop, share=0.3),
+    "adam": Method(optim.Adam),
+    "amsgrad": Method(optim.AMSGrad),
+    "adamw": Method(optim.AdamW),
+    "adamax": Method(optim.Adamax),
+    "nadam": Method(optim.Nadam),
+    "lion": Method(optim.Lion, share=0.1),
+}
 
 
 @dataclass(frozen=True)
@@ -14,14 +47,14 @@ class Recipe:
     model: the model's name.
     epochs, batch_size: at least 1.
     optimizer: one of ``OPTIMIZERS``.
-    lr: the highest learning rate of the one-cycle schedule, by optimizer.
+    lr: the highest learning rate of the one-cycle schedule with Adam.
     """
 
     model: str
     epochs: int
     batch_size: int
     optimizer: str
-    lr: dict[str, float]
+    lr: float
 
 
 RECIPES: Final = {
@@ -30,21 +63,21 @@ RECIPES: Final = {
         epochs=3,
         batch_size=64,
         optimizer="adam",
-        lr={"sgd": 0.1, "adam": 1e-2, "adamw": 1e-2},
+        lr=1e-2,
     ),
     "shapes-segmentation": Recipe(
         model="segnet_small",
         epochs=5,
         batch_size=16,
         optimizer="adam",
-        lr={"sgd": 0.1, "adam": 8e-3, "adamw": 8e-3},
+        lr=8e-3,
     ),
     "fashion-mnist": Recipe(
         model="fashionnet",
         epochs=5,
         batch_size=128,
         optimizer="adam",
-        lr={"sgd": 0.1, "adam": 4e-3, "adamw": 4e-3},
+        lr=4e-3,
     ),
 }
 
@@ -58,3 +91,42 @@ def recipe(dataset: str) -> Recipe:
     if dataset not in RECIPES:
         raise ValueError(f"dataset must be one of {', '.join(RECIPES)}, got {dataset!r}")
     return RECIPES[dataset]
+
+
+def _method(name: str) -> Method:
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}")
+    return OPTIMIZERS[name]
+
+
+def learning_rate(name: str, recipe: Recipe) -> float:
+    """The highest learning rate that suits an optimizer and a dataset.
+
+    Raises:
+        ValueError: unknown optimizer.
+    """
+    method = _method(name)
+    return recipe.lr * method.share if method.lr is None else method.lr
+
+
+def optimizer_options(
+    name: str, momentum: float | None = None, weight_decay: float | None = None
+) -> dict[str, Any]:
+    """The arguments of an optimizer besides the learning rate; None takes its default.
+
+    Raises:
+        ValueError: unknown optimizer, or one without momentum or weight decay where that is given.
+    """
+    options = {
+        key: parameter.default
+        for key, parameter in inspect.signature(_method(name).optimizer).parameters.items()
+        if key not in ("params", "lr")
+    }
+    options.update(OPTIMIZERS[name].options)
+    for key, value in (("momentum", momentum), ("weight_decay", weight_decay)):
+        if value is not None:
+            if key not in options:
+                having = [n for n in OPTIMIZERS if key in optimizer_options(n)]
+                raise ValueError(f"{key}: {name} has none, {', '.join(having)} have")
+            options[key] = value
+    return options

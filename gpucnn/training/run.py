@@ -44,7 +44,8 @@ class Config:
         device: "cpu", "cuda" or "emulated".
         seed: of data, initial weights, shuffles and augmentation.
         epochs, batch_size: at least 1.
-        optimizer: "sgd", "adam" or "adamw".
+        optimizer: one of ``gpucnn.training.recipes.OPTIMIZERS``.
+        optimizer_options: its arguments besides the learning rate.
         lr: the highest learning rate of the one-cycle schedule.
         classes, image_shape, mean, std: of the dataset, which ``gpucnn predict`` needs.
     """
@@ -58,6 +59,7 @@ class Config:
     epochs: int
     batch_size: int
     optimizer: str
+    optimizer_options: dict[str, Any]
     lr: float
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
@@ -146,6 +148,7 @@ class RunFolder:
                 values[name] = int(values[name])
             for name in ("lr", "mean", "std"):
                 values[name] = float(values[name])
+            values["optimizer_options"] = dict(values["optimizer_options"])
             return Config(**values)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: not the config of a run ({error})") from None
