@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 import gpucnn
 from bench.tolerances import BARS
@@ -21,6 +22,9 @@ except ImportError:  # a second opinion, not needed to run the kernels on a GPU
 
 if torch is not None:  # its threads wait for each other longer than these small cases take
     torch.set_num_threads(1)
+
+# Of the cases that Hypothesis draws beside an operator's fixed table.
+hundreds = settings(max_examples=200)
 
 needs_torch = pytest.mark.skipif(torch is None, reason="needs PyTorch")
 

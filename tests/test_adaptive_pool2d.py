@@ -20,6 +20,7 @@ from tests.support import (
     check_kernel,
     distinct,
     gradients,
+    hundreds,
     needs_torch,
     on,
     randn,
@@ -125,6 +126,7 @@ def test_gradcheck(shape: Any, output_size: Any) -> None:
 
 @needs_torch
 @given(data=st.data())
+@hundreds
 def test_agrees_with_pytorch(data: st.DataObject) -> None:
     draw = data.draw
     side = st.integers(1, 9)

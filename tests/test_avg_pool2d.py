@@ -20,7 +20,7 @@ from gpucnn.ops.avg_pool2d import (
     avg_pool2d_forward,
     avg_pool2d_geometry,
 )
-from tests.support import assert_close, check_kernel, needs_torch, on, randn, torch
+from tests.support import assert_close, check_kernel, hundreds, needs_torch, on, randn, torch
 
 cases = pytest.mark.parametrize("case", AVG_POOL2D, ids=str)
 averages = pytest.mark.parametrize("average", [True, False], ids=["avg", "sum"])
@@ -88,6 +88,7 @@ def test_gradcheck(case: Pool2dCase, average: bool) -> None:
 
 @needs_torch
 @given(data=st.data())
+@hundreds
 def test_agrees_with_pytorch(data: st.DataObject) -> None:
     draw = data.draw
     kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))

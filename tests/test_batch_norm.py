@@ -21,7 +21,7 @@ from gpucnn.ops.batch_norm import (
     batch_norm_sums,
     batch_norm_training,
 )
-from tests.support import assert_close, check_kernel, needs_torch, on, randn, torch
+from tests.support import assert_close, check_kernel, hundreds, needs_torch, on, randn, torch
 
 MOMENTUM, EPS = 0.1, 1e-5
 shapes = pytest.mark.parametrize("shape", BATCH_NORM, ids=str)
@@ -263,6 +263,7 @@ def test_gradcheck(shape: tuple[int, ...], training: bool) -> None:
     training=st.booleans(),
     shift=st.sampled_from([0, 3, -100]),
 )
+@hundreds
 def test_agrees_with_pytorch(
     shape: tuple[int, ...], flat: bool, affine: bool, tracked: bool, training: bool, shift: int
 ) -> None:

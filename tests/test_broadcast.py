@@ -14,7 +14,7 @@ import gpucnn
 from gpucnn import Tensor
 from gpucnn import functional as F
 from gpucnn.ops.broadcast import copies
-from tests.support import assert_close, gradients, needs_torch, randn, torch
+from tests.support import assert_close, gradients, hundreds, needs_torch, randn, torch
 
 Shape = tuple[int, ...]
 CASES: list[tuple[Shape, Shape]] = [
@@ -104,6 +104,7 @@ def test_arithmetic_is_pytorchs(a: Shape, b: Shape, name: str, device: str) -> N
 
 @needs_torch
 @given(data=st.data())
+@hundreds
 def test_drawn_arithmetic_is_pytorchs(data: st.DataObject) -> None:
     shape = data.draw(st.lists(st.integers(1, 4), max_size=5))
 

@@ -232,7 +232,7 @@ def test_gradcheck(weighted: bool, reduction: str) -> None:
     p=st.sampled_from([1, 2]),
     ignored=st.booleans(),
 )
-@settings(max_examples=10)
+@settings(max_examples=40)
 def test_agrees_with_pytorch(
     shape: list[int], C: int, margin: float, p: int, ignored: bool, weighted: bool, reduction: str
 ) -> None:

@@ -14,7 +14,16 @@ from bench.cases import CONCATENATE
 from gpucnn import functional as F
 from gpucnn import nn
 from gpucnn.ops.concatenate import cut_columns, join_columns
-from tests.support import assert_close, check_kernel, gradients, needs_torch, on, randn, torch
+from tests.support import (
+    assert_close,
+    check_kernel,
+    gradients,
+    hundreds,
+    needs_torch,
+    on,
+    randn,
+    torch,
+)
 
 cases = pytest.mark.parametrize(("shapes", "axis"), CONCATENATE, ids=str)
 
@@ -89,6 +98,7 @@ def test_agrees_with_pytorch(shapes: Any, axis: int, device: str) -> None:
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=4),
     data=st.data(),
 )
+@hundreds
 def test_drawn_cases_agree_with_pytorch(
     shape: list[int], sizes: list[int], data: st.DataObject
 ) -> None:

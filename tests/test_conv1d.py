@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import gpucnn
 from bench.cases import CONV1D, ConvCase
 from gpucnn import functional as F
 from gpucnn import nn
-from tests.support import assert_close, needs_torch, randn
+from tests.support import assert_close, hundreds, needs_torch, randn
 from tests.test_conv3d import check_definition, check_gradients, check_kernels, check_pytorch
 
 cases = pytest.mark.parametrize("case", CONV1D, ids=str)
@@ -43,6 +45,35 @@ def test_cross_product_with_pytorch(groups: int) -> None:
         x, w = randn(2, 9, 2 * groups), randn(2 * groups, kernel, 2, seed=1)
         options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
         check_pytorch(F.conv1d, x, w, randn(len(w), seed=4), options)
+
+
+@needs_torch
+@given(
+    groups=st.sampled_from([(1, 1), (1, 5), (2, 3), (3, 1), (1, 33)]),
+    N=st.integers(1, 3),
+    width=st.integers(1, 12),
+    kernel=st.integers(1, 5),
+    stride=st.integers(1, 4),
+    padding=st.integers(0, 4),
+    dilation=st.integers(1, 3),
+    each=st.integers(1, 3),
+)
+@hundreds
+def test_agrees_with_pytorch(
+    groups: tuple[int, int],
+    N: int,
+    width: int,
+    kernel: int,
+    stride: int,
+    padding: int,
+    dilation: int,
+    each: int,
+) -> None:
+    width = max(width, dilation * (kernel - 1) + 1 - 2 * padding)
+    count, per_group = groups
+    x, w = randn(N, width, count * per_group), randn(count * each, kernel, per_group, seed=1)
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": count}
+    check_pytorch(F.conv1d, x, w, randn(len(w), seed=4), options)
 
 
 def test_is_conv2d_of_one_row(device: str) -> None:

@@ -22,7 +22,16 @@ from gpucnn.ops.conv2d import (
     conv2d_weight_gradient,
 )
 from gpucnn.ops.conv_geometry import ConvGeometry
-from tests.support import assert_close, check_kernel, gradients, needs_torch, on, randn, torch
+from tests.support import (
+    assert_close,
+    check_kernel,
+    gradients,
+    hundreds,
+    needs_torch,
+    on,
+    randn,
+    torch,
+)
 
 VARIANTS = ["tiled", "naive"]
 cases = pytest.mark.parametrize("case", CONV2D, ids=str)
@@ -174,6 +183,7 @@ def test_cross_product_with_pytorch(kernel: tuple[int, int], groups: int) -> Non
 
 @needs_torch
 @given(data=st.data())
+@hundreds
 def test_agrees_with_pytorch(data: st.DataObject) -> None:
     draw = data.draw
     groups, per_group = draw(st.sampled_from([(1, 1), (1, 3), (2, 2), (3, 1)]))

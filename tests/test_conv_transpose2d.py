@@ -16,7 +16,7 @@ from gpucnn import functional as F
 from gpucnn import nn
 from gpucnn.ops.conv_geometry import ConvGeometry
 from gpucnn.ops.conv_transpose2d import conv_transpose2d_forward, conv_transpose2d_geometry
-from tests.support import assert_close, check_kernel, gradients, needs_torch, randn, torch
+from tests.support import assert_close, check_kernel, gradients, hundreds, needs_torch, randn, torch
 
 cases = pytest.mark.parametrize("case", CONV_TRANSPOSE2D, ids=str)
 DEFAULTS = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
@@ -183,6 +183,7 @@ def test_cross_product_with_pytorch(kernel: tuple[int, int], groups: int) -> Non
 
 @needs_torch
 @given(data=st.data())
+@hundreds
 def test_agrees_with_pytorch(data: st.DataObject) -> None:
     draw = data.draw
     two = lambda low, high: draw(st.tuples(st.integers(low, high), st.integers(low, high)))  # noqa: E731

@@ -17,7 +17,16 @@ from gpucnn import kernel, nn, random
 from gpucnn.device import to_host
 from gpucnn.ops.dropout import Draw, dropout2d_forward, dropout_forward
 from tests import fake_cupy
-from tests.support import assert_close, check_kernel, gradients, needs_torch, on, randn, torch
+from tests.support import (
+    assert_close,
+    check_kernel,
+    gradients,
+    hundreds,
+    needs_torch,
+    on,
+    randn,
+    torch,
+)
 
 shapes = pytest.mark.parametrize("shape", DROPOUT, ids=str)
 DRAWS = [
@@ -57,6 +66,7 @@ def test_kernels(shape: tuple[int, ...], draw: Draw, kernel_device: str) -> None
 
 
 @given(p=st.floats(0, 1), seed=st.integers(0, 2**64 - 1), start=st.integers(0, 2**62))
+@hundreds
 def test_the_threshold_is_u_less_than_p(p: float, seed: int, start: int) -> None:
     draw = Draw(p, seed, 3, start // 4 * 4)
     u = random.uniform(seed, 3, 64, draw.start)

@@ -23,7 +23,16 @@ from gpucnn.ops.elementwise import (
     scale_forward,
     subtract_forward,
 )
-from tests.support import assert_close, check_kernel, gradients, needs_torch, on, randn, torch
+from tests.support import (
+    assert_close,
+    check_kernel,
+    gradients,
+    hundreds,
+    needs_torch,
+    on,
+    randn,
+    torch,
+)
 
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "add": operator.add,
@@ -115,6 +124,7 @@ def test_operators_are_pytorchs(index: int, device: str) -> None:
     shape=st.lists(st.integers(1, 5), min_size=1, max_size=4),
     kind=st.sampled_from(["same", "vector", "number"]),
 )
+@hundreds
 def test_drawn_cases_agree_with_pytorch(name: str, shape: list[int], kind: str) -> None:
     a, dy = randn(*shape), randn(*shape, seed=3)
     b: Any = {"same": randn(*shape, seed=1), "vector": randn(shape[-1], seed=2), "number": 1.25}[

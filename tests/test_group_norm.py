@@ -21,7 +21,7 @@ from gpucnn.ops.group_norm import (
     group_norm_sums,
 )
 from tests import fake_cupy
-from tests.support import assert_close, check_kernel, gradients, needs_torch, randn, torch
+from tests.support import assert_close, check_kernel, gradients, hundreds, needs_torch, randn, torch
 
 EPS = 1e-5
 cases = pytest.mark.parametrize(("shape", "groups"), GROUP_NORM, ids=str)
@@ -225,6 +225,7 @@ def test_gradients_only_where_needed() -> None:
     eps=st.sampled_from([1e-5, 1e-3]),
     shift=st.sampled_from([0, -100]),
 )
+@hundreds
 def test_group_norm_agrees_with_pytorch(
     N: int, space: list[int], groups: int, each: int, weighted: bool, biased: bool, eps: float,
     shift: int,
@@ -259,6 +260,7 @@ def test_group_norm_agrees_with_pytorch(
     affine=st.booleans(),
     shift=st.sampled_from([0, -100]),
 )
+@hundreds
 def test_layer_norm_agrees_with_pytorch(
     lead: list[int], sizes: list[int], affine: bool, shift: int
 ) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import gpucnn
 from bench.cases import LINEAR, LinearCase
@@ -20,7 +22,7 @@ from gpucnn.ops.linear import (
     linear_weight_gradient,
 )
 from gpucnn.summary import summarize
-from tests.support import assert_close, check_kernel, gradients, needs_torch, randn, torch
+from tests.support import assert_close, check_kernel, gradients, hundreds, needs_torch, randn, torch
 
 cases = pytest.mark.parametrize("case", LINEAR, ids=str)
 
@@ -70,10 +72,21 @@ def test_gradcheck(case: LinearCase) -> None:
 @needs_torch
 @cases
 def test_agrees_with_pytorch(case: LinearCase, device: str) -> None:
-    given = [a for a in arrays(case) if a is not None]
+    check_pytorch(case, device)
+
+
+@needs_torch
+@given(st.builds(LinearCase, *[st.integers(1, 40)] * 3, bias=st.booleans()))
+@hundreds
+def test_drawn_cases_agree_with_pytorch(case: LinearCase) -> None:
+    check_pytorch(case, "cpu")
+
+
+def check_pytorch(case: LinearCase, device: str) -> None:
+    inputs = [a for a in arrays(case) if a is not None]
     dy = randn(case.M, case.O, seed=5)
-    y, grads = gradients(F.linear, given, dy, device)
-    tensors = [torch.tensor(a, requires_grad=True) for a in given]
+    y, grads = gradients(F.linear, inputs, dy, device)
+    tensors = [torch.tensor(a, requires_grad=True) for a in inputs]
     ty = torch.nn.functional.linear(*tensors)
     ty.backward(torch.tensor(dy))
     terms = case.I + case.O + case.M

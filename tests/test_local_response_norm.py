@@ -27,6 +27,7 @@ from tests.support import (
     assert_close,
     check_kernel,
     gradients,
+    hundreds,
     needs_torch,
     on,
     randn,
@@ -197,6 +198,7 @@ def test_gradcheck_of_each_convention(convention: str) -> None:
     beta=st.sampled_from([0.75, 0.5, 1.3]),
     k=st.sampled_from([1.0, 2.0, 0.1]),
 )
+@hundreds
 def test_agrees_with_pytorch(
     space: list[int], C: int, size: int, alpha: float, beta: float, k: float
 ) -> None:
@@ -240,6 +242,7 @@ def torch_formula(
     meaning=st.sampled_from([*(("across", c) for c in CONVENTIONS), ("within", "torch"),
                              ("within", "caffe")]),
 )  # fmt: skip
+@hundreds
 def test_every_convention_agrees_with_its_formula_in_pytorch(
     shape: tuple[int, ...], size: int, numbers: tuple[float, ...], meaning: tuple[str, str]
 ) -> None:

@@ -22,7 +22,7 @@ from gpucnn.ops.locally_connected2d import (
     locally_connected2d_weight_gradient,
 )
 from gpucnn.summary import summarize
-from tests.support import assert_close, check_kernel, gradients, needs_torch, randn, torch
+from tests.support import assert_close, check_kernel, gradients, hundreds, needs_torch, randn, torch
 
 cases = pytest.mark.parametrize("case", LOCALLY_CONNECTED2D, ids=str)
 
@@ -97,6 +97,7 @@ def test_gradients_on_every_device(device: str) -> None:
 
 
 @given(data=st.data())
+@hundreds
 def test_is_conv2d_where_all_positions_share_one_weight(data: st.DataObject) -> None:
     """The output, the gradient in x, and the sum of the weight gradients over the positions."""
     draw = data.draw

@@ -334,7 +334,7 @@ def test_gradcheck_with_weights(probabilities: bool, reduction: str) -> None:
     C=st.integers(1, 40),
     scale=st.sampled_from([0.1, 1, 30]),
 )
-@settings(max_examples=4)
+@settings(max_examples=10)
 def test_agrees_with_pytorch(
     shape: list[int],
     C: int,

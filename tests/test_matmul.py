@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import gpucnn
 from bench.cases import MATMUL
 from gpucnn import functional as F
-from tests.support import assert_close, gradients, needs_torch, randn, torch
+from tests.support import assert_close, gradients, hundreds, needs_torch, randn, torch
 
 cases = pytest.mark.parametrize(("M", "K", "N"), MATMUL)
 
@@ -60,6 +60,7 @@ def test_agrees_with_pytorch(M: int, K: int, N: int, device: str) -> None:
 
 @needs_torch
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
+@hundreds
 def test_drawn_cases_agree_with_pytorch(M: int, K: int, N: int) -> None:
     check_pytorch(M, K, N, "cpu")
 

@@ -20,6 +20,7 @@ from tests.support import (
     check_kernel,
     distinct,
     gradients,
+    hundreds,
     needs_torch,
     on,
     randn,
@@ -93,6 +94,7 @@ def test_gradcheck(slopes: int) -> None:
     shared=st.booleans(),
     seed=st.integers(0, 9),
 )
+@hundreds
 def test_agrees_with_pytorch(shape: list[int], C: int, shared: bool, seed: int) -> None:
     x, dy = randn(*shape, C, seed=seed), randn(*shape, C, seed=seed + 10)
     weight = randn(1 if shared else C, seed=seed)

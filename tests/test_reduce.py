@@ -15,7 +15,16 @@ import gpucnn
 from bench.cases import AXIS_REDUCE, REDUCE
 from gpucnn import functional as F
 from gpucnn.ops.reduce import axis_max, axis_sum, column_sum, spread, sum_slices
-from tests.support import assert_close, check_kernel, distinct, gradients, needs_torch, randn, torch
+from tests.support import (
+    assert_close,
+    check_kernel,
+    distinct,
+    gradients,
+    hundreds,
+    needs_torch,
+    randn,
+    torch,
+)
 
 SHAPES = [(1, 1), (5, 3), (2, 3, 4, 5), (1000, 1), (300, 33), (9000, 2), (7, 100)]
 
@@ -123,6 +132,7 @@ def test_agrees_with_pytorch(shape: Any, axis: Any, name: str, device: str) -> N
     data=st.data(),
     keepdims=st.booleans(),
 )
+@hundreds
 def test_drawn_cases_agree_with_pytorch(
     name: str, shape: list[int], data: st.DataObject, keepdims: bool
 ) -> None:

@@ -300,7 +300,7 @@ mean_warning = pytest.mark.filterwarnings("ignore:reduction:UserWarning")  # of 
     scale=st.sampled_from([0.1, 1, 30]),
     width=st.sampled_from([0.05, 1.0, 20.0]),
 )
-@settings(max_examples=8)
+@settings(max_examples=20)
 def test_agrees_with_pytorch(
     name: str,
     options: dict[str, Any],

@@ -20,7 +20,7 @@ from gpucnn.ops.softmax import (
     softmax_backward,
     softmax_forward,
 )
-from tests.support import assert_close, check_kernel, gradients, needs_torch, randn, torch
+from tests.support import assert_close, check_kernel, gradients, hundreds, needs_torch, randn, torch
 
 shapes = pytest.mark.parametrize("shape", SOFTMAX, ids=str)
 
@@ -155,6 +155,7 @@ def test_layers() -> None:
     C=st.integers(1, 70),
     scale=st.sampled_from([0.1, 1, 30]),
 )
+@hundreds
 def test_agrees_with_pytorch(function: Any, shape: list[int], C: int, scale: float) -> None:
     x, dy = np.float32(scale) * randn(*shape, C), randn(*shape, C, seed=1)
     tx = torch.tensor(x, requires_grad=True)

@@ -14,7 +14,7 @@ import gpucnn
 from bench.cases import TRANSPOSE
 from gpucnn import functional as F
 from gpucnn.ops.transpose import exchanges, transpose_forward
-from tests.support import assert_close, check_kernel, gradients, needs_torch, randn, torch
+from tests.support import assert_close, check_kernel, gradients, hundreds, needs_torch, randn, torch
 
 Axes = tuple[int, ...]
 cases = pytest.mark.parametrize(("shape", "axes"), TRANSPOSE, ids=str)
@@ -70,6 +70,7 @@ def test_agrees_with_pytorch(shape: Axes, axes: Axes, device: str) -> None:
 
 @needs_torch
 @given(shape=st.lists(st.integers(1, 5), min_size=1, max_size=5), data=st.data())
+@hundreds
 def test_drawn_cases_agree_with_pytorch(shape: list[int], data: st.DataObject) -> None:
     check_pytorch(tuple(shape), tuple(data.draw(st.permutations(range(len(shape))))), "cpu")
 
