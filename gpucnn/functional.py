@@ -65,7 +65,9 @@ from gpucnn.ops.regression_loss import (
 )
 from gpucnn.ops.softmax import log_softmax, softmax
 from gpucnn.ops.transpose import transpose
+from gpucnn.ops.unpool1d import avg_unpool1d, max_unpool1d, sum_unpool1d
 from gpucnn.ops.unpool2d import max_unpool2d
+from gpucnn.ops.unpool3d import avg_unpool3d, max_unpool3d, sum_unpool3d
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -78,7 +80,9 @@ __all__ = [
     "avg_pool1d",
     "avg_pool2d",
     "avg_pool3d",
+    "avg_unpool1d",
     "avg_unpool2d",
+    "avg_unpool3d",
     "batch_norm",
     "binary_cross_entropy_with_logits",
     "broadcast_to",
@@ -117,7 +121,9 @@ __all__ = [
     "max_pool1d",
     "max_pool2d",
     "max_pool3d",
+    "max_unpool1d",
     "max_unpool2d",
+    "max_unpool3d",
     "mean",
     "mse_loss",
     "multi_margin_loss",
@@ -137,7 +143,9 @@ __all__ = [
     "sum_pool1d",
     "sum_pool2d",
     "sum_pool3d",
+    "sum_unpool1d",
     "sum_unpool2d",
+    "sum_unpool3d",
     "tanh",
     "transpose",
 ]

@@ -176,14 +176,14 @@ def _behind(module: Module, field: Field, x: Tensor, y: Tensor) -> Field | None:
 
 
 def _behind_windows(function: Any, field: Field, back: bool) -> Field:
-    """The reach behind F.max_pool2d, or F.max_unpool2d, without a layer around it."""
+    """The reach behind F.max_pool2d, or a max-unpooling, without a layer around it."""
     s = function.geometry
-    rows = (s.H if back else s.OH, s.KH, s.SH, s.PT, s.DH)
-    columns = (s.W if back else s.OW, s.KW, s.SW, s.PL, s.DW)
-    return tuple(
-        (axis.spread if back else axis.windows)(*sizes)
-        for axis, sizes in zip(field, (rows, columns), strict=True)
-    )
+    if back:
+        depth = (s.D, s.KD, s.SD, s.PF, 1)
+        axes = (depth, (s.H, s.KH, s.SH, s.PT, 1), (s.W, s.KW, s.SW, s.PL, 1))[-s.dims :]
+        return tuple(axis.spread(*sizes) for axis, sizes in zip(field, axes, strict=True))
+    rows, columns = (s.OH, s.KH, s.SH, s.PT, s.DH), (s.OW, s.KW, s.SW, s.PL, s.DW)
+    return tuple(axis.windows(*sizes) for axis, sizes in zip(field, (rows, columns), strict=True))
 
 
 def _leaves(model: Module) -> dict[str, Module]:

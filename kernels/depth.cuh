@@ -1,4 +1,4 @@
-// Kernels that convolve images (DIMS = 2) and volumes (DIMS = 3) take the sizes along the depth in
+// Kernels with windows over images (DIMS = 2) and volumes (DIMS = 3) take the sizes along the depth in
 // both cases. For images they are constants, so that the compiler drops that axis.
 
 #ifndef DIMS
@@ -6,7 +6,9 @@
 #endif
 
 #if DIMS == 2
-#define IMAGES_HAVE_NO_DEPTH D = KD = OD = SD = DD = 1, PF = 0
+#define WINDOWS_HAVE_NO_DEPTH D = KD = OD = SD = 1, PF = 0
+#define IMAGES_HAVE_NO_DEPTH WINDOWS_HAVE_NO_DEPTH, DD = 1
 #else
+#define WINDOWS_HAVE_NO_DEPTH
 #define IMAGES_HAVE_NO_DEPTH
 #endif

@@ -52,8 +52,11 @@ CALLS: dict[str, dict[str, Any]] = {
         for dims, x in enumerate((X1, X2, X3), 1)
     },
     "max_unpool2d": {"x": (1, 2, 2, 1), "indices": [[[[0], [3]], [[8], [10]]]], "kernel_size": 2},
-    "avg_unpool2d": {"x": X2, "kernel_size": 2},
-    "sum_unpool2d": {"x": X2, "kernel_size": 2},
+    "max_unpool1d": {"x": (1, 2, 1), "indices": [[[0], [3]]], "kernel_size": 2},
+    "max_unpool3d": {"x": (1, 1, 1, 2, 1), "indices": [[[[[0], [6]]]]], "kernel_size": 2},
+    **{f"{name}_unpool1d": {"x": X1, "kernel_size": 2} for name in ("avg", "sum")},
+    **{f"{name}_unpool2d": {"x": X2, "kernel_size": 2} for name in ("avg", "sum")},
+    **{f"{name}_unpool3d": {"x": X3, "kernel_size": 2} for name in ("avg", "sum")},
     "convert_pool_indices": {
         "indices": [[[[0], [2]], [[8], [10]]]],
         "src": "torch",
@@ -116,8 +119,8 @@ MAKES: dict[str, dict[str, Any]] = {
     "LayerNorm": {"normalized_shape": 4},
     "LocalResponseNorm": {"size": 3},
     **{f"{k}Pool{d}d": {"kernel_size": 2} for k in ("Max", "Avg", "Sum") for d in (1, 2, 3)},
-    **{f"{k}Unpool2d": {"kernel_size": 2} for k in ("Max", "Avg", "Sum")},
-    **{f"Adaptive{k}Pool2d": {"output_size": 2} for k in ("Max", "Avg")},
+    **{f"{k}Unpool{d}d": {"kernel_size": 2} for k in ("Max", "Avg", "Sum") for d in (1, 2, 3)},
+    **{f"Adaptive{k}Pool{d}d": {"output_size": 2} for k in ("Max", "Avg") for d in (1, 2, 3)},
     "Residual": {"module": nn.ReLU()},
     **{
         name: {}

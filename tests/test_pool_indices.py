@@ -46,6 +46,44 @@ def test_round_trips(src: str, dst: str) -> None:
     np.testing.assert_array_equal(back, indices.numpy())
 
 
+def test_winners_of_sequences_and_volumes() -> None:
+    """Place 5 of 7, channel 1 of 3, image 1; cell (2, 0, 3) of 3x4x5, channel 1 of 2, image 0."""
+    expected = {"torch": 5, "onnx": (1 * 3 + 1) * 7 + 5, "tf": 5 * 3 + 1, "chainer": 1}
+    for name, number in expected.items():
+        indices = np.full((2, 3, 3), -1)
+        indices[1, 2, 1] = 5
+        made = F.convert_pool_indices(indices, "torch", name, input_size=7, kernel_size=2)
+        assert made[1, 2, 1] == number
+        assert (made >= 0).sum() == 1
+    cell = (2 * 4 + 0) * 5 + 3
+    expected = {
+        "torch": cell,
+        "onnx": 60 + cell,
+        "tf": cell * 2 + 1,
+        "chainer": (0 * 2 + 0) * 2 + 1,
+    }
+    for name, number in expected.items():
+        indices = np.full((1, 2, 2, 2, 2), -1)
+        indices[0, 1, 0, 1, 1] = cell
+        made = F.convert_pool_indices(indices, "torch", name, input_size=(3, 4, 5), kernel_size=2)
+        assert made[0, 1, 0, 1, 1] == number
+        assert (made >= 0).sum() == 1
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+@pytest.mark.parametrize(("src", "dst"), list(product(CONVENTIONS, CONVENTIONS)))
+def test_round_trips_of_sequences_and_volumes(src: str, dst: str, dims: int) -> None:
+    size, kernel = (5, 6, 9)[-dims:], (2, 3, 2)[-dims:]
+    windows = {"stride": (1, 2, 1)[-dims:], "padding": (1, 0, 1)[-dims:], "dilation": 2}
+    pool = getattr(F, f"max_pool{dims}d")
+    _, indices = pool(Tensor(randn(2, *size, 3)), kernel, **windows, return_indices=True)
+    options: dict[str, Any] = {"input_size": size, "kernel_size": kernel, **windows}
+    there = F.convert_pool_indices(indices, "torch", src, **options)
+    across = F.convert_pool_indices(there, src, dst, **options)
+    back = F.convert_pool_indices(across, dst, "torch", **options)
+    np.testing.assert_array_equal(back, indices.numpy())
+
+
 def test_unpooling_takes_the_result() -> None:
     x = Tensor(np.abs(randn(1, 4, 6, 2)))
     y, indices = F.max_pool2d(x, 2, return_indices=True)

@@ -15,8 +15,12 @@ from bench.cases import UNPOOL2D, Pool2dCase
 from gpucnn import Tensor, kernel, nn
 from gpucnn import functional as F
 from gpucnn.device import DeviceError, to_host
-from gpucnn.ops.unpool2d import max_unpool2d_backward, max_unpool2d_forward
-from gpucnn.ops.window import Pool2dGeometry, unpool2d_geometry
+from gpucnn.ops.unpool2d import (
+    UnpoolGeometry,
+    max_unpool2d_backward,
+    max_unpool2d_forward,
+    unpool_geometry,
+)
 from tests import fake_cupy
 from tests.support import assert_close, check_kernel, gradients, needs_torch, on, randn, torch
 
@@ -24,28 +28,30 @@ cases = pytest.mark.parametrize("case", UNPOOL2D, ids=str)
 lasts = pytest.mark.parametrize("last", [True, False], ids=["last", "sum"])
 
 
-def geometry(case: Pool2dCase) -> Pool2dGeometry:
+def geometry(case: Pool2dCase) -> UnpoolGeometry:
     options = {"stride": None, "padding": 0, "output_size": None, **case.options}
-    return unpool2d_geometry(np.zeros(case.x, np.float32), case.kernel_size, **options)[0]
+    return unpool_geometry(2, np.zeros(case.x, np.float32), case.kernel_size, **options)
 
 
-def own_windows(s: Pool2dGeometry, seed: int = 0) -> np.ndarray:
+def own_windows(s: UnpoolGeometry, seed: int = 0) -> np.ndarray:
     """An index of the own window of each value, as a pooling makes them; -1 outside the image."""
     rng = np.random.default_rng(seed)
-    shape = (s.N, s.OH, s.OW, s.C)
-    oh, ow = np.ogrid[: s.OH, : s.OW]
-    h = (oh * s.SH - s.PT)[None, :, :, None] + rng.integers(0, s.KH, shape)
-    w = (ow * s.SW - s.PL)[None, :, :, None] + rng.integers(0, s.KW, shape)
-    inside = (h >= 0) & (h < s.H) & (w >= 0) & (w < s.W)
-    return np.where(inside, h * s.W + w, -1).astype(np.int32)
+    shape = (s.N, s.OD, s.OH, s.OW, s.C)
+    od, oh, ow = (i[None, ..., None] for i in np.ogrid[: s.OD, : s.OH, : s.OW])
+    d = od * s.SD - s.PF + rng.integers(0, s.KD, shape)
+    h = oh * s.SH - s.PT + rng.integers(0, s.KH, shape)
+    w = ow * s.SW - s.PL + rng.integers(0, s.KW, shape)
+    inside = (d >= 0) & (d < s.D) & (h >= 0) & (h < s.H) & (w >= 0) & (w < s.W)
+    index = np.where(inside, (d * s.H + h) * s.W + w, -1)
+    return index.astype(np.int32).reshape(s.x_shape)
 
 
-def anywhere(s: Pool2dGeometry, seed: int = 0) -> np.ndarray:
+def anywhere(s: UnpoolGeometry, seed: int = 0) -> np.ndarray:
     """Any cell, -1, and numbers outside the image, which a kernel has to leave alone."""
-    shape = (s.N, s.OH, s.OW, s.C)
-    indices = np.random.default_rng(seed).integers(-1, s.H * s.W + 1, shape).astype(np.int32)
-    indices[0, 0, 0, 0] = 2**31 - 1
-    indices[-1, -1, -1, -1] = -(2**31)
+    rng = np.random.default_rng(seed)
+    indices = rng.integers(-1, s.cells + 1, s.x_shape).astype(np.int32)
+    indices.flat[0] = 2**31 - 1
+    indices.flat[-1] = -(2**31)
     return indices
 
 
@@ -58,16 +64,16 @@ def loops(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(y, dx), one value at a time in raster order."""
     y, dx, writer = np.zeros(dy.shape), np.zeros(x.shape), {}
-    for n, oh, ow, c in np.ndindex(x.shape):
-        index = int(indices[n, oh, ow, c])
-        if not 0 <= index < dy.shape[1] * dy.shape[2]:
+    for at in np.ndindex(x.shape):
+        index = int(indices[at])
+        if not 0 <= index < np.prod(dy.shape[1:-1]):
             continue
-        cell = (n, *divmod(index, dy.shape[2]), c)
+        cell = (at[0], *np.unravel_index(index, dy.shape[1:-1]), at[-1])
         if last and cell in writer:
             dx[writer[cell]] = 0
-        y[cell] = x[n, oh, ow, c] if last else y[cell] + x[n, oh, ow, c]
-        dx[n, oh, ow, c] = dy[cell]
-        writer[cell] = (n, oh, ow, c)
+        y[cell] = x[at] if last else y[cell] + x[at]
+        dx[at] = dy[cell]
+        writer[cell] = at
     return y, dx
 
 
@@ -98,7 +104,7 @@ def test_kernels(case: Pool2dCase, kind: str, last: bool, kernel_device: str) ->
 
 def test_strays_in_one_image_of_many(kernel_device: str) -> None:
     """Large enough that several blocks look at each image; one index strays."""
-    s = unpool2d_geometry(np.zeros((2, 9, 8, 12), np.float32), 2, None, 0, None)[0]
+    s = unpool_geometry(2, np.zeros((2, 9, 8, 12), np.float32), 2, None, 0, None)
     indices = own_windows(s)
     indices[1, 5, 3, 7] = 0
     x, dy = randn(2, 9, 8, 12), randn(s.N, s.H, s.W, s.C, seed=2)
@@ -115,7 +121,7 @@ def test_strays_in_one_image_of_many(kernel_device: str) -> None:
 @lasts
 def test_the_same_bits_every_time(last: bool, device: str) -> None:
     """Windows overlap: a cell may be named by nine."""
-    s = unpool2d_geometry(np.zeros((2, 6, 7, 5), np.float32), 3, 1, 1, None)[0]
+    s = unpool_geometry(2, np.zeros((2, 6, 7, 5), np.float32), 3, 1, 1, None)
     x = (10.0 ** randn(2, 6, 7, 5)).astype(np.float32)
     x, indices = on(device, x, own_windows(s))
     forward, backward = max_unpool2d_forward.on(device), max_unpool2d_backward.on(device)
@@ -128,12 +134,12 @@ def test_the_same_bits_every_time(last: bool, device: str) -> None:
 
 
 def test_more_than_one_chunk() -> None:
-    s = unpool2d_geometry(np.zeros((5, 30, 31, 64), np.float32), 3, 2, 0, None)[0]
+    s = unpool_geometry(2, np.zeros((5, 30, 31, 64), np.float32), 3, 2, 0, None)
     x, dy, indices = randn(5, 30, 31, 64), randn(s.N, s.H, s.W, s.C, seed=2), anywhere(s)
     y = max_unpool2d_forward(x, indices, True, s)
     dx = max_unpool2d_backward(dy, indices, True, s)
     for n in range(5):
-        one = unpool2d_geometry(x[n : n + 1], 3, 2, 0, None)[0]
+        one = unpool_geometry(2, x[n : n + 1], 3, 2, 0, None)
         index = indices[n : n + 1]
         assert_close(y[n : n + 1], max_unpool2d_forward(x[n : n + 1], index, True, one), "exact")
         assert_close(dx[n : n + 1], max_unpool2d_backward(dy[n : n + 1], index, True, one), "exact")

@@ -44,7 +44,9 @@ from .pooling import (
     AVG_POOL2D,
     POOL2D,
     POOL3D,
+    UNPOOL1D,
     UNPOOL2D,
+    UNPOOL3D,
     Pool2dCase,
 )
 
@@ -80,7 +82,9 @@ __all__ = [
     "REGRESSION_LOSS",
     "SOFTMAX",
     "TRANSPOSE",
+    "UNPOOL1D",
     "UNPOOL2D",
+    "UNPOOL3D",
     "Conv2dCase",
     "ConvCase",
     "LinearCase",

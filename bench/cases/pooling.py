@@ -69,6 +69,24 @@ UNPOOL2D = [
     Pool2dCase((2, 2, 1, 3), (2, 5), {"stride": (4, 1), "padding": "valid"}),
 ]
 
+# x (N, OD, OH, OW, C): what is unpooled, the window and the options
+UNPOOL3D: list[tuple[tuple[int, ...], Any, dict[str, Any]]] = [
+    ((2, 2, 3, 2, 4), 2, {}),
+    ((1, 1, 1, 1, 1), 1, {}),
+    ((2, 2, 3, 2, 5), 2, {"output_size": (5, 7, 4)}),
+    ((1, 3, 2, 4, 3), 3, {"stride": 1, "padding": 1}),
+    ((1, 2, 3, 4, 1), (3, 2, 1), {"stride": (2, 1, 3), "padding": ((2, 1), (0, 1), (0, 0))}),
+    ((2, 3, 1, 2, 4), (2, 1, 3), {"stride": (1, 3, 2), "padding": "valid"}),
+]
+
+# x (N, OW, C): what is unpooled, the window and the options
+UNPOOL1D: list[tuple[tuple[int, ...], Any, dict[str, Any]]] = [
+    ((2, 4, 4), 2, {}),
+    ((1, 1, 1), 1, {}),
+    ((2, 3, 5), 3, {"stride": 2, "padding": 1, "output_size": 6}),
+    ((3, 5, 2), 3, {"stride": 1, "padding": ((2, 0),)}),
+]
+
 # x (N, H, W, C), output_size
 ADAPTIVE_POOL2D: list[tuple[tuple[int, int, int, int], Any]] = [
     ((1, 1, 1, 1), 1),

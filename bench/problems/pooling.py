@@ -13,6 +13,7 @@ from gpucnn.ops.adaptive_pool2d import (
 from gpucnn.ops.avg_pool2d import avg_pool2d_geometry
 from gpucnn.ops.pool2d import max_pool2d_forward, max_pool2d_geometry
 from gpucnn.ops.pool3d import max_pool3d_geometry
+from gpucnn.ops.unpool2d import unpool_geometry
 from gpucnn.ops.window import Pool2dGeometry, unpool2d_geometry
 
 from ..cases import ADAPTIVE_POOL2D, AVG_POOL2D, POOL2D, POOL3D, UNPOOL2D, Pool2dCase
@@ -99,10 +100,13 @@ def _unpool(case: Pool2dCase) -> tuple[Pool2dGeometry, Shape, Shape]:
 def _max_unpool(name: str, case: Pool2dCase, group: str) -> Iterator[Problem]:
     """Indices of the pooling that is undone; by "last", and by "sum" as in the edge cases."""
     s, x, y = _unpool(case)
+    options = {"stride": None, "padding": 0, "output_size": None, **case.options}
+    back = unpool_geometry(2, shaped(*case.x), case.kernel_size, **options)
 
     def arguments(shape: Shape, last: bool) -> Any:
         def make(seed: int) -> Arguments:
-            return normal(seed, 1, *shape), max_pool2d_forward(normal(seed, 0, *y), s)[1], last, s
+            indices = max_pool2d_forward(normal(seed, 0, *y), s)[1]
+            return normal(seed, 1, *shape), indices, last, back
 
         return make
 

@@ -66,7 +66,17 @@ from gpucnn.nn.pooling import (
     SumPool2d,
     SumPool3d,
 )
-from gpucnn.nn.unpooling import AvgUnpool2d, MaxUnpool2d, SumUnpool2d
+from gpucnn.nn.unpooling import (
+    AvgUnpool1d,
+    AvgUnpool2d,
+    AvgUnpool3d,
+    MaxUnpool1d,
+    MaxUnpool2d,
+    MaxUnpool3d,
+    SumUnpool1d,
+    SumUnpool2d,
+    SumUnpool3d,
+)
 
 __all__ = [
     "ELU",
@@ -81,7 +91,9 @@ __all__ = [
     "AvgPool1d",
     "AvgPool2d",
     "AvgPool3d",
+    "AvgUnpool1d",
     "AvgUnpool2d",
+    "AvgUnpool3d",
     "BCEWithLogitsLoss",
     "BatchNorm1d",
     "BatchNorm2d",
@@ -117,7 +129,9 @@ __all__ = [
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",
+    "MaxUnpool1d",
     "MaxUnpool2d",
+    "MaxUnpool3d",
     "Module",
     "MultiMarginLoss",
     "NLLLoss",
@@ -134,7 +148,9 @@ __all__ = [
     "SumPool1d",
     "SumPool2d",
     "SumPool3d",
+    "SumUnpool1d",
     "SumUnpool2d",
+    "SumUnpool3d",
     "Tanh",
     "init",
 ]

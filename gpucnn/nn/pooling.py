@@ -6,7 +6,21 @@ from typing import Any, cast
 
 from gpucnn import functional as F
 from gpucnn.nn.module import Module
-from gpucnn.nn.unpooling import AvgUnpool2d, LastForward, MaxUnpool2d, SumUnpool2d
+from gpucnn.nn.unpooling import (
+    AvgUnpool,
+    AvgUnpool1d,
+    AvgUnpool2d,
+    AvgUnpool3d,
+    LastForward,
+    MaxUnpool,
+    MaxUnpool1d,
+    MaxUnpool2d,
+    MaxUnpool3d,
+    SumUnpool,
+    SumUnpool1d,
+    SumUnpool2d,
+    SumUnpool3d,
+)
 from gpucnn.ops.geometry import Pair, choice, flag, padding_of_axes, resolve_padding, sizes
 from gpucnn.ops.window import EDGES
 from gpucnn.tensor import Tensor
@@ -52,7 +66,7 @@ class _Pool(Module):
     def _remember(self, x: Tensor, indices: Tensor | None) -> None:
         if self._last is None:
             return
-        size = x.shape[1], x.shape[2]
+        size = x.shape[1:-1]
         self._last.input_size, self._last.indices = size, indices
         self._last.padding = resolve_padding(
             self.padding, size, self.kernel_size, self.stride, self.dilation
@@ -64,6 +78,8 @@ class _Pool(Module):
 
 
 class _MaxPool(_Pool):
+    unpool: type[MaxUnpool]
+
     def __init__(
         self,
         kernel_size: Sizes,
@@ -89,32 +105,34 @@ class _MaxPool(_Pool):
         dilation = {} if max(self.dilation) == 1 else {"dilation": self.dilation}
         return {**dilation, **super()._options()}
 
+    def inverse(self, overlap: str = "last") -> MaxUnpool:
+        """The unpooling layer that puts values where this pool's last forward pass found them."""
+        reach = tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
+        tied = self._remembered()
+        return self.unpool(reach, self.stride, self.padding, overlap, tied=tied)
+
 
 class MaxPool1d(_MaxPool):
     """The maximum of each window of (N, W, C); see F.max_pool1d."""
 
-    dims, pool = 1, F.max_pool1d
+    dims, pool, unpool = 1, F.max_pool1d, MaxUnpool1d
 
 
 class MaxPool2d(_MaxPool):
     """The maximum of each window; see F.max_pool2d. Returns (y, indices) with return_indices."""
 
-    pool = F.max_pool2d
-
-    def inverse(self, overlap: str = "last") -> MaxUnpool2d:
-        """The unpooling layer that puts values where this pool's last forward pass found them."""
-        high, wide = (d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
-        tied = self._remembered()
-        return MaxUnpool2d((high, wide), self.stride, self.padding, overlap, tied=tied)
+    pool, unpool = F.max_pool2d, MaxUnpool2d
 
 
 class MaxPool3d(_MaxPool):
     """The maximum of each window of (N, D, H, W, C); see F.max_pool3d."""
 
-    dims, pool = 3, F.max_pool3d
+    dims, pool, unpool = 3, F.max_pool3d, MaxUnpool3d
 
 
 class _AvgPool(_Pool):
+    unpool: type[AvgUnpool]
+
     def __init__(
         self,
         kernel_size: Sizes,
@@ -130,48 +148,52 @@ class _AvgPool(_Pool):
         include = {} if self.count_include_pad else {"count_include_pad": False}
         return {**super()._options(), **include}
 
+    def inverse(self, mode: str = "repeat") -> AvgUnpool:
+        """The unpooling layer that goes back to the size of this pool's last input."""
+        tied = self._remembered()
+        return self.unpool(self.kernel_size, self.stride, self.padding, mode, tied=tied)
+
 
 class AvgPool1d(_AvgPool):
     """The mean of each window of (N, W, C); see F.avg_pool1d."""
 
-    dims, pool = 1, F.avg_pool1d
+    dims, pool, unpool = 1, F.avg_pool1d, AvgUnpool1d
 
 
 class AvgPool2d(_AvgPool):
     """The mean of each window; see F.avg_pool2d."""
 
-    pool = F.avg_pool2d
-
-    def inverse(self, mode: str = "repeat") -> AvgUnpool2d:
-        """The unpooling layer that goes back to the size of this pool's last input."""
-        tied = self._remembered()
-        return AvgUnpool2d(self.kernel_size, self.stride, self.padding, mode, tied=tied)
+    pool, unpool = F.avg_pool2d, AvgUnpool2d
 
 
 class AvgPool3d(_AvgPool):
     """The mean of each window of (N, D, H, W, C); see F.avg_pool3d."""
 
-    dims, pool = 3, F.avg_pool3d
+    dims, pool, unpool = 3, F.avg_pool3d, AvgUnpool3d
 
 
-class SumPool1d(_Pool):
-    """The sum of each window of (N, W, C); see F.sum_pool1d."""
+class _SumPool(_Pool):
+    unpool: type[SumUnpool]
 
-    dims, pool = 1, F.sum_pool1d
-
-
-class SumPool2d(_Pool):
-    """The sum of each window; see F.sum_pool2d."""
-
-    pool = F.sum_pool2d
-
-    def inverse(self, mode: str = "spread") -> SumUnpool2d:
+    def inverse(self, mode: str = "spread") -> SumUnpool:
         """The unpooling layer that goes back to the size of this pool's last input."""
         tied = self._remembered()
-        return SumUnpool2d(self.kernel_size, self.stride, self.padding, mode, tied=tied)
+        return self.unpool(self.kernel_size, self.stride, self.padding, mode, tied=tied)
 
 
-class SumPool3d(_Pool):
+class SumPool1d(_SumPool):
+    """The sum of each window of (N, W, C); see F.sum_pool1d."""
+
+    dims, pool, unpool = 1, F.sum_pool1d, SumUnpool1d
+
+
+class SumPool2d(_SumPool):
+    """The sum of each window; see F.sum_pool2d."""
+
+    pool, unpool = F.sum_pool2d, SumUnpool2d
+
+
+class SumPool3d(_SumPool):
     """The sum of each window of (N, D, H, W, C); see F.sum_pool3d."""
 
-    dims, pool = 3, F.sum_pool3d
+    dims, pool, unpool = 3, F.sum_pool3d, SumUnpool3d

@@ -6,7 +6,9 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from gpucnn.ops.geometry import (
+    AXES,
     Pair,
+    batch_shape,
     conv_output_size,
     conv_transpose_output_size,
     integer,
@@ -14,8 +16,6 @@ from gpucnn.ops.geometry import (
     same_float_dtype,
     sizes,
 )
-
-AXES = "DHW"
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,7 @@ def _check_arrays(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(image sizes, kernel sizes) of arrays that have the right ranks and dtypes."""
     axes = AXES[-dims:]
-    images = ", ".join(("N", *axes, "C"))
-    if x.ndim != dims + 2:
-        raise ValueError(f"x must have shape ({images}), got {tuple(x.shape)}")
-    if 0 in x.shape:
-        raise ValueError(f"x must not be empty, got shape {tuple(x.shape)}")
+    batch_shape("x", x, dims)
     if weight.ndim != dims + 2 or 0 in weight.shape:
         first, last = weight_form
         taps = ", ".join(f"K{axis}" if dims > 1 else "K" for axis in axes)

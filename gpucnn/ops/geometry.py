@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 
+AXES = "DHW"
 MAX_SIZE = 2**31 - 2**16  # what a kernel adds to a coordinate stays within int32
 
 
@@ -177,13 +178,21 @@ def conv_transpose_output_size(
     return full - low - high
 
 
+def batch_shape(name: str, array: Any, dims: int) -> tuple[int, ...]:
+    """The (N, ..., C) of a batch of sequences, images or volumes (1, 2, 3 axes), each >= 1."""
+    shape = tuple(array.shape)
+    if len(shape) != dims + 2:
+        raise ValueError(
+            f"{name} must have shape ({', '.join(('N', *AXES[-dims:], 'C'))}), got {shape}"
+        )
+    if 0 in shape:
+        raise ValueError(f"{name} must not be empty, got shape {shape}")
+    return shape
+
+
 def image_shape(name: str, array: Any) -> tuple[int, int, int, int]:
     """The (N, H, W, C) of an image batch, each >= 1."""
-    if array.ndim != 4:
-        raise ValueError(f"{name} must have shape (N, H, W, C), got {tuple(array.shape)}")
-    if 0 in array.shape:
-        raise ValueError(f"{name} must not be empty, got shape {tuple(array.shape)}")
-    n, h, w, c = array.shape
+    n, h, w, c = batch_shape(name, array, 2)
     return n, h, w, c
 
 

@@ -12,7 +12,15 @@ from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.misuse import look_for_zeros_that_won
 from gpucnn.ops.avg_pool2d import avg_pool2d, sum_pool2d
-from gpucnn.ops.geometry import MAX_SIZE, Pair, flag, resolve_padding, same_float_dtype, sizes
+from gpucnn.ops.geometry import (
+    MAX_SIZE,
+    Pair,
+    batch_shape,
+    flag,
+    resolve_padding,
+    same_float_dtype,
+    sizes,
+)
 from gpucnn.ops.pool2d import max_pool2d_backward, max_pool2d_forward, max_pool2d_geometry
 from gpucnn.ops.window import THREADS, Pool2dGeometry, blocks
 from gpucnn.primitive import primitive
@@ -63,11 +71,7 @@ class Pool3dGeometry:
 
 
 def volume_shape(x: Any) -> tuple[int, int, int, int, int]:
-    if x.ndim != 5:
-        raise ValueError(f"x must have shape (N, D, H, W, C), got {tuple(x.shape)}")
-    if 0 in x.shape:
-        raise ValueError(f"x must not be empty, got shape {tuple(x.shape)}")
-    n, d, h, w, c = x.shape
+    n, d, h, w, c = batch_shape("x", x, 3)
     return n, d, h, w, c
 
 

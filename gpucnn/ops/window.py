@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +13,15 @@ from gpucnn.device import Array
 from gpucnn.ops.geometry import (
     MAX_SIZE,
     Pair,
+    batch_shape,
     choice,
     conv_output_size,
     image_shape,
-    padding_pairs,
+    padding_of_axes,
     pair,
     resolve_padding,
     same_float_dtype,
+    sizes,
 )
 from gpucnn.threads import map_chunks, scratch
 
@@ -97,52 +100,77 @@ def pool2d_geometry(
     OW, ZW = _pool_output_size(W, kernel[1], steps[1], columns, spread[1], edge)
     if edge != "zero":
         ZH, ZW = OH, OW
-    sizes = (N, H, W, C, *kernel, OH, OW, *steps, rows[0], columns[0], *spread, ZH, ZW)
-    return Pool2dGeometry(*sizes), (rows[1], columns[1])
+    numbers = (N, H, W, C, *kernel, OH, OW, *steps, rows[0], columns[0], *spread, ZH, ZW)
+    return Pool2dGeometry(*numbers), (rows[1], columns[1])
+
+
+class UnpoolAxis(NamedTuple):
+    """One axis that an unpooling goes back: ``outputs`` windows over ``size`` cells."""
+
+    outputs: int
+    size: int
+    kernel: int
+    stride: int
+    padding: Pair
+
+
+def unpool_axes(
+    dims: int, x: Any, kernel_size: Any, stride: Any, padding: Any, output_size: Any
+) -> tuple[UnpoolAxis, ...]:
+    """Check the arguments of an unpooling of x, a batch of ``dims`` axes, and size each axis."""
+    outputs = batch_shape("x", x, dims)[1:-1]
+    same_float_dtype(x=x)
+    kernel = sizes("kernel_size", kernel_size, dims)
+    steps = kernel if stride is None else sizes("stride", stride, dims)
+    if isinstance(padding, str) and padding != "valid":
+        raise ValueError(f'padding must be numbers or "valid", got {padding!r}')
+    pads = padding_of_axes(0 if isinstance(padding, str) else padding, dims)
+    wanted = (None,) * dims if output_size is None else sizes("output_size", output_size, dims)
+    axes = []
+    for axis, n in enumerate(outputs):
+        k, s, (low, high), got = kernel[axis], steps[axis], pads[axis], wanted[axis]
+        if max(low, high) >= k:
+            raise ValueError(f"padding must be smaller than the window of {k}, got {pads[axis]}")
+        if (n - 1) * s + k > MAX_SIZE:
+            raise ValueError(f"stride: {n} windows of {k} every {s} cells exceed {MAX_SIZE}")
+        default = (n - 1) * s + k - low - high
+        got = default if got is None else got
+        if not max(default - s, 0) < got < default + s:
+            raise ValueError(
+                f"output_size must be within {max(default - s + 1, 1)} … {default + s - 1} along "
+                f"axis {axis}, got {got}"
+            )
+        axes.append(UnpoolAxis(n, got, k, s, pads[axis]))
+    if math.prod(axis.size for axis in axes) > MAX_SIZE:
+        cells = " x ".join(str(axis.size) for axis in axes)
+        raise ValueError(f"output_size: {cells} are more than an int32 index names")
+    return tuple(axes)
 
 
 def unpool2d_geometry(
     x: Any, kernel_size: Any, stride: Any, padding: Any, output_size: Any
 ) -> tuple[Pool2dGeometry, Pair]:
     """The pooling (H, W) -> (OH, OW) that an unpooling of x (N, OH, OW, C) goes back, (PB, PR)."""
-    N, OH, OW, C = image_shape("x", x)
-    same_float_dtype(x=x)
-    kernel = pair("kernel_size", kernel_size)
-    steps = kernel if stride is None else pair("stride", stride)
-    if isinstance(padding, str) and padding != "valid":
-        raise ValueError(f'padding must be numbers or "valid", got {padding!r}')
-    pads = padding_pairs(0 if isinstance(padding, str) else padding)
-    wanted = None if output_size is None else pair("output_size", output_size)
-    size = []
-    for axis, n in enumerate((OH, OW)):
-        k, s, (low, high) = kernel[axis], steps[axis], pads[axis]
-        if max(low, high) >= k:
-            raise ValueError(f"padding must be smaller than the window of {k}, got {pads[axis]}")
-        if (n - 1) * s + k > MAX_SIZE:
-            raise ValueError(f"stride: {n} windows of {k} every {s} cells exceed {MAX_SIZE}")
-        default = (n - 1) * s + k - low - high
-        got = default if wanted is None else wanted[axis]
-        if not max(default - s, 0) < got < default + s:
-            raise ValueError(
-                f"output_size must be within {max(default - s + 1, 1)} … {default + s - 1} along "
-                f"axis {axis}, got {got}"
-            )
-        size.append(got)
-    if size[0] * size[1] > MAX_SIZE:
-        raise ValueError(f"output_size: {size[0]} x {size[1]} are more than an int32 index names")
-    sizes = (N, *size, C, *kernel, OH, OW, *steps, pads[0][0], pads[1][0], 1, 1, OH, OW)
-    return Pool2dGeometry(*sizes), (pads[0][1], pads[1][1])
+    axes = unpool_axes(2, x, kernel_size, stride, padding, output_size)
+    outputs, size, kernel, steps, pads = zip(*axes, strict=True)
+    (top, bottom), (left, right) = pads
+    numbers = (x.shape[0], *size, x.shape[3], *kernel, *outputs, *steps, top, left, 1, 1, *outputs)
+    return Pool2dGeometry(*numbers), (bottom, right)
 
 
 _CHUNK = 1 << 18  # outputs of one chunk, at most: few enough for the cache
 
 
-def images_per_chunk(s: Pool2dGeometry) -> int:
+def chunk_of(images: int, outputs: int) -> int:
     """An even number of equal chunks, for two threads; one chunk where there is little to do."""
-    outputs = s.N * s.OH * s.OW * s.C
     if outputs < _CHUNK // 8:
-        return s.N
-    return -(-s.N // (2 * -(-outputs // (2 * _CHUNK))))
+        return images
+    return -(-images // (2 * -(-outputs // (2 * _CHUNK))))
+
+
+def images_per_chunk(s: Pool2dGeometry) -> int:
+    """:func:`chunk_of` of a pooling."""
+    return chunk_of(s.N, s.N * s.OH * s.OW * s.C)
 
 
 def padded_shape(s: Pool2dGeometry, n: int) -> tuple[int, int, int, int]:
