@@ -1,17 +1,20 @@
-"""Optimizers: obvious loops -> steps -> kernels; PyTorch's trajectories beside them."""
+"""SGD, Adagrad, Adadelta, RMSprop, Lion: loops -> steps -> kernels; PyTorch's trajectories.
+
+And what all optimizers have in common.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import gpucnn
 from bench.cases import OPTIMIZER
-from gpucnn.ops.adam import AdamStep, adam_step, adamax_step, nadam_step
 from gpucnn.ops.optimizer import (
     SGDStep,
     adadelta_step,
@@ -35,11 +38,26 @@ from gpucnn.optim import (
     RMSprop,
 )
 from gpucnn.primitive import Primitive
-from tests.support import assert_close, needs_torch, on, randn, torch
+from tests.optimizers import (
+    DECAYS,
+    RATES,
+    Config,
+    check_step,
+    continue_to_the_bit,
+    drawn,
+    float64_numbers,
+    follow_pytorch,
+    follow_the_definition,
+    follow_the_formula,
+    parameters,
+    parametrize,
+    set_gradients,
+)
+from tests.support import assert_close, needs_torch, on, randn
 
-SHAPES = [(3, 5), (7,), (1,), (2, 3, 3, 4)]
+__all__ = ["float64_numbers"]
 
-CONFIGS: list[tuple[str, type[Optimizer], dict[str, Any]]] = [
+CONFIGS: list[Config] = [
     ("sgd", SGD, {"lr": 0.05}),
     ("sgd decay", SGD, {"lr": 0.05, "weight_decay": 0.1}),
     ("momentum", SGD, {"lr": 0.02, "momentum": 0.9}),
@@ -48,14 +66,6 @@ CONFIGS: list[tuple[str, type[Optimizer], dict[str, Any]]] = [
         SGD,
         {"lr": 0.02, "momentum": 0.9, "nesterov": True, "weight_decay": 0.05},
     ),
-    ("adam", Adam, {"lr": 0.01}),
-    (
-        "adam decay",
-        Adam,
-        {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1},
-    ),
-    ("adamw", AdamW, {"lr": 0.01, "weight_decay": 0.1}),
-    ("amsgrad", AMSGrad, {"lr": 0.02, "betas": (0.8, 0.9), "weight_decay": 0.1}),
     ("adagrad", Adagrad, {}),
     (
         "adagrad decay",
@@ -68,164 +78,29 @@ CONFIGS: list[tuple[str, type[Optimizer], dict[str, Any]]] = [
     ("rmsprop momentum", RMSprop, {"alpha": 0.9, "momentum": 0.8, "weight_decay": 0.1}),
     ("rmsprop centered", RMSprop, {"eps": 1e-3, "centered": True}),
     ("rmsprop all", RMSprop, {"eps": 1e-3, "centered": True, "momentum": 0.7}),
-    ("adamax", Adamax, {}),
-    ("adamax decay", Adamax, {"lr": 0.01, "betas": (0.8, 0.9), "weight_decay": 0.1}),
-    ("nadam", Nadam, {}),
-    ("nadam decay", Nadam, {"lr": 0.01, "weight_decay": 0.1, "momentum_decay": 1.0}),
-    ("nadamw", Nadam, {"weight_decay": 0.1, "decoupled_weight_decay": True}),
     ("lion", Lion, {"lr": 0.01}),
     ("lion decay", Lion, {"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.1}),
 ]
-configs = pytest.mark.parametrize(
-    ("ours", "options"), [c[1:] for c in CONFIGS], ids=[c[0] for c in CONFIGS]
-)
+configs = parametrize(CONFIGS)
 
-
-def parameters(device: str, dtype: Any = np.float32) -> list[gpucnn.Tensor]:
-    return [
-        gpucnn.Tensor(randn(*s, seed=i, dtype=dtype), requires_grad=True, device=device)
-        for i, s in enumerate(SHAPES)
-    ]
-
-
-def set_gradients(params: list[gpucnn.Tensor], step: int) -> None:
-    """Through the tape, as training does: d/dp of the sum of p times noise."""
-    for i, p in enumerate(params):
-        p.grad = None
-        p.backward(randn(*p.shape, seed=100 * step + i, dtype=p.dtype) + p.numpy())
-
-
-def reference(ours: type[Optimizer], tensors: list[Any], options: dict[str, Any]) -> Any:
-    """PyTorch's optimizer of the same options."""
-    name = {AMSGrad: "Adam", Nadam: "NAdam"}.get(ours, ours.__name__)
-    extra = {"amsgrad": True} if ours is AMSGrad else {}
-    return getattr(torch.optim, name)(tensors, **options, **extra)
-
-
-@pytest.fixture
-def float64_numbers() -> Iterator[None]:
-    """PyTorch keeps Nadam's product of momenta in its default dtype."""
-    if torch is None:
-        yield
-        return
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-@needs_torch
-@pytest.mark.usefixtures("float64_numbers")
-@pytest.mark.parametrize(
-    ("ours", "options"),
-    [c[1:] for c in CONFIGS if c[1] is not Lion],
-    ids=[c[0] for c in CONFIGS if c[1] is not Lion],
-)
-def test_100_steps_of_pytorch(ours: type[Optimizer], options: dict[str, Any]) -> None:
-    params = parameters("cpu", np.float64)
-    tensors = [torch.tensor(p.numpy().copy(), requires_grad=True) for p in params]
-    optimizer, theirs = ours(params, **options), reference(ours, tensors, options)
-    for step in range(100):
-        optimizer.zero_grad()
-        set_gradients(params, step)
-        for p, t in zip(params, tensors, strict=True):
-            t.grad = torch.tensor(p.grad.numpy().copy())
-        optimizer.step()
-        theirs.step()
-    for p, t in zip(params, tensors, strict=True):
-        assert_close(p.numpy(), t.detach().numpy(), "float64", 100)
-
-
-def loops(ours: type[Optimizer], o: dict[str, Any]) -> Callable[[float, float, int], float]:
-    """The textbook formula of one parameter: (p, g, t) -> p, with its state inside."""
-    lr, wd = o["lr"], o["weight_decay"]
-    b1, b2 = o.get("betas", (0.0, 0.0))
-    eps = o.get("eps", 0.0)
-    m = v = u = w = 0.0
-    s = o.get("initial_accumulator_value", 0.0)
-    product = 1.0
-
-    def momentum(t: int) -> float:
-        return float(b1 * (1 - 0.5 * 0.96 ** (t * o["momentum_decay"])))
-
-    def step(p: float, g: float, t: int) -> float:
-        nonlocal m, v, u, w, s, product
-        decoupled = ours in (AdamW, Lion) or o.get("decoupled_weight_decay", False)
-        p, g = (p * (1 - lr * wd), g) if decoupled else (p, g + wd * p)
-        if ours is SGD:
-            v = o["momentum"] * v + g
-            return p - lr * (g + o["momentum"] * v if o["nesterov"] else v)
-        if ours is Adagrad:
-            s += g * g
-            return p - lr / (1 + (t - 1) * o["lr_decay"]) * g / (math.sqrt(s) + eps)
-        if ours is Adadelta:
-            rho = o["rho"]
-            s = rho * s + (1 - rho) * g * g
-            d = g * math.sqrt(u + eps) / math.sqrt(s + eps)
-            u = rho * u + (1 - rho) * d * d
-            return p - lr * d
-        if ours is RMSprop:
-            alpha = o["alpha"]
-            s = alpha * s + (1 - alpha) * g * g
-            m = alpha * m + (1 - alpha) * g
-            root = math.sqrt(s - m * m if o["centered"] else s)
-            v = o["momentum"] * v + g / (root + eps)
-            return p - lr * v
-        if ours is Lion:
-            p -= lr * np.sign(b1 * m + (1 - b1) * g)
-            m = b2 * m + (1 - b2) * g
-            return p
-        m = b1 * m + (1 - b1) * g
-        if ours is Adamax:
-            u = max(b2 * u, abs(g) + eps)
-            return p - lr / (1 - b1**t) * m / u
-        v = b2 * v + (1 - b2) * g * g
-        w = max(w, v) if ours is AMSGrad else v
-        root = math.sqrt(w / (1 - b2**t)) + eps
-        if ours is Nadam:
-            product *= momentum(t)
-            after = product * momentum(t + 1)
-            gradient = (1 - momentum(t)) / (1 - product) * g
-            return p - lr * (gradient + momentum(t + 1) / (1 - after) * m) / root
-        return p - lr * m / (1 - b1**t) / root
-
-    return step
-
-
-@configs
-def test_steps_are_the_formulas(ours: type[Optimizer], options: dict[str, Any]) -> None:
-    p = gpucnn.Tensor(randn(2, 3, dtype=np.float64), requires_grad=True)
-    optimizer = ours([p], **options)
-    formulas = [loops(ours, {**optimizer.param_groups[0], **options}) for _ in range(p.size)]
-    expected = p.numpy().reshape(-1).copy()
-    for t in range(1, 101):
-        g = randn(2, 3, seed=t, dtype=np.float64)
-        for i, formula in enumerate(formulas):
-            expected[i] = formula(expected[i], g.reshape(-1)[i], t)
-        p.grad = None
-        p.backward(g)
-        optimizer.step()
-    assert_close(p.numpy().reshape(-1), expected, "float64", 100)
-
-
-@configs
-def test_kernels_follow_the_definition(
-    ours: type[Optimizer], options: dict[str, Any], kernel_device: str
-) -> None:
-    runs = []
-    for device in ("cpu", kernel_device):
-        params = parameters(device)
-        optimizer = ours(params, **options)
-        for step in range(3):
-            set_gradients(params, step)
-            optimizer.step()
-        runs.append([p.numpy() for p in params])
-    for a, e in zip(runs[1], runs[0], strict=True):
-        assert_close(a, e, "float32", 3)
-
+FRACTIONS, EPS = [0.0, 0.5, 0.9], [1e-8, 1e-3]
+OPTIONS: dict[type[Optimizer], st.SearchStrategy[dict[str, Any]]] = {
+    SGD: drawn(
+        lr=RATES, momentum=FRACTIONS, nesterov=[False, True], weight_decay=DECAYS
+    ).filter(lambda o: o["momentum"] > 0 or not o["nesterov"]),
+    Adagrad: drawn(
+        lr=RATES, lr_decay=[0.0, 0.1], weight_decay=DECAYS, eps=EPS,
+        initial_accumulator_value=[0.0, 0.3],
+    ),
+    Adadelta: drawn(lr=[0.0, 0.5, 1.0], rho=FRACTIONS, weight_decay=DECAYS, eps=EPS),
+    RMSprop: drawn(
+        lr=RATES, alpha=[0.5, 0.9, 0.99], weight_decay=DECAYS, eps=EPS, momentum=FRACTIONS,
+        centered=[False, True],
+    ),
+}  # fmt: skip
 
 ALL = [Adagrad, Adadelta, Adam, Adamax, AMSGrad, Lion, Nadam, RMSprop, SGD]
 
-STEP = AdamStep(0.1, 0.9, 0.99, 1e-8, 0.1, True, 3)
 STEPS: list[tuple[Primitive, int, tuple[Any, ...]]] = [  # (step, its states, its numbers)
     (sgd_step, 1, (SGDStep(0.1, 0.9, 0.1, True),)),
     (adagrad_step, 1, (0.1, 1e-3, 0.1)),
@@ -233,10 +108,39 @@ STEPS: list[tuple[Primitive, int, tuple[Any, ...]]] = [  # (step, its states, it
     (rmsprop_step, 3, (0.1, 0.9, 1e-3, 0.5, 0.1)),
     (lion_step, 1, (0.1, 0.9, 0.99, 0.1)),
     (ema_step, 0, (0.9,)),
-    (adam_step, 3, (STEP,)),
-    (nadam_step, 2, (0.2, 0.3, STEP)),
-    (adamax_step, 2, (STEP,)),
 ]
+
+
+@needs_torch
+@pytest.mark.usefixtures("float64_numbers")
+@parametrize([c for c in CONFIGS if c[1] is not Lion])
+def test_100_steps_of_pytorch(ours: type[Optimizer], options: dict[str, Any]) -> None:
+    follow_pytorch(ours, options, 100)
+
+
+@needs_torch
+@pytest.mark.usefixtures("float64_numbers")
+@pytest.mark.parametrize("ours", OPTIONS)
+@given(data=st.data())
+def test_drawn_options_follow_pytorch(ours: type[Optimizer], data: st.DataObject) -> None:
+    follow_pytorch(ours, data.draw(OPTIONS[ours]), 8)
+
+
+@configs
+def test_steps_are_the_formulas(ours: type[Optimizer], options: dict[str, Any]) -> None:
+    follow_the_formula(ours, options)
+
+
+@configs
+def test_kernels_follow_the_definition(
+    ours: type[Optimizer], options: dict[str, Any], kernel_device: str
+) -> None:
+    follow_the_definition(ours, options, kernel_device)
+
+
+@configs
+def test_state_continues_to_the_bit(ours: type[Optimizer], options: dict[str, Any]) -> None:
+    continue_to_the_bit(ours, options)
 
 
 @pytest.mark.parametrize("n", OPTIMIZER)
@@ -244,15 +148,7 @@ STEPS: list[tuple[Primitive, int, tuple[Any, ...]]] = [  # (step, its states, it
 def test_kernel_tails(
     step: Primitive, states: int, numbers: tuple[Any, ...], n: int, kernel_device: str
 ) -> None:
-    # the first state is far above the square of the second: no cancellation when centered
-    buffers = [np.abs(randn(n, seed=9 + i)) / 2 + (20 if i == 0 else 1) for i in range(states)]
-    given = [randn(n), *buffers, randn(n, seed=1)]
-    wide = [a.astype(np.float64) for a in given]
-    step(*wide, *numbers)
-    arrays = on(kernel_device, *(a.copy() for a in given))
-    step.on(kernel_device)(*arrays, *numbers)
-    for a, e in zip(arrays, wide, strict=True):
-        assert_close(a, e, "float32")
+    check_step(step, states, numbers, n, kernel_device)
 
 
 def test_sgd_kernel_without_momentum(kernel_device: str) -> None:
@@ -320,26 +216,6 @@ def test_gradients_accumulate_into_the_flat_buffer() -> None:
     for p, f in zip(params, first, strict=True):
         assert p.grad.data is p._gradient_home
         assert_close(p.grad.numpy(), f + 1, "float32")
-
-
-@configs
-def test_state_continues_to_the_bit(ours: type[Optimizer], options: dict[str, Any]) -> None:
-    def run(steps: range, state: Any = None) -> tuple[list[np.ndarray], dict[str, Any]]:
-        params = parameters("cpu")
-        optimizer = ours(params, **options)
-        if state is not None:
-            for p, a in zip(params, state[0], strict=True):
-                p.data[...] = a
-            optimizer.load_state_dict(state[1])
-        for step in steps:
-            set_gradients(params, step)
-            optimizer.step()
-        return [p.numpy().copy() for p in params], optimizer.state_dict()
-
-    whole, half = run(range(10)), run(range(5))
-    rest = run(range(5, 10), half)
-    assert all(np.array_equal(a, b) for a, b in zip(whole[0], rest[0], strict=True))
-    assert all(np.array_equal(whole[1][k], rest[1][k]) for k in whole[1])
 
 
 def bad(build: Callable[[list[gpucnn.Tensor]], Any], error: type[Exception], match: str) -> Any:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gpucnn.optim import SGD, Adam, AdamW, Nadam, Optimizer, RMSprop, weight_decay_groups
+from tests.optimizers import float64_numbers, parameters, reference, set_gradients
 from tests.support import assert_close, needs_torch, torch
-from tests.test_optimizer import float64_numbers, parameters, reference, set_gradients
 
 __all__ = ["float64_numbers"]
 
