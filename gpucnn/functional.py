@@ -1,4 +1,8 @@
-"""The functions of the library, gathered from ``gpucnn.ops``."""
+"""The functions of the library, gathered from ``gpucnn.ops``.
+
+A batch may be empty (N = 0): the result then has its right shape, a sum is 0, a mean NaN, running
+statistics stay as they are, gradients are 0, and no kernel is launched.
+"""
 
 from gpucnn.ops.activation import (
     elu,

@@ -248,10 +248,8 @@ class Tensor:
         _walk_back(self, array.astype(self.dtype, copy=False))
 
     def _accumulate(self, grad: Array) -> None:
-        from gpucnn.ops.elementwise import add_forward
-
         if self.grad is not None:
-            grad = add_forward.on(self.device)(self.grad.data, grad)
+            grad = _sum(self.device, self.grad.data, grad)
         if self._gradient_home is not None:
             self._gradient_home[...] = grad
             grad = self._gradient_home
@@ -269,6 +267,7 @@ class Function:
     device: str
     needs: tuple[bool, ...]
     recording: bool
+    batched: tuple[int, ...] = ()  # inputs whose image n alone makes image n of every output
     _inputs: tuple[Tensor | None, ...]
     _output_count: int
 
@@ -287,6 +286,10 @@ class Function:
         """Run forward on tensors (None passes through) and record it where a gradient is needed."""
         if not all(isinstance(t, Tensor) for t in inputs):
             _check_inputs(cls, inputs)
+        if cls.batched and inputs[0] is not None and inputs[0].shape[:1] == (0,):
+            from gpucnn.empty_batch import of_no_images
+
+            return of_no_images(cls, inputs, options, cls.batched)
         function = cls()
         function.device = common_device(inputs)
         function.needs = tuple(t is not None and t.requires_grad for t in inputs)
@@ -380,9 +383,13 @@ def _inputs_of(function: Function) -> tuple[Tensor | None, ...]:
         ) from None
 
 
-def _walk_back(tensor: Tensor, grad: Array) -> None:
+def _sum(device: str, a: Array, b: Array) -> Array:
     from gpucnn.ops.elementwise import add_forward
 
+    return add_forward.on(device)(a, b) if a.size else a
+
+
+def _walk_back(tensor: Tensor, grad: Array) -> None:
     if tensor._creator is None:
         tensor._accumulate(grad)
         return
@@ -398,7 +405,7 @@ def _walk_back(tensor: Tensor, grad: Array) -> None:
                 t._accumulate(dx)
                 continue
             key = (id(t._creator), t._output_index)
-            pending[key] = dx if key not in pending else add_forward.on(t.device)(pending[key], dx)
+            pending[key] = dx if key not in pending else _sum(t.device, pending[key], dx)
         device, needs = function.device, function.needs
         function.__dict__.clear()
         function.device, function.needs = device, needs

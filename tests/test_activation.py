@@ -361,7 +361,7 @@ def test_on_the_cuda_path(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("x", "error", "match"),
     [
-        (np.zeros((0, 3), np.float32), ValueError, "x must not be empty"),
+        (np.zeros((3, 0), np.float32), ValueError, "x must not be empty"),
         (np.zeros((2, 3), np.int32), TypeError, "x must be float32"),
     ],
 )

@@ -203,7 +203,7 @@ X = (2, 6, 5, 4)
     ("x", "output_size", "error", "match"),
     [
         ((6, 5, 4), 2, ValueError, r"x must have shape \(N, H, W, C\)"),
-        ((0, 6, 5, 4), 2, ValueError, "x must not be empty"),
+        ((2, 0, 5, 4), 2, ValueError, "x must not be empty"),
         (X, 0, ValueError, "output_size must be >= 1"),
         (X, (1, 2, 3), ValueError, "output_size must be an int or a pair"),
         (X, 2.0, TypeError, "output_size must be an integer"),

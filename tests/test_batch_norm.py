@@ -339,7 +339,7 @@ X = (4, 3)
     ("change", "error", "match"),
     [
         ({"x": np.zeros(3, np.float32)}, ValueError, "x must have shape"),
-        ({"x": np.zeros((0, 3), np.float32)}, ValueError, "x must not be empty"),
+        ({"x": np.zeros((2, 0, 3), np.float32)}, ValueError, "x must not be empty"),
         ({"x": np.zeros(X, np.int32)}, TypeError, "x must be float32"),
         ({"x": np.zeros((1, 3), np.float32)}, ValueError, "x must hold more than one value"),
         ({"x": np.zeros((1, 1, 1, 3), np.float32)}, ValueError, "x must hold more than one value"),

@@ -133,8 +133,8 @@ def test_channels_are_scaled_by_what_the_image_says(device: str) -> None:
         ((2, 4), ValueError, r"shape: x of shape \(2, 3\) cannot be broadcast to \(2, 4\)"),
         ((3,), ValueError, "shape: x of shape"),
         ((2, 3, 1), ValueError, "shape: x of shape"),
-        ((0, 2, 3), ValueError, "shape must be >= 1"),
-        ((-1, 2, 3), ValueError, "shape must be >= 1"),
+        ((2, 0, 2, 3), ValueError, "shape must be >= 1"),
+        ((-1, 2, 3), ValueError, "shape must be >= 0"),
         ((2.0, 2, 3), TypeError, "shape must be an integer"),
         (6, TypeError, "shape must be a tuple of sizes"),
     ],
@@ -146,6 +146,6 @@ def test_bad_arguments(shape: Any, error: type[Exception], match: str) -> None:
 
 def test_bad_arrays() -> None:
     with pytest.raises(ValueError, match="x must not be empty"):
-        F.broadcast_to(Tensor(np.zeros((0, 3), np.float32)), (2, 0, 3))
+        F.broadcast_to(Tensor(np.zeros((3, 0), np.float32)), (2, 3, 0))
     with pytest.raises(TypeError, match="x must be float32"):
         F.broadcast_to(Tensor([1, 2]), (3, 2))

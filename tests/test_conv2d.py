@@ -260,7 +260,7 @@ X, WEIGHT = (2, 6, 5, 4), (8, 3, 3, 4)
     ("x", "weight", "bias", "options", "error", "match"),
     [
         ((6, 5, 4), WEIGHT, None, {}, ValueError, r"x must have shape \(N, H, W, C\)"),
-        ((0, 6, 5, 4), WEIGHT, None, {}, ValueError, "x must not be empty"),
+        ((2, 0, 5, 4), WEIGHT, None, {}, ValueError, "x must not be empty"),
         (X, (8, 3, 4), None, {}, ValueError, "weight must have shape"),
         (X, (8, 3, 3, 3), None, {}, ValueError, "weight must have 4 channels"),
         (X, (8, 3, 3, 2), None, {"groups": 3}, ValueError, "groups must divide"),

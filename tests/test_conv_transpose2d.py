@@ -307,7 +307,7 @@ X, WEIGHT = (2, 6, 5, 4), (4, 3, 3, 8)
     ("x", "weight", "bias", "options", "error", "match"),
     [
         ((6, 5, 4), WEIGHT, None, {}, ValueError, r"x must have shape \(N, H, W, C\)"),
-        ((0, 6, 5, 4), WEIGHT, None, {}, ValueError, "x must not be empty"),
+        ((2, 0, 5, 4), WEIGHT, None, {}, ValueError, "x must not be empty"),
         (X, (4, 3, 8), None, {}, ValueError, r"weight must have shape \(C, KH, KW, OC/groups\)"),
         (X, (3, 3, 3, 8), None, {}, ValueError, r"weight must have shape \(4, …\)"),
         (X, WEIGHT, None, {"groups": 3}, ValueError, "groups must divide the 4"),

@@ -219,7 +219,7 @@ def test_layers() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        ({"x": np.zeros((0, 1, 1, 3), np.float32)}, ValueError, "x must not be empty"),
+        ({"x": np.zeros((2, 1, 1, 0), np.float32)}, ValueError, "x must not be empty"),
         ({"x": np.zeros((2, 1, 1, 3), np.int32)}, TypeError, "x must be float32"),
         ({"x": np.zeros((2, 1, 1, 3), np.int32), "training": False}, TypeError, "x must be"),
         ({"p": -0.1}, ValueError, "p must lie between 0 and 1"),

@@ -168,7 +168,7 @@ def test_bad_arguments(name: str) -> None:
     for b in ("1", None, True, [1.0]):
         with pytest.raises(TypeError, match="b must be a Tensor or a number"):
             function(a, b)
-    empty = gpucnn.Tensor(np.zeros((0, 3), np.float32))
+    empty = gpucnn.Tensor(np.zeros((3, 0), np.float32))
     for b in (empty, 1.0):
         with pytest.raises(ValueError, match="a must not be empty"):
             function(empty, b)

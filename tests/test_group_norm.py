@@ -322,7 +322,7 @@ ONES = np.ones(4, np.float32)
     ("change", "error", "match"),
     [
         ({"x": np.zeros(4, np.float32)}, ValueError, "x must have shape"),
-        ({"x": np.zeros((0, 4), np.float32)}, ValueError, "x must have shape"),
+        ({"x": np.zeros((2, 0, 4), np.float32)}, ValueError, "x must have shape"),
         ({"x": np.zeros((2, 4), np.int32)}, TypeError, "x must be float32"),
         ({"x": np.zeros((1, 1, 4), np.float32), "num_groups": 4}, ValueError,
          "x must hold more than one value per group"),
@@ -350,7 +350,7 @@ def test_bad_arguments_of_group_norm(
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        ({"x": np.zeros((0, 4), np.float32)}, ValueError, "x must not be empty"),
+        ({"x": np.zeros((2, 0, 4), np.float32)}, ValueError, "x must not be empty"),
         ({"x": np.zeros((2, 4), np.int32)}, TypeError, "x must be float32"),
         ({"normalized_shape": 3}, ValueError, "normalized_shape must be the last axes"),
         ({"normalized_shape": (2, 2, 4)}, ValueError, "normalized_shape must be the last axes"),

@@ -99,7 +99,7 @@ def check_pytorch(case: LinearCase, device: str) -> None:
     ("x", "weight", "bias", "error", "match"),
     [
         ((2, 3, 4), (5, 4), None, ValueError, r"x must have shape \(N, in_features\)"),
-        ((0, 4), (5, 4), None, ValueError, "x must have shape"),
+        ((3, 0), (5, 4), None, ValueError, "x must have shape"),
         ((2, 4), (5, 4, 1), None, ValueError, "weight must have shape"),
         ((2, 3), (5, 4), None, ValueError, "x must have 4 features"),
         ((2, 4), (5, 4), (4,), ValueError, r"bias must have shape \(5,\)"),

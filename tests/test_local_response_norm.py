@@ -308,7 +308,7 @@ def test_layer() -> None:
     ("change", "error", "match"),
     [
         ({"x": np.float32(1)}, ValueError, "x must have shape"),
-        ({"x": np.zeros((0, 3), np.float32)}, ValueError, "x must have shape"),
+        ({"x": np.zeros((3, 0), np.float32)}, ValueError, "x must have shape"),
         ({"x": np.zeros((2, 3), np.int32)}, TypeError, "x must be float32"),
         ({"x": np.zeros((2, 3), np.float32), "region": "within"}, ValueError,
          r"x must have shape \(N, H, W, C\)"),

@@ -170,7 +170,7 @@ X, WEIGHT = (2, 6, 5, 4), (4, 3, 8, 3, 3, 4)
     ("x", "weight", "bias", "options", "error", "match"),
     [
         ((6, 5, 4), WEIGHT, None, {}, ValueError, r"x must have shape \(N, H, W, C\)"),
-        ((0, 6, 5, 4), WEIGHT, None, {}, ValueError, "x must not be empty"),
+        ((2, 0, 5, 4), WEIGHT, None, {}, ValueError, "x must not be empty"),
         (X, (8, 3, 3, 4), None, {}, ValueError, r"weight must have shape \(OH, OW, OC, KH, KW, 4"),
         (X, (4, 3, 8, 3, 3, 3), None, {}, ValueError, "weight must have shape"),
         (X, (4, 3, 0, 3, 3, 4), None, {}, ValueError, "weight must have shape"),

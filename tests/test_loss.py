@@ -368,7 +368,7 @@ TRAINED = Tensor(np.ones(3, np.float32), requires_grad=True, device="cpu")
     ("x", "target", "options", "error", "match"),
     [
         (X[0], [0, 1, 2], {}, ValueError, "input must have shape"),
-        (X[:0], [], {}, ValueError, "input must have shape"),
+        (X[:, :0], [], {}, ValueError, "input must have shape"),
         (X.astype(np.int32), [0, 1], {}, TypeError, "input must be float32"),
         (X, [0, 3], {}, ValueError, "target: the label at 1 is 3, allowed are 0 to 2"),
         (X, [-1, 0], {}, ValueError, "target: the label at 0 is -1, allowed are 0 to 2"),

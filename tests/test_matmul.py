@@ -70,7 +70,7 @@ def test_drawn_cases_agree_with_pytorch(M: int, K: int, N: int) -> None:
     [
         ((2,), (2, 3), r"a must have shape \(M, K\)"),
         ((2, 3, 4), (4, 5), "a must have shape"),
-        ((0, 3), (3, 2), "a must have shape"),
+        ((3, 0), (0, 2), "a must have shape"),
         ((2, 3), (2, 3), r"b must have shape \(3, N\)"),
         ((2, 3), (3,), r"b must have shape \(3, N\)"),
         ((2, 3), (3, 0), r"b must have shape \(3, N\)"),

@@ -260,7 +260,7 @@ X = (2, 6, 5, 4)
     ("x", "kernel_size", "options", "error", "match"),
     [
         ((6, 5, 4), 2, {}, ValueError, r"x must have shape \(N, H, W, C\)"),
-        ((0, 6, 5, 4), 2, {}, ValueError, "x must not be empty"),
+        ((2, 6, 0, 4), 2, {}, ValueError, "x must not be empty"),
         (X, 0, {}, ValueError, "kernel_size must be >= 1"),
         (X, (2, 2, 2), {}, ValueError, "kernel_size must be"),
         (X, 2.0, {}, TypeError, "kernel_size must be an integer"),

@@ -235,7 +235,7 @@ X = (2, 4, 6, 5, 4)
     ("options", "error", "match"),
     [
         ({"x": (2, 6, 5, 4)}, ValueError, r"x must have shape \(N, D, H, W, C\)"),
-        ({"x": (0, 4, 6, 5, 4)}, ValueError, "x must not be empty"),
+        ({"x": (2, 0, 6, 5, 4)}, ValueError, "x must not be empty"),
         ({"kernel_size": 0}, ValueError, "kernel_size must be >= 1"),
         ({"kernel_size": (2, 2)}, ValueError, "kernel_size must be an int or 3 ints"),
         ({"kernel_size": (5, 1, 1)}, ValueError, "kernel_size: a window of 5"),

@@ -122,7 +122,7 @@ W = np.zeros(3, np.float32)
 @pytest.mark.parametrize(
     ("x", "weight", "error", "match"),
     [
-        (X[:0], W, ValueError, "x must not be empty"),
+        (X[:, :0], W, ValueError, "x must not be empty"),
         (np.float32(1), W, ValueError, r"x must have shape \(…, C\)"),
         (X, W[:2], ValueError, r"weight must have shape \(1,\) or \(3,\), got \(2,\)"),
         (X, np.float32(1), ValueError, r"weight must have shape"),

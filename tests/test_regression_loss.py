@@ -388,7 +388,7 @@ X = np.zeros((2, 3), np.float32)
 @pytest.mark.parametrize(
     ("x", "t", "given", "error", "match"),
     [
-        (X[:0], X[:0], {}, ValueError, "input must not be empty"),
+        (X[:, :0], X[:, :0], {}, ValueError, "input must not be empty"),
         (X.astype(np.int32), X + 1, {}, TypeError, "input must be float32"),
         (X, X[0] + 1, {}, ValueError, r"target must have shape \(2, 3\), got \(3,\)"),
         (X, 1.0, {}, ValueError, r"target must have shape \(2, 3\), got \(\)"),

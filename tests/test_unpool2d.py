@@ -335,7 +335,7 @@ X = (2, 3, 4, 5)
     ("x", "options", "error", "match"),
     [
         ((3, 4, 5), {}, ValueError, r"x must have shape \(N, H, W, C\)"),
-        ((0, 3, 4, 5), {}, ValueError, "x must not be empty"),
+        ((2, 3, 0, 5), {}, ValueError, "x must not be empty"),
         (X, {"kernel_size": 0}, ValueError, "kernel_size must be >= 1"),
         (X, {"kernel_size": 2.5}, TypeError, "kernel_size must be an integer"),
         (X, {"stride": 0}, ValueError, "stride must be >= 1"),

@@ -62,7 +62,7 @@ class _BatchNorm(Module):
             momentum=momentum,
             eps=self.eps,
         )
-        if batches:
+        if batches and x.shape[0]:
             self.num_batches_tracked.data[...] = batches
         return y
 

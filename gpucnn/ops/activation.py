@@ -171,6 +171,8 @@ def _launch_backward(dy: Array, kept: Array, name: str, parameters: tuple[float,
 class Relu(Function):
     """relu and its gradient, which needs the output alone."""
 
+    batched = (0,)
+
     def forward(self, x: Array) -> Array:
         check_input(x)
         y = self.run(relu_forward, x)
@@ -188,6 +190,8 @@ class Elementwise(Function):
     On the CPU, where arithmetic costs more than memory, a slope that shares its exponentials with
     y is computed along with y, and kept instead of the input.
     """
+
+    batched = (0,)
 
     def forward(self, x: Array, *, name: str, parameters: tuple[float, ...]) -> Array:
         check_input(x)
@@ -225,10 +229,10 @@ def identity(x: Tensor) -> Tensor:
 def relu(x: Tensor) -> Tensor:
     """``y = max(x, 0)``, element by element; the gradient is dy where x > 0, and 0 at x <= 0.
 
-    x: any shape with at least one element, float32 (float64 on cpu). Returns a tensor of its shape
+    x: any shape, float32 (float64 on cpu). Returns a tensor of its shape
     and dtype. A NaN stays NaN, and its gradient passes.
 
-    Raises ValueError for an empty x, TypeError for integers.
+    Raises ValueError for empty rows, TypeError for integers.
 
     Source: torch.nn.functional.relu.
     """
@@ -238,11 +242,11 @@ def relu(x: Tensor) -> Tensor:
 def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     """``y = x`` where x > 0, else ``negative_slope · x``; the gradient at 0 is negative_slope.
 
-    x: any shape with at least one element, float32 (float64 on cpu). Returns a tensor of its shape
+    x: any shape, float32 (float64 on cpu). Returns a tensor of its shape
     and dtype. negative_slope: any finite number; the backward pass works from x, so a negative
     slope is right too. (PyTorch's default; Keras has 0.2 and 0.3, darknet 0.1.)
 
-    Raises ValueError for an empty x or a slope that is not finite, TypeError for integers or a
+    Raises ValueError for empty rows or a slope that is not finite, TypeError for integers or a
     slope that is no number.
 
     Source: Maas, Hannun and Ng (2013); torch.nn.functional.leaky_relu.
@@ -253,10 +257,10 @@ def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
 def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
     """``y = x`` where x > 0, else ``alpha · (exp(x) − 1)``; the gradient at 0 is alpha.
 
-    x: any shape with at least one element, float32 (float64 on cpu). Returns a tensor of its shape
+    x: any shape, float32 (float64 on cpu). Returns a tensor of its shape
     and dtype. alpha: any finite number; exp(x) − 1 is computed without cancellation.
 
-    Raises ValueError for an empty x or an alpha that is not finite, TypeError for integers or an
+    Raises ValueError for empty rows or an alpha that is not finite, TypeError for integers or an
     alpha that is no number.
 
     Source: Clevert, Unterthiner and Hochreiter, arXiv:1511.07289; torch.nn.functional.elu.
@@ -267,10 +271,10 @@ def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
 def selu(x: Tensor) -> Tensor:
     """``y = 1.0507… · elu(x, 1.6733…)``; the gradient at 0 is 1.7581.
 
-    x: any shape with at least one element, float32 (float64 on cpu). Returns a tensor of its shape
+    x: any shape, float32 (float64 on cpu). Returns a tensor of its shape
     and dtype.
 
-    Raises ValueError for an empty x, TypeError for integers.
+    Raises ValueError for empty rows, TypeError for integers.
 
     Source: Klambauer et al., arXiv:1706.02515; torch.nn.functional.selu.
     """
@@ -280,10 +284,10 @@ def selu(x: Tensor) -> Tensor:
 def sigmoid(x: Tensor) -> Tensor:
     """``y = 1 / (1 + exp(−x))``, without overflow; the gradient is y·(1 − y).
 
-    x: any shape with at least one element, float32 (float64 on cpu). Returns a tensor of its shape
+    x: any shape, float32 (float64 on cpu). Returns a tensor of its shape
     and dtype, with numbers from 0 to 1.
 
-    Raises ValueError for an empty x, TypeError for integers.
+    Raises ValueError for empty rows, TypeError for integers.
 
     Source: torch.sigmoid.
     """
@@ -293,10 +297,10 @@ def sigmoid(x: Tensor) -> Tensor:
 def tanh(x: Tensor) -> Tensor:
     """``y = tanh(x)``; the gradient is 1 − y².
 
-    x: any shape with at least one element, float32 (float64 on cpu). Returns a tensor of its shape
+    x: any shape, float32 (float64 on cpu). Returns a tensor of its shape
     and dtype, with numbers from −1 to 1.
 
-    Raises ValueError for an empty x, TypeError for integers.
+    Raises ValueError for empty rows, TypeError for integers.
 
     Source: torch.tanh.
     """
@@ -306,11 +310,11 @@ def tanh(x: Tensor) -> Tensor:
 def softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     """``y = log(1 + exp(beta·x)) / beta``, and x itself where beta·x > threshold.
 
-    x: any shape with at least one element, float32 (float64 on cpu). Returns a tensor of its shape
+    x: any shape, float32 (float64 on cpu). Returns a tensor of its shape
     and dtype. beta > 0; threshold: any finite number, and large ones overflow nothing. The gradient
     is sigmoid(beta·x), and 1 above the threshold.
 
-    Raises ValueError for an empty x, a beta <= 0 or a number that is not finite, TypeError for
+    Raises ValueError for empty rows, a beta <= 0 or a number that is not finite, TypeError for
     integers or what is no number.
 
     Source: torch.nn.functional.softplus.
@@ -325,7 +329,7 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
     one element, float32 (float64 on cpu). Returns a tensor of its shape and dtype. At ±inf the
     limits are returned, inf and 0, where PyTorch gives NaN.
 
-    Raises ValueError for an empty x or another approximate, TypeError for integers.
+    Raises ValueError for empty rows or another approximate, TypeError for integers.
 
     Source: Hendrycks and Gimpel, arXiv:1606.08415; torch.nn.functional.gelu.
     """
@@ -336,10 +340,10 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
 def silu(x: Tensor) -> Tensor:
     """``y = x · sigmoid(x)``, also called swish.
 
-    x: any shape with at least one element, float32 (float64 on cpu). Returns a tensor of its shape
+    x: any shape, float32 (float64 on cpu). Returns a tensor of its shape
     and dtype. At −inf the limit 0 is returned, where PyTorch gives NaN.
 
-    Raises ValueError for an empty x, TypeError for integers.
+    Raises ValueError for empty rows, TypeError for integers.
 
     Source: Elfwing, Uchibe and Doya, arXiv:1702.03118; torch.nn.functional.silu.
     """
@@ -349,10 +353,10 @@ def silu(x: Tensor) -> Tensor:
 def hardswish(x: Tensor) -> Tensor:
     """``y = x · min(max(x + 3, 0), 6) / 6``; the gradient is 0 at −3 and 1 at 3.
 
-    x: any shape with at least one element, float32 (float64 on cpu). Returns a tensor of its shape
+    x: any shape, float32 (float64 on cpu). Returns a tensor of its shape
     and dtype.
 
-    Raises ValueError for an empty x, TypeError for integers.
+    Raises ValueError for empty rows, TypeError for integers.
 
     Source: Howard et al., arXiv:1905.02244; torch.nn.functional.hardswish.
     """

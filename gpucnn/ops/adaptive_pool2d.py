@@ -266,6 +266,8 @@ def _launch_max_backward(dy: Array, indices: Array, geometry: AdaptivePool2dGeom
 class AdaptiveAvgPool2d(Function):
     """adaptive_avg_pool2d; each cell of a region gets the same share of its gradient."""
 
+    batched = (0,)
+
     def forward(self, x: Array, *, output_size: Any) -> Array:
         self.geometry = adaptive_pool2d_geometry(x, output_size)
         return self.run(adaptive_avg_pool2d_forward, x, self.geometry)
@@ -276,6 +278,8 @@ class AdaptiveAvgPool2d(Function):
 
 class AdaptiveMaxPool2d(Function):
     """adaptive_max_pool2d; its gradient goes to the cells that won."""
+
+    batched = (0,)
 
     def forward(self, x: Array, *, output_size: Any) -> tuple[Array, Array]:
         self.geometry = adaptive_pool2d_geometry(x, output_size)

@@ -38,6 +38,8 @@ def _sizes(x: Any, output_size: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 class AdaptiveMaxPool3d(Function):
     """adaptive_max_pool3d; its gradient goes to the cells that won."""
 
+    batched = (0,)
+
     def forward(self, x: Array, *, output_size: Any) -> tuple[Array, Array]:
         (N, D, H, W, C), (OD, OH, OW) = _sizes(x, output_size)
         if D * H * W > MAX_SIZE:

@@ -138,6 +138,8 @@ def _launch_backward(dy: Array, geometry: AvgPool2dGeometry) -> Array:
 class AvgPool2d(Function):
     """avg_pool2d and sum_pool2d; each cell of a window gets the same share of its gradient."""
 
+    batched = (0,)
+
     def forward(self, x: Array, **options: Any) -> Array:
         self.geometry = avg_pool2d_geometry(x, **options)
         return self.run(avg_pool2d_forward, x, self.geometry)
@@ -175,7 +177,7 @@ def avg_pool2d(
     - "zero": as many windows as "ceil"; the cells past the padded image are zeros that count.
 
     Returns y (N, OH, OW, C). Raises ValueError or TypeError naming the argument if a shape, dtype
-    or number does not fit, also for an empty batch, padding as large as the window, and a window
+    or number does not fit, also for an empty image, padding as large as the window, and a window
     larger than the padded image.
 
     Source: torch.nn.functional.avg_pool2d.

@@ -89,6 +89,8 @@ def _launch_repeat_backward(dy: Array, geometry: Pool2dGeometry) -> Array:
 class AvgRepeat2d(Function):
     """avg_unpool2d(mode="repeat")."""
 
+    batched = (0,)
+
     def forward(self, x: Array, **windows: Any) -> Array:
         self.geometry, _ = unpool2d_geometry(x, **windows)
         return self.run(avg_repeat_forward, x, self.geometry)
@@ -99,6 +101,8 @@ class AvgRepeat2d(Function):
 
 class WindowsBack2d(Function):
     """The adjoint of an average or sum pooling."""
+
+    batched = (0,)
 
     def forward(self, x: Array, *, average: bool, whole: bool, **windows: Any) -> Array:
         s, after = unpool2d_geometry(x, **windows)

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from gpucnn import buffers
 from gpucnn.device import Array, empty
+from gpucnn.empty_batch import nothing
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.channels import chunk_rows, column_sums, fold, normalise, statistics, tile
 from gpucnn.ops.geometry import flag, same_float_dtype
 from gpucnn.ops.reduce import column_blocks
 from gpucnn.ops.softmax import row_blocks
 from gpucnn.primitive import primitive
-from gpucnn.tensor import Function, Tensor
+from gpucnn.tensor import Function, Tensor, no_grad
 from gpucnn.threads import map_chunks, scratch
 
 # geometry
@@ -370,10 +371,21 @@ def batch_norm(
     1. eps: > 0. Returns a tensor of the shape of x.
 
     Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit, for
-    an empty x, and in training for one value per channel; DeviceError for two devices.
+    images without a pixel, and in training for one value per channel; DeviceError for two devices.
+    An empty batch leaves the running statistics alone.
 
     Source: Ioffe and Szegedy, arXiv:1502.03167; torch.nn.functional.batch_norm.
     """
     options = {"training": training, "momentum": momentum, "eps": eps}
     inputs = (x, gamma, beta, running_mean, running_var)
+    if isinstance(x, Tensor) and x.shape[:1] == (0,):
+        # Two blank images pass the checks; what they do to the statistics is thrown away.
+        blank = Tensor(np.zeros((2, *x.shape[1:]), x.dtype), device=x.device)
+        copies = [
+            Tensor._wrap(t.data.copy(), t.device) if isinstance(t, Tensor) else t
+            for t in (running_mean, running_var)
+        ]
+        with no_grad():
+            BatchNorm.apply(blank, gamma, beta, *copies, **options)
+        return nothing(inputs, x.shape)
     return cast("Tensor", BatchNorm.apply(*inputs, **options))

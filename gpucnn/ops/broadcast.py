@@ -9,7 +9,8 @@ from typing import Any, cast
 import numpy as np
 
 from gpucnn.device import Array
-from gpucnn.ops.geometry import integer, same_float_dtype
+from gpucnn.empty_batch import nothing
+from gpucnn.ops.geometry import integer, not_empty, same_float_dtype
 from gpucnn.ops.reduce import axis_sum, spread
 from gpucnn.tensor import Function, Tensor, check_tensor
 
@@ -20,7 +21,7 @@ def wider(x: Any, shape: Any) -> tuple[int, ...]:
     """``shape`` as a tuple to which x can be broadcast; ValueError or TypeError otherwise."""
     if not isinstance(shape, tuple | list):
         raise TypeError(f"shape must be a tuple of sizes, got {shape!r}")
-    wanted = tuple(integer("shape", n, 1) for n in shape)
+    wanted = tuple(integer("shape", n, 1 if axis else 0) for axis, n in enumerate(shape))
     fits = len(wanted) >= x.ndim and all(
         have in (1, want) for have, want in zip(x.shape[::-1], wanted[::-1], strict=False)
     )
@@ -79,20 +80,22 @@ class Broadcast(Function):
 def broadcast_to(x: Tensor, shape: Sequence[int]) -> Tensor:
     """x repeated along new axes in front, and along those where it has size 1.
 
-    x: any shape with at least one element, float32 (float64 on cpu). shape: its sizes, from the
-    end, are those of x, or anything >= 1 where x has 1 or no axis. Returns a tensor of that shape,
-    a copy, unlike NumPy's view; x itself if that is its shape. The gradient is the sum of those of
+    x: any shape, float32 (float64 on cpu). shape: its sizes, from the end, are those of x, or
+    anything >= 1 (0 for the batch) where x has 1 or no axis. Returns a tensor of that shape, a
+    copy, unlike NumPy's view; x itself if that is its shape. The gradient is the sum of those of
     the copies.
 
-    Raises ValueError or TypeError naming the argument if shape does not fit, x is empty or integer.
+    Raises ValueError or TypeError naming the argument if shape does not fit, a row of x is
+    empty or x integer.
 
     Source: numpy.broadcast_to; torch.broadcast_to.
     """
     check_tensor("x", x)
-    if x.size == 0:
-        raise ValueError(f"x must not be empty, got shape {x.shape}")
+    not_empty("x", x)
     same_float_dtype(x=x)
     wanted = wider(x, shape)
+    if wanted != x.shape and wanted[:1] == (0,):
+        return nothing((x,), wanted)
     return x if wanted == x.shape else cast("Tensor", Broadcast.apply(x, shape=wanted))
 
 
@@ -102,9 +105,8 @@ def broadcast_pair(name: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     name: of the function, for the errors.
     """
     same_float_dtype(a=a, b=b)
-    for argument, t in (("a", a), ("b", b)):
-        if t.size == 0:
-            raise ValueError(f"{name}: {argument} must not be empty, got shape {t.shape}")
+    not_empty(f"{name}: a", a)
+    not_empty(f"{name}: b", b)
     try:
         shape = np.broadcast_shapes(a.shape, b.shape)
     except ValueError:

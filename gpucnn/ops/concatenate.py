@@ -11,6 +11,7 @@ import numpy as np
 
 from gpucnn import buffers
 from gpucnn.device import Array, empty
+from gpucnn.empty_batch import of_no_images
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.geometry import same_float_dtype
 from gpucnn.primitive import primitive
@@ -135,8 +136,8 @@ def concatenate(tensors: Sequence[Tensor], axis: int = -1) -> Tensor:
     """The tensors behind each other along an axis: along the channels by default.
 
     tensors: one or more of one dtype, float32 (float64 on cpu), equal in shape apart from the axis,
-    none empty. axis: an int, negative from the end. Returns a tensor whose size along the axis is
-    the sum of theirs; each tensor receives its part of the gradient.
+    none empty but for the batch of all of them. axis: an int, negative from the end. Returns a
+    tensor whose size along the axis is the sum of theirs; each receives its part of the gradient.
 
     Raises ValueError or TypeError naming the argument if a shape, dtype or the axis does not fit;
     DeviceError for tensors of two devices.
@@ -151,4 +152,7 @@ def concatenate(tensors: Sequence[Tensor], axis: int = -1) -> Tensor:
     for i, t in enumerate(given):
         if not isinstance(t, Tensor):
             raise TypeError(f"tensors[{i}] must be a Tensor, got {type(t).__name__}")
+    if all(t.shape[:1] == (0,) for t in given):
+        batch = of_no_images(Concatenate, tuple(given), {"axis": axis}, range(len(given)))
+        return cast("Tensor", batch)
     return cast("Tensor", Concatenate.apply(*given, axis=axis))

@@ -31,7 +31,7 @@ def conv1d(
     (N, OW, OC).
 
     Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit,
-    also for an empty batch and for a dilated window larger than the padded sequence; DeviceError if
+    also for an empty sequence and a dilated window larger than the padded one; DeviceError if
     the tensors live on two devices. Variants: those of conv2d.
 
     Source: torch.nn.functional.conv1d.

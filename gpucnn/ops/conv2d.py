@@ -296,6 +296,8 @@ def _naive_weight_gradient(dy: Array, x: Array, geometry: ConvGeometry) -> Array
 class Convolution(Function):
     """conv1d, conv2d, conv3d and their three gradients."""
 
+    batched = (0,)
+
     def forward(
         self,
         x: Array,
@@ -347,7 +349,7 @@ def conv2d(
     bottom right). groups: divides C and OC. Returns (N, OH, OW, OC).
 
     Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit,
-    also for an empty batch and for a dilated window larger than the padded image; DeviceError if
+    also for an empty image and for a dilated window larger than the padded image; DeviceError if
     the tensors live on two devices. Variants: ``use_variant(conv2d="tiled" | "naive")``; by default
     "naive" where groups leave each output one channel (depthwise), else "tiled".
 

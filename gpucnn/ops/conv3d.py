@@ -35,7 +35,7 @@ def conv3d(
     (N, OD, OH, OW, OC).
 
     Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit,
-    also for an empty batch and for a dilated window larger than the padded volume; DeviceError if
+    also for an empty volume and for a dilated window larger than the padded volume; DeviceError if
     the tensors live on two devices. Variants: those of conv2d.
 
     Source: torch.nn.functional.conv3d.

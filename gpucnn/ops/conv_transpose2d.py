@@ -118,6 +118,8 @@ def _launch_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry)
 class ConvTranspose2d(Function):
     """conv_transpose2d and its three gradients: those of the adjoint convolution, swapped."""
 
+    batched = (0,)
+
     def forward(
         self,
         x: Array,
@@ -182,7 +184,7 @@ def conv_transpose2d(
     Returns (N, OH, OW, OC).
 
     Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit,
-    also for an empty batch and for padding that leaves no output; DeviceError if the tensors live
+    also for an empty image and for padding that leaves no output; DeviceError if the tensors live
     on two devices. The gradients use the kernels of conv2d and their variants.
 
     Source: torch.nn.functional.conv_transpose2d; Dumoulin and Visin, arXiv:1603.07285.

@@ -13,7 +13,7 @@ from gpucnn import buffers, random
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.elementwise import THREADS, four_each
-from gpucnn.ops.geometry import flag, image_shape, same_float_dtype
+from gpucnn.ops.geometry import flag, image_shape, not_empty, same_float_dtype
 from gpucnn.primitive import Primitive, primitive
 from gpucnn.tensor import Function, Tensor, check_tensor
 from gpucnn.threads import map_chunks
@@ -131,6 +131,8 @@ def _launch_dropout2d(x: Array, draw: Draw) -> Array:
 class Dropout(Function):
     """dropout and dropout2d; the gradient draws the same decisions again."""
 
+    batched = (0,)
+
     def forward(self, x: Array, *, op: Primitive, draw: Draw) -> Array:
         self.op, self.draw = op, draw
         return self.run(op, x, draw)
@@ -169,20 +171,19 @@ def dropout(
     per element in memory order, rounded up to a multiple of four; the same on every device. The
     mask is not stored, the gradient ``dx[i] = dy[i]·m(i)`` draws it again.
 
-    x: any shape with at least one element, float32 (float64 on cpu). p: 0 to 1; 1 gives zeros.
+    x: any shape, float32 (float64 on cpu). p: 0 to 1; 1 gives zeros.
     training: x itself is returned where False, and where p is 0; no number is drawn then.
     generator: a :class:`gpucnn.random.Generator`; None for the library's own stream for dropout,
     which ``gpucnn.seed`` restarts and checkpoints of a Trainer hold. Returns a tensor like x.
     Dropped NaN and infinities become NaN, as in PyTorch.
 
-    Raises ValueError or TypeError naming the argument if a dtype or number does not fit, and for an
-    empty x.
+    Raises ValueError or TypeError naming the argument if a dtype or number does not fit, and for
+    empty rows.
 
     Source: Srivastava et al., "Dropout", JMLR 15, 2014; torch.nn.functional.dropout.
     """
     check_tensor("x", x)
-    if x.size == 0:
-        raise ValueError(f"x must not be empty, got shape {x.shape}")
+    not_empty("x", x)
     return _apply(dropout_forward, x, x.size, p, training, generator)
 
 

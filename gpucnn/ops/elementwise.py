@@ -174,6 +174,8 @@ def _launch_scale(x: Array, factor: Array) -> Array:
 class Add(Function):
     """a + sign·b; a vector b receives the sum of the gradient's rows."""
 
+    batched = (0, 1)
+
     def forward(self, a: Array, b: Array, *, sign: float) -> Array:
         _check_pair("add" if sign > 0 else "subtract", a, b)
         self.sign, self.vector = sign, is_vector(a, b)
@@ -192,6 +194,8 @@ class Add(Function):
 
 class Multiply(Function):
     """a · b; each receives the gradient times the other."""
+
+    batched = (0, 1)
 
     def forward(self, a: Array, b: Array) -> Array:
         _check_pair("multiply", a, b)
@@ -215,6 +219,8 @@ class Multiply(Function):
 
 class Affine(Function):
     """scale · a + shift with numbers."""
+
+    batched = (0,)
 
     def forward(self, a: Array, *, scale: float, shift: float) -> Array:
         if a.size == 0:
@@ -247,8 +253,8 @@ def add(a: Tensor, b: Tensor | float) -> Tensor:
     A vector along the last axis is added in place; other shapes are copied out first
     (:func:`broadcast_to`). Returns a tensor of the common shape.
 
-    Raises ValueError or TypeError naming the argument for shapes or dtypes that do not fit, or an
-    empty tensor; DeviceError for tensors of two devices.
+    Raises ValueError or TypeError naming the argument for shapes or dtypes that do not fit, or
+    empty rows; DeviceError for tensors of two devices.
     """
     if isinstance(b, Tensor):
         return cast("Tensor", Add.apply(*_pair("add", a, b), sign=1.0))

@@ -178,20 +178,25 @@ def conv_transpose_output_size(
     return full - low - high
 
 
+def not_empty(name: str, array: Any) -> None:
+    """Raise ValueError if an axis is empty, unless it is the first: a batch may be."""
+    if 0 in array.shape[1:]:
+        raise ValueError(f"{name} must not be empty, got shape {tuple(array.shape)}")
+
+
 def batch_shape(name: str, array: Any, dims: int) -> tuple[int, ...]:
-    """The (N, ..., C) of a batch of sequences, images or volumes (1, 2, 3 axes), each >= 1."""
+    """The (N, ..., C) of a batch of sequences, images or volumes, each >= 1 but N."""
     shape = tuple(array.shape)
     if len(shape) != dims + 2:
         raise ValueError(
             f"{name} must have shape ({', '.join(('N', *AXES[-dims:], 'C'))}), got {shape}"
         )
-    if 0 in shape:
-        raise ValueError(f"{name} must not be empty, got shape {shape}")
+    not_empty(name, array)
     return shape
 
 
 def image_shape(name: str, array: Any) -> tuple[int, int, int, int]:
-    """The (N, H, W, C) of an image batch, each >= 1."""
+    """The (N, H, W, C) of an image batch, each >= 1 but N."""
     n, h, w, c = batch_shape(name, array, 2)
     return n, h, w, c
 

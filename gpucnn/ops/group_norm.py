@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
-from gpucnn.ops.geometry import integer, same_float_dtype
+from gpucnn.ops.geometry import integer, not_empty, same_float_dtype
 from gpucnn.ops.reduce import column_blocks, launch_sum_slices
 from gpucnn.primitive import primitive
 from gpucnn.tensor import Function, Tensor, check_tensor
@@ -215,6 +215,8 @@ def _launch_sums(dy: Array, x: Array, statistics: Array) -> tuple[Array, Array]:
 class GroupNorm(Function):
     """group_norm and layer_norm on x seen as (N, P, C), and the gradients in all three inputs."""
 
+    batched = (0,)
+
     def forward(
         self,
         x: Array,
@@ -266,25 +268,25 @@ def group_norm(
     (C), None for 1 and 0. eps: > 0. Returns a tensor of the shape of x.
 
     Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit, for
-    an empty x, and for one value in all; DeviceError for two devices.
+    empty rows, and for one value in all; DeviceError for two devices.
 
     Source: Wu and He, arXiv:1803.08494; torch.nn.functional.group_norm.
     """
     check_tensor("x", x)
     groups = integer("num_groups", num_groups, 1)
-    if x.ndim < 2 or x.size == 0:
+    if x.ndim < 2 or 0 in x.shape[1:]:
         raise ValueError(f"x must have shape (N, …, C) and not be empty, got {x.shape}")
-    N, C = x.shape[0], x.shape[-1]
+    N, C, pixels = max(x.shape[0], 1), x.shape[-1], math.prod(x.shape[1:-1])
     if C % groups:
         raise ValueError(f"num_groups must divide the {C} channels of x, got {groups}")
     _check_eps(eps)
     _check_arrays(x, weight, bias, (C,))
-    if x.size == groups:
+    if N * pixels * C == groups:
         raise ValueError(
             f"x must hold more than one value per group, got shape {x.shape} and {groups} groups: "
             "the variance of one value is 0"
         )
-    options = {"view": (N, x.size // (N * C), C), "groups": groups, "eps": float(eps)}
+    options = {"view": (N, pixels, C), "groups": groups, "eps": float(eps)}
     return cast("Tensor", GroupNorm.apply(x, weight, bias, **options))
 
 
@@ -304,18 +306,18 @@ def layer_norm(
     and 0. eps: > 0. Returns a tensor of the shape of x; a row of one value gives bias.
 
     Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit, and
-    for an empty x; DeviceError for two devices.
+    for empty rows; DeviceError for two devices.
 
     Source: Ba, Kiros and Hinton, arXiv:1607.06450; torch.nn.functional.layer_norm.
     """
     check_tensor("x", x)
     sizes = normalized_axes(normalized_shape)
-    if x.size == 0:
-        raise ValueError(f"x must not be empty, got shape {x.shape}")
+    not_empty("x", x)
     if x.shape[x.ndim - len(sizes) :] != sizes or x.ndim < len(sizes):
         raise ValueError(f"normalized_shape must be the last axes of x {x.shape}, got {sizes}")
     _check_eps(eps)
     _check_arrays(x, weight, bias, sizes)
     length = math.prod(sizes)
-    options = {"view": (x.size // length, 1, length), "groups": 1, "eps": float(eps)}
+    rows = math.prod(max(n, 1) for n in x.shape[: -len(sizes)])
+    options = {"view": (rows, 1, length), "groups": 1, "eps": float(eps)}
     return cast("Tensor", GroupNorm.apply(x, weight, bias, **options))

@@ -137,6 +137,8 @@ def _launch_weight_gradient(dy: Array, x: Array, geometry: LinearGeometry) -> Ar
 class Linear(Function):
     """linear and its three gradients."""
 
+    batched = (0,)
+
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
         self.geometry = linear_geometry(x, weight, bias)
         if self.recording:
@@ -154,6 +156,8 @@ class Linear(Function):
 
 class Matmul(Function):
     """a b: the data gradient of a linear layer; its gradients are the other two products."""
+
+    batched = (0,)
 
     def forward(self, a: Array, b: Array) -> Array:
         if a.ndim != 2 or 0 in a.shape:
@@ -198,7 +202,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     dtype. bias: (out_features) or None. Returns (N, out_features).
 
     Raises ValueError or TypeError naming the argument if a shape or dtype does not fit, also for an
-    empty batch; DeviceError if the tensors live on two devices.
+    x without features; DeviceError if the tensors live on two devices.
 
     Source: torch.nn.functional.linear.
     """

@@ -251,6 +251,8 @@ def _launch_backward(dy: Array, x: Array, y: Array, s: Array, window: Window) ->
 class LocalResponseNorm(Function):
     """local_response_norm and its gradient."""
 
+    batched = (0,)
+
     def forward(self, x: Array, *, window: Window) -> Array:
         _check(x, window)
         self.window = window
@@ -304,7 +306,7 @@ def local_response_norm(
     alpha, beta: >= 0. k: > 0. Returns a tensor of the shape of x. Squares that overflow give 0.
 
     Raises ValueError or TypeError naming the argument if a shape, dtype, name or number does not
-    fit, and for an empty x.
+    fit, and for empty rows.
 
     Source: Krizhevsky, Sutskever and Hinton, "ImageNet classification with deep convolutional
     neural networks", 2012, section 3.3; torch.nn.LocalResponseNorm; Caffe's LRNParameter.

@@ -176,6 +176,8 @@ def _launch_weight_gradient(dy: Array, x: Array, geometry: ConvGeometry) -> Arra
 class LocallyConnected2d(Function):
     """locally_connected2d and its three gradients."""
 
+    batched = (0,)
+
     def forward(
         self, x: Array, weight: Array, bias: Array | None, *, stride: Any, padding: Any
     ) -> Array:
@@ -217,7 +219,7 @@ def locally_connected2d(
     (N, OH, OW, OC).
 
     Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit,
-    also for an empty batch, a window larger than the padded image, and a weight for another number
+    also for an empty image, a window larger than the padded image, and a weight for another number
     of positions; DeviceError if the tensors live on two devices.
 
     Source: keras.layers.LocallyConnected2D (Keras 2), implementation 1.

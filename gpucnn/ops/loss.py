@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from gpucnn import buffers
 from gpucnn.device import Array, DeviceError, empty, to_device
+from gpucnn.empty_batch import nothing
 from gpucnn.kernel import KernelFile
 from gpucnn.misuse import warn_once
 from gpucnn.ops.elementwise import THREADS, four_each, scale_forward
@@ -33,7 +35,7 @@ def check_reduction(reduction: Any, allowed: tuple[str, ...] = REDUCTIONS) -> No
 def check_scores(input: Tensor) -> None:
     """Check the input of a loss of rows."""
     check_tensor("input", input)
-    if input.ndim < 2 or input.size == 0:
+    if input.ndim < 2 or 0 in input.shape[1:]:
         raise ValueError(f"input must have shape (N, …, C) and not be empty, got {input.shape}")
     same_float_dtype(input=input)
 
@@ -386,5 +388,8 @@ def cross_entropy(
 
 def row_loss(input: Tensor, loss: Primitive, arguments: tuple[Any, ...], reduction: str) -> Tensor:
     """Apply a primitive that takes (x, *arguments, gradient) and returns ((R, 2), dx or None)."""
+    if not input.size:
+        shape = input.shape[:-1] if reduction == "none" else ()
+        return nothing((input,), shape, math.nan if reduction == "mean" else 0)
     options = {"loss": loss, "arguments": arguments, "reduction": reduction}
     return cast("Tensor", RowLoss.apply(input, **options))

@@ -202,6 +202,8 @@ def _launch_max_backward(dy: Array, indices: Array, geometry: Pool2dGeometry) ->
 class MaxPool2d(Function):
     """max_pool2d; its gradient goes to the cells that won."""
 
+    batched = (0,)
+
     def forward(
         self,
         x: Array,
@@ -286,7 +288,7 @@ def max_pool2d(
     window lies inside the image (y is then −inf).
 
     Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit,
-    also for an empty batch, padding as large as the window, and a window larger than the padded
+    also for an empty image, padding as large as the window, and a window larger than the padded
     image.
 
     Source: torch.nn.functional.max_pool2d.

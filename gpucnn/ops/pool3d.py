@@ -162,6 +162,8 @@ def _launch_join(
 class MaxPool3d(Function):
     """max_pool3d; its gradient goes to the cells that won."""
 
+    batched = (0,)
+
     def forward(self, x: Array, **options: Any) -> tuple[Array, Array]:
         g = self.geometry = max_pool3d_geometry(x, **options)
         p, d = g.planes, g.depth

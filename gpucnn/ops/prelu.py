@@ -110,6 +110,8 @@ def _launch_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Array]:
 class PRelu(Function):
     """prelu and the gradients of its input and slopes; keeps the input."""
 
+    batched = (0,)
+
     def forward(self, x: Array, weight: Array) -> Array:
         prelu_check(x, weight)
         if self.recording:
@@ -127,13 +129,13 @@ class PRelu(Function):
 def prelu(x: Tensor, weight: Tensor) -> Tensor:
     """``y = x`` where x > 0, else ``weight · x``, with one learned slope or one per channel.
 
-    x: (…, C) with at least one element, float32 (float64 on cpu). weight: (1,) or (C,) of its
+    x: (…, C), C >= 1, float32 (float64 on cpu). weight: (1,) or (C,) of its
     dtype. Returns a tensor of the shape of x. The gradient of weight is Σ x·dy over x <= 0, added
     in a fixed order; the gradient of x at 0 is weight·dy. The backward pass works from x, so that
     negative slopes are right too.
 
-    Raises ValueError if x is empty or 0-d or weight has another shape, TypeError for integers or
-    two dtypes, DeviceError for tensors on two devices.
+    Raises ValueError if x is 0-d, its rows are empty or weight has another shape, TypeError for
+    integers or two dtypes, DeviceError for tensors on two devices.
 
     Source: He et al., arXiv:1502.01852; torch.nn.functional.prelu.
     """

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from gpucnn import buffers
 from gpucnn.device import Array, empty
+from gpucnn.empty_batch import nothing
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.elementwise import four_each
-from gpucnn.ops.geometry import flag, same_float_dtype
+from gpucnn.ops.geometry import flag, not_empty, same_float_dtype
 from gpucnn.ops.transpose import launch_transpose, transpose
 from gpucnn.primitive import primitive
 from gpucnn.tensor import Function, Tensor, check_tensor
@@ -270,14 +271,17 @@ def _reduce(
 ) -> Tensor:
     check_tensor("x", x)
     flag("keepdims", keepdims)
-    if x.size == 0:
-        raise ValueError(f"x must not be empty, got shape {x.shape}")
+    not_empty("x", x)
     same_float_dtype(x=x)
     axes = reduced_axes(axis, x.ndim)
     if not axes and x.ndim:
         raise ValueError(f"axis must name at least one axis, got {axis!r}")
     kept = tuple(a for a in range(x.ndim) if a not in axes)
     shape = tuple(1 if a in axes else n for a, n in enumerate(x.shape) if keepdims or a in kept)
+    if not x.size:
+        if function is AxisMax and 0 in axes:
+            raise ValueError(f"x must not be empty where it has a maximum, got shape {x.shape}")
+        return nothing((x,), shape, math.nan if mean else 0)
     sizes = _as_three_axes(x.shape, axes)
     if sizes is None:
         count = math.prod(x.shape[a] for a in axes)
@@ -294,12 +298,12 @@ def _reduce(
 def sum(x: Tensor, axis: Axes = None, *, keepdims: bool = False) -> Tensor:
     """The sum of all elements, or along one or several axes, in a fixed order.
 
-    x: any shape with at least one element, float32 (float64 on cpu). axis: None for all, an int or
+    x: any shape, float32 (float64 on cpu). axis: None for all, an int or
     several, negative ones from the end. Returns a 0-d tensor or one without the reduced axes; with
     keepdims they stay as 1.
 
     Raises ValueError or TypeError naming the argument for an axis x does not have, an axis given
-    twice, an empty x or integers.
+    twice, empty rows or integers.
 
     Source: torch.sum.
     """

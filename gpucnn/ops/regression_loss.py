@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import numpy as np
 
 from gpucnn import buffers
 from gpucnn.device import Array, empty
+from gpucnn.empty_batch import nothing
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.activation import check_positive, check_real
 from gpucnn.ops.elementwise import THREADS, scale_forward
-from gpucnn.ops.geometry import flag, same_float_dtype
+from gpucnn.ops.geometry import flag, not_empty, same_float_dtype
 from gpucnn.ops.loss import check_reduction, constant, float_constant
 from gpucnn.ops.reduce import launch_column_sum
 from gpucnn.ops.regression_formulas import LOSSES
@@ -27,8 +29,7 @@ KL_REDUCTIONS = ("mean", "batchmean", "sum", "none")
 def check_numbers(input: Tensor) -> None:
     """Check the input of a loss of pairs."""
     check_tensor("input", input)
-    if input.size == 0:
-        raise ValueError(f"input must not be empty, got shape {input.shape}")
+    not_empty("input", input)
     same_float_dtype(input=input)
 
 
@@ -199,6 +200,9 @@ def _apply(
 ) -> Tensor:
     if not isinstance(target, Tensor):
         target = Tensor(target, device=input.device)
+    if not input.size:
+        shape = input.shape if reduction == "none" else ()
+        return nothing((input, target), shape, math.nan if "mean" in reduction else 0)
     count = {"mean": input.size, "batchmean": input.shape[0] if input.ndim else 1}
     options = {"factor": 1 / count.get(reduction, 1), "add": reduction != "none"}
     loss = PairLoss.apply(input, target, name=name, parameters=parameters, **options)
@@ -226,7 +230,7 @@ def _distance(input: Tensor, target: Any, reduction: str, name: str, *parameters
 def l1_loss(input: Tensor, target: Any, *, reduction: str = "mean") -> Tensor:
     """Mean absolute error: ``|input − target|``; the gradient where both are equal is 0.
 
-    input: any shape with at least one element, float32 (float64 on cpu). target: numbers of its
+    input: any shape, float32 (float64 on cpu). target: numbers of its
     shape, as NumPy array, lists, or Tensor on the device of input; a Tensor may require a gradient.
     reduction: "mean" over all elements, "sum" or "none". Returns a 0-d tensor, or one of the shape
     of input with "none".
@@ -242,7 +246,7 @@ def l1_loss(input: Tensor, target: Any, *, reduction: str = "mean") -> Tensor:
 def mse_loss(input: Tensor, target: Any, *, reduction: str = "mean") -> Tensor:
     """Mean squared error: ``(input − target)²``, without the ½ that some texts put in front.
 
-    input: any shape with at least one element, float32 (float64 on cpu). target: numbers of its
+    input: any shape, float32 (float64 on cpu). target: numbers of its
     shape, as NumPy array, lists, or Tensor on the device of input; a Tensor may require a gradient.
     reduction: "mean" over all elements, "sum" or "none". Returns a 0-d tensor, or one of the shape
     of input with "none".
@@ -290,7 +294,7 @@ def binary_cross_entropy_with_logits(
     """``−t·log sigmoid(x) − (1 − t)·log sigmoid(−x)`` for scores x = input and t = target.
 
     The gradient is sigmoid(x) − t. The sigmoid is never taken the logarithm of, so that scores of
-    ±1e4 cost their distance. input: any shape with at least one element, float32 (float64 on cpu).
+    ±1e4 cost their distance. input: any shape, float32 (float64 on cpu).
     target: numbers of its shape, 0…1 (not checked), as NumPy array, lists, or Tensor on the device
     of input. reduction: "mean" over all elements, "sum" or "none". Returns a 0-d tensor, or one of
     the shape of input with "none".
@@ -332,7 +336,7 @@ def kl_div(
     """Kullback–Leibler divergence: ``t·(log t − x)``, x = input in log-probabilities, t = target.
 
     With log_target the target is in log-probabilities too: ``exp(t)·(t − x)``. Where the
-    probability is 0 the loss is 0, whatever x. input: any shape with at least one element, as from
+    probability is 0 the loss is 0, whatever x. input: any shape, as from
     log_softmax, float32 (float64 on cpu). target: numbers of its shape, as NumPy array, lists, or
     Tensor on the device of input. reduction: "sum", "none", "batchmean", which divides by the
     length of the first axis and is the divergence itself, or "mean", which divides by the number of

@@ -147,6 +147,8 @@ def _check(x: Array) -> None:
 class Softmax(Function):
     """softmax and its gradient, which needs the output alone."""
 
+    batched = (0,)
+
     def forward(self, x: Array) -> Array:
         _check(x)
         y = self.run(softmax_forward, x)
@@ -160,6 +162,8 @@ class Softmax(Function):
 
 class LogSoftmax(Function):
     """log_softmax and its gradient, which needs the output alone."""
+
+    batched = (0,)
 
     def forward(self, x: Array) -> Array:
         _check(x)
@@ -184,7 +188,7 @@ def softmax(x: Tensor) -> Tensor:
 
     For training use :func:`~gpucnn.ops.loss.cross_entropy`, which takes the scores themselves.
 
-    Raises ValueError for an empty or 0-d x, TypeError for integers.
+    Raises ValueError for empty rows or a 0-d x, TypeError for integers.
 
     Source: torch.nn.functional.softmax with dim=-1.
     """
@@ -199,7 +203,7 @@ def log_softmax(x: Tensor) -> Tensor:
     least one element, float32 (float64 on cpu). Returns a tensor of its shape. A score of −inf
     stays −inf; a row that holds +inf or NaN, or only −inf, becomes NaN.
 
-    Raises ValueError for an empty or 0-d x, TypeError for integers.
+    Raises ValueError for empty rows or a 0-d x, TypeError for integers.
 
     Source: torch.nn.functional.log_softmax with dim=-1.
     """

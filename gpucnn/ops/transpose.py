@@ -11,8 +11,9 @@ import numpy as np
 
 from gpucnn import buffers
 from gpucnn.device import Array, empty
+from gpucnn.empty_batch import nothing
 from gpucnn.kernel import KernelFile
-from gpucnn.ops.geometry import same_float_dtype
+from gpucnn.ops.geometry import not_empty, same_float_dtype
 from gpucnn.primitive import primitive
 from gpucnn.tensor import Function, Tensor, check_tensor
 from gpucnn.threads import map_chunks
@@ -133,13 +134,17 @@ class Transpose(Function):
 def transpose(x: Tensor, axes: Sequence[int] | None = None) -> Tensor:
     """``y`` with axis ``axes[i]`` of x as axis i; without axes their order is reversed.
 
-    x: any shape with at least one element, float32 (float64 on cpu). axes: a permutation of its
+    x: any shape, float32 (float64 on cpu). axes: a permutation of its
     axes, negative ones from the end. Returns a contiguous tensor, unlike NumPy's view.
 
-    Raises ValueError or TypeError naming the argument if axes is no permutation, x is empty or
-    integer.
+    Raises ValueError or TypeError naming the argument if axes is no permutation, a row of x is
+    empty or x integer.
 
     Source: numpy.transpose; torch.permute.
     """
     check_tensor("x", x)
-    return cast("Tensor", Transpose.apply(x, axes=permutation(axes, x.ndim)))
+    order = permutation(axes, x.ndim)
+    if x.shape[:1] == (0,):
+        not_empty("x", x)
+        return nothing((x,), tuple(x.shape[a] for a in order))
+    return cast("Tensor", Transpose.apply(x, axes=order))

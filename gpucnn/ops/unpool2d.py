@@ -229,6 +229,8 @@ def _launch_max_backward(dy: Array, indices: Array, last: bool, geometry: Unpool
 class MaxUnpool(Function):
     """max_unpool1d, 2d and 3d; a value gets the gradient of the cell it was written to."""
 
+    batched = (0, 1)
+
     def forward(
         self, x: Array, indices: Array, *, dims: int, overlap: Any, **windows: Any
     ) -> Array:
