@@ -187,10 +187,12 @@ def _behind_windows(function: Any, field: Field, back: bool) -> Field:
 
 
 def _leaves(model: Module) -> dict[str, Module]:
+    first = {id(module): name for name, module in reversed([*model.named_modules()])}
     return {
         name: module
         for name, module in model.named_modules()
-        if not any(other is not module for _, other in module.named_modules())
+        if first[id(module)] == name
+        and not any(other is not module for _, other in module.named_modules())
     }
 
 

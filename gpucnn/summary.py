@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gpucnn.nn import Linear, LocallyConnected2d, Module
+from gpucnn.nn import Linear, LocallyConnected2d, Module, Parameter
 from gpucnn.nn.conv import Convolution
 from gpucnn.receptive_field import Trace
 from gpucnn.tensor import Tensor
@@ -13,12 +13,12 @@ from gpucnn.tensor import Tensor
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One call of one layer, for one image.
+    """One call of one layer, for one image; or what is left of a module's parameters.
 
     Attributes:
         name: as in ``named_modules()``.
         layer: its repr.
-        output_shape: without the batch dimension.
+        output_shape: without the batch dimension; () where nothing was called.
         parameters: numbers that are trained; 0 where they were counted at an earlier call.
         multiply_adds: of convolutions and linear layers, padding included; 0 for other layers.
         receptive_field: (rows, columns) of the input that one output can see, the largest over the
@@ -49,6 +49,10 @@ def _multiply_adds(module: Module, x: Tensor, y: Tensor) -> int:
 def summarize(model: Module, input_shape: tuple[int, ...]) -> list[LayerSummary]:
     """Run one blank image through a model and describe each layer it calls, in order.
 
+    Behind them come the modules whose parameters no such call counted: those that hold parameters
+    beside other modules, and layers that were not called. Each parameter counts once, and what is
+    not trained, such as running statistics, not at all.
+
     Args:
         model: any module; its mode is restored afterwards.
         input_shape: (H, W, C) for images: without the batch dimension.
@@ -77,4 +81,11 @@ def summarize(model: Module, input_shape: tuple[int, ...]) -> list[LayerSummary]
 
     with trace.watch(model, called):
         model(trace.blank)
+    for name, module in model.named_modules():
+        own = [p for p in vars(module).values() if isinstance(p, Parameter)]
+        left = {id(p): p.size for p in own if id(p) not in counted}
+        if left:
+            counted.update(left)
+            size = sum(left.values())
+            rows.append(LayerSummary(name, type(module).__name__, (), size, 0, None))
     return rows

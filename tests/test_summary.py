@@ -118,6 +118,38 @@ def test_shared_parameters_count_once_and_branches_join() -> None:
     assert "forward" not in vars(model.conv)
 
 
+def test_a_layer_in_two_places_is_counted_once() -> None:
+    """By identity: it is called twice, and has its parameters once."""
+    conv = nn.Conv2d(1, 1, 3, padding=1)
+    rows = summarize(nn.Sequential(conv, nn.ReLU(), nn.Sequential(conv)), (6, 5, 1))
+    assert [row.name for row in rows] == ["0", "1", "0"]
+    assert [row.parameters for row in rows] == [10, 0, 0]
+    assert [row.multiply_adds for row in rows] == [270, 0, 270]
+
+
+def test_every_parameter_is_counted_and_no_buffer() -> None:
+    """Those of a module that holds others, of a layer that is not called, of a shared weight."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            self.conv = nn.Conv2d(1, 2, 1)
+            self.norm = nn.BatchNorm2d(2)
+            self.scale = nn.Parameter(np.ones(2, np.float32))
+            self.spare = nn.Linear(3, 4)
+            self.again = self.scale
+
+        def forward(self, x: gpucnn.Tensor) -> gpucnn.Tensor:
+            return self.norm(self.conv(x)) * self.scale
+
+    model = Model()
+    rows = summarize(model, (4, 4, 1))
+    assert [(row.name, row.parameters) for row in rows] == [
+        ("conv", 4), ("norm", 4), ("", 2), ("spare", 16),
+    ]  # fmt: skip
+    assert rows[2].layer == "Model"
+    assert sum(row.parameters for row in rows) == sum(p.size for p in model.parameters())
+
+
 def test_the_mode_is_restored_even_after_an_error() -> None:
     model = nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1))
     before = model.state_dict()
