@@ -52,15 +52,28 @@ GPUCNN_STORE(__stwt)
 #undef GPUCNN_LOAD
 #undef GPUCNN_STORE
 
-// Calls of memcpy and memset in a kernel are renamed to these.
+// Calls of memcpy and memset in a kernel are renamed to these. Builds that count accesses keep the
+// compiler from turning them into accesses, which would count a second time.
+#ifdef GPUCNN_COUNTED
+#define GPUCNN_WHOLE static __attribute__((noipa, no_sanitize_thread))
+#else
+#define GPUCNN_WHOLE GPUCNN_INLINE
+#endif
+GPUCNN_WHOLE void* gpucnn_move(void* to, const void* from, unsigned long bytes) {
+    return __builtin_memcpy(to, from, bytes);
+}
+GPUCNN_WHOLE void* gpucnn_fill(void* to, int value, unsigned long bytes) {
+    return __builtin_memset(to, value, bytes);
+}
+#undef GPUCNN_WHOLE
 GPUCNN_INLINE void* gpucnn_memcpy(void* to, const void* from, unsigned long bytes) {
     gpucnn_check_range(from, bytes, 0);
     gpucnn_check_range(to, bytes, 1);
-    return __builtin_memcpy(to, from, bytes);
+    return gpucnn_move(to, from, bytes);
 }
 GPUCNN_INLINE void* gpucnn_memset(void* to, int value, unsigned long bytes) {
     gpucnn_check_range(to, bytes, 1);
-    return __builtin_memset(to, value, bytes);
+    return gpucnn_fill(to, value, bytes);
 }
 
 GPUCNN_INLINE unsigned long __cvta_generic_to_shared(const void* p) { return (unsigned long)p; }

@@ -1,0 +1,662 @@
+"""What the emulator counts of textbook kernels is what a GPU's manual says of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpucnn import emulator
+from gpucnn.ops.conv_geometry import conv_geometry
+from gpucnn.primitive import PRIMITIVES
+from gpucnn.xray.counters import LaunchCounters, Site, count
+from tests.support import randn
+
+pytestmark = pytest.mark.emulated
+
+SOURCE = r"""
+#define GLOBAL extern "C" __global__ void
+#define I (blockIdx.x * blockDim.x + threadIdx.x)
+
+GLOBAL copy(float* y, const float* x, int n, int stride, int shift) {
+    if (I < n) y[I * stride + shift] = x[I * stride + shift];
+}
+GLOBAL copy2(float2* y, const float2* x, int n) { if (I < n) y[I] = x[I]; }
+GLOBAL copy4(float4* y, const float4* x, int n) { if (I < n) y[I] = x[I]; }
+GLOBAL copy_bytes(unsigned char* y, const unsigned char* x, int n) { if (I < n) y[I] = x[I]; }
+GLOBAL broadcast(float* y, const float* x) { y[I] = x[3]; }
+
+GLOBAL transpose_naive(float* y, const float* x) {
+    __shared__ float tile[32][32];
+    tile[threadIdx.y][threadIdx.x] = x[threadIdx.y * 32 + threadIdx.x];
+    __syncthreads();
+    y[threadIdx.y * 32 + threadIdx.x] = tile[threadIdx.x][threadIdx.y];
+}
+GLOBAL transpose_padded(float* y, const float* x) {
+    __shared__ float tile[32][33];
+    tile[threadIdx.y][threadIdx.x] = x[threadIdx.y * 32 + threadIdx.x];
+    __syncthreads();
+    y[threadIdx.y * 32 + threadIdx.x] = tile[threadIdx.x][threadIdx.y];
+}
+
+// Lanes whose bit of `lanes` is set read the word, pair or quadruple that `at` says.
+template <class T>
+__device__ void gather(T* y, const T* x, const int* at, unsigned lanes, T* tile) {
+    const int t = threadIdx.x;
+    for (int i = t; i < 128; i += blockDim.x) tile[i] = x[i];
+    __syncthreads();
+    if (t < blockDim.x && lanes >> t & 1) {
+        const int a = at[t];
+        y[t] = x[a];
+        y[t] = tile[a];
+    }
+}
+GLOBAL gather1(float* y, const float* x, const int* at, unsigned lanes) {
+    __shared__ float tile[128];
+    gather(y, x, at, lanes, tile);
+}
+GLOBAL gather2(float2* y, const float2* x, const int* at, unsigned lanes) {
+    __shared__ float2 tile[128];
+    gather(y, x, at, lanes, tile);
+}
+GLOBAL gather4(float4* y, const float4* x, const int* at, unsigned lanes) {
+    extern __shared__ float4 tile4[];
+    gather(y, x, at, lanes, tile4);
+}
+
+GLOBAL branch(float* y, const float* x) {
+    if (threadIdx.x % 2) {
+        y[threadIdx.x] = x[threadIdx.x];
+    } else {
+        y[threadIdx.x] = x[threadIdx.x];
+    }
+}
+GLOBAL triangle(float* y, const float* x) {
+    float sum = 0.0f;
+    for (int i = 0; i <= threadIdx.x; ++i) sum += x[i];
+    y[threadIdx.x] = sum;
+}
+// Half of the warp reads in each of two turns.
+GLOBAL turns(float* y, const float* x, int apart) {
+    for (int turn = 0; turn < 2; ++turn) {
+        if (threadIdx.x / 16 == turn) y[threadIdx.x] = x[threadIdx.x];
+        if (apart == 1) __syncthreads();
+        if (apart == 2) __syncwarp();
+        if (apart == 3 && threadIdx.x < 16) __syncwarp(0xffff);
+    }
+}
+
+GLOBAL barriers(float* y) {
+    for (int i = 0; i <= blockIdx.x; ++i) __syncthreads();
+    y[I] = __syncthreads_count(1);
+}
+GLOBAL warps(float* y, const float* x) {
+    float v = x[I];
+    for (int offset = 16; offset > 0; offset /= 2) v += __shfl_down_sync(~0u, v, offset);
+    y[I] = __any_sync(~0u, v > 0.0f) + __reduce_add_sync(~0u, 1);
+    __syncwarp();
+}
+GLOBAL atomics(int* total, const int* x, int n) {
+    __shared__ int sum;
+    if (threadIdx.x == 0) sum = 0;
+    __syncthreads();
+    if (I < n) atomicAdd(&sum, x[I]);
+    __syncthreads();
+    if (threadIdx.x == 0) atomicAdd(total, sum);
+}
+
+GLOBAL twice(float* y, const float* x) { y[I] = x[I] * x[I]; }
+GLOBAL loop_load(float* y, const float* x) {
+    float sum = 0.0f;
+    for (int i = 0; i < 5; ++i) sum += x[threadIdx.x];
+    y[threadIdx.x] = sum;
+}
+__constant__ float table[4] = {1, 2, 3, 4};
+GLOBAL registers(float* y, const float* x, int n) {
+    float kept[4];
+    for (int i = 0; i < 4; ++i) kept[i] = x[threadIdx.x] + table[i];
+    float* volatile where = kept;
+    y[threadIdx.x] = where[n];
+}
+struct Wide { float v[8]; };
+struct Three { float x, y, z; };
+GLOBAL structures(float* y, const float* x, float* b, const float* a) {
+    ((Wide*)y)[threadIdx.x] = ((const Wide*)x)[threadIdx.x];
+    ((Three*)b)[threadIdx.x] = ((const Three*)a)[threadIdx.x];
+}
+GLOBAL copied(float* y, const float* x) { memcpy(y + 2 * threadIdx.x, x + 2 * threadIdx.x, 8); }
+template <int N> __device__ float nth(const float* x) { return x[N * 32 + threadIdx.x]; }
+GLOBAL instances(float* y, const float* x) { y[threadIdx.x] = nth<0>(x) + nth<1>(x) + nth<2>(x); }
+GLOBAL either(float* y, const float* x) {
+    __shared__ float tile[32];
+    tile[threadIdx.x] = 1.0f;
+    const float* const sides[2] = {x, tile};
+    y[threadIdx.x] = sides[threadIdx.x % 2][threadIdx.x];
+}
+// A stand-in for an instruction that reads 16 bytes a lane and multiplies matrices.
+__attribute__((no_sanitize_thread)) __device__ float stand_in(const float* x) {
+    gpucnn_check_range(x, 16, 0);
+    gpucnn_count_flops(64);
+    return x[0];
+}
+GLOBAL matrices(float* y, const float* x) { y[threadIdx.x] = stand_in(x + 4 * threadIdx.x); }
+"""
+
+
+def bare_counters(
+    name: str, grid: int, block: int | tuple[int, ...], *args: Any, shared_mem: int = 0
+) -> LaunchCounters:
+    """The counters of one launch of a kernel of SOURCE."""
+    block = (block,) if isinstance(block, int) else block
+    with count() as counted:
+        emulator.RawKernel(SOURCE, name)((grid,), block, args, shared_mem=shared_mem)
+    (launch,) = counted.launches
+    return launch
+
+
+def site(launch: LaunchCounters, space: str, access: str) -> Site:
+    """The one site of its kind."""
+    (found,) = [s for s in launch.sites if (s.space, s.access) == (space, access)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("stride", "shift", "sectors", "ideal"),
+    [(1, 0, 4, 4), (2, 0, 8, 4), (1, 1, 5, 4), (1, 8, 4, 4), (32, 0, 32, 4), (3, 0, 12, 4)],
+)
+def test_sectors_of_4_byte_copies(stride: int, shift: int, sectors: int, ideal: int) -> None:
+    x = randn(256 * stride + shift)
+    y = np.zeros_like(x)
+    launch = bare_counters("copy", 2, 128, y, x, 256, stride, shift)
+    for access in ("read", "write"):
+        s = site(launch, "global", access)
+        assert (s.requests, s.lanes, s.bytes) == (8, 256, 1024)
+        assert (s.sectors, s.ideal_sectors) == (8 * sectors, 8 * ideal)
+        assert s.coalesced == (8 if sectors == ideal else 0)
+        assert s.sectors_per_request == sectors
+    assert launch.sectors_per_request == sectors
+    assert launch.ideal_sectors_per_request == ideal
+    assert launch.coalesced_share == (sectors == ideal)
+    assert launch.read_bytes == launch.written_bytes == 1024
+    touched = np.unique((np.arange(256) * stride + shift) // 8).size * 32
+    assert launch.read_footprint == launch.written_footprint == touched
+    assert (launch.shared_requests, launch.bank_conflicts, launch.worst_conflict) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "width", "sectors"),
+    [("copy2", np.float32, 2, 8), ("copy4", np.float32, 4, 16), ("copy_bytes", np.uint8, 1, 1)],
+)
+def test_one_vector_access_is_one_request(
+    kernel: str, dtype: Any, width: int, sectors: int
+) -> None:
+    x = np.ones(64 * width, dtype)
+    launch = bare_counters(kernel, 1, 64, np.zeros_like(x), x, 64)
+    for access in ("read", "write"):
+        s = site(launch, "global", access)
+        assert (s.requests, s.lanes, s.bytes) == (2, 64, x.nbytes)
+        assert s.sectors_per_request == s.ideal_sectors_per_request == sectors
+        assert s.bytes_per_lane == width * x.itemsize
+
+
+def test_lanes_that_read_one_word_touch_one_sector() -> None:
+    launch = bare_counters("broadcast", 1, 32, np.zeros(32, np.float32), randn(32))
+    s = site(launch, "global", "read")
+    assert (s.requests, s.lanes, s.bytes, s.sectors, s.coalesced) == (1, 32, 128, 1, 1)
+
+
+def test_a_partial_warp_is_a_request_of_fewer_lanes() -> None:
+    x = randn(40)
+    launch = bare_counters("copy", 1, 64, np.zeros_like(x), x, 40, 1, 0)
+    s = site(launch, "global", "read")
+    assert (s.requests, s.lanes, s.sectors, s.ideal_sectors) == (2, 40, 5, 5)
+
+
+def test_transposes() -> None:
+    x = randn(32, 32)
+    for kernel, ways in (("transpose_naive", 32), ("transpose_padded", 1)):
+        y = np.zeros_like(x)
+        launch = bare_counters(kernel, 1, (32, 32), y, x)
+        np.testing.assert_array_equal(y, x.T)
+        read, write = site(launch, "shared", "read"), site(launch, "shared", "write")
+        assert (write.requests, write.wavefronts, write.conflicts) == (32, 32, 0)
+        assert (read.requests, read.wavefronts) == (32, 32 * ways)
+        assert read.conflicts == launch.bank_conflicts == 32 * (ways - 1)
+        assert read.worst_conflict == launch.worst_conflict == ways
+        assert launch.shared_wavefronts == 32 + 32 * ways
+        assert launch.sectors_per_request == 4
+        assert launch.barriers == 1
+
+
+def expected_gather(at: Sequence[int], lanes: int, width: int) -> tuple[int, int, int, int]:
+    """Sectors, wavefronts, conflicts and worst conflict, from the definitions."""
+    active = [lane for lane in range(32) if lanes >> lane & 1]
+    bytes_touched = {4 * width * at[lane] + b for lane in active for b in range(4 * width)}
+    wavefronts = conflicts = worst = 0
+    for part in range(width):
+        words = {
+            width * at[lane] + w
+            for lane in active
+            if lane * width // 32 == part
+            for w in range(width)
+        }
+        ways = max((sum(w % 32 == bank for w in words) for bank in range(32)), default=0)
+        wavefronts += ways
+        conflicts += max(ways - 1, 0)
+        worst = max(worst, ways)
+    return len({b // 32 for b in bytes_touched}), wavefronts, conflicts, worst
+
+
+def gathered(at: Sequence[int], lanes: int, width: int) -> tuple[Site, Site]:
+    """The global and the shared site of a gather."""
+    x, indices = randn(128, width), np.array(at, np.int32)
+    y = np.zeros((32, width), np.float32)
+    launch = bare_counters(
+        f"gather{width}", 1, 32, y, x, indices, lanes, shared_mem=2048 if width == 4 else 0
+    )
+    active = [lane for lane in range(32) if lanes >> lane & 1]
+    np.testing.assert_array_equal(y[active], x[indices[active]])
+    line = SOURCE[: SOURCE.index("y[t] = x[a]")].count("\n") + 1
+    by_line = {(s.line, s.space, s.access): s for s in launch.sites}
+    return by_line[line, "global", "read"], by_line[line + 1, "shared", "read"]
+
+
+@pytest.mark.parametrize(
+    ("width", "step", "ways"),
+    [(1, 1, 1), (1, 2, 2), (1, 3, 1), (2, 1, 1), (2, 2, 2), (4, 1, 1), (4, 2, 2), (4, 3, 1)],
+)
+def test_bank_conflicts_by_width(width: int, step: int, ways: int) -> None:
+    _, s = gathered([lane * step for lane in range(32)], 0xFFFFFFFF, width)
+    assert (s.requests, s.worst_conflict) == (1, ways)
+    assert (s.wavefronts, s.conflicts) == (width * ways, width * (ways - 1))
+
+
+def test_lanes_that_read_one_shared_word_do_not_conflict() -> None:
+    for width in (1, 2, 4):
+        _, s = gathered([5] * 32, 0xFFFFFFFF, width)
+        assert (s.worst_conflict, s.conflicts) == (1, 0)
+
+
+@settings(max_examples=60)
+@given(
+    at=st.lists(st.integers(0, 127), min_size=32, max_size=32),
+    lanes=st.integers(1, 2**32 - 1),
+    width=st.sampled_from([1, 2, 4]),
+)
+def test_any_gather(at: list[int], lanes: int, width: int) -> None:
+    sectors, wavefronts, conflicts, worst = expected_gather(at, lanes, width)
+    in_global, in_shared = gathered(at, lanes, width)
+    active = lanes.bit_count()
+    for s in (in_global, in_shared):
+        assert (s.requests, s.lanes, s.bytes) == (1, active, 4 * width * active)
+    assert in_global.sectors == sectors
+    assert in_global.coalesced == (in_global.sectors == in_global.ideal_sectors)
+    assert (in_shared.wavefronts, in_shared.conflicts) == (wavefronts, conflicts)
+    assert in_shared.worst_conflict == worst
+
+
+def test_the_sides_of_a_branch_are_requests_of_their_own() -> None:
+    launch = bare_counters("branch", 1, 32, np.zeros(32, np.float32), randn(32))
+    reads = [s for s in launch.sites if s.access == "read"]
+    assert [(s.requests, s.lanes, s.sectors) for s in reads] == [(1, 16, 4), (1, 16, 4)]
+    assert reads[1].line == reads[0].line + 2
+    assert launch.coalesced_share == 0
+
+
+def test_the_nth_turns_of_a_loop_are_one_request() -> None:
+    launch = bare_counters("triangle", 1, 32, np.zeros(32, np.float32), randn(32))
+    s = site(launch, "global", "read")
+    assert (s.requests, s.lanes, s.sectors) == (32, 32 * 33 // 2, 32)
+
+
+@pytest.mark.parametrize(("apart", "requests"), [(0, 1), (1, 2), (2, 2), (3, 1)])
+def test_executions_on_two_sides_of_a_barrier_are_two_requests(apart: int, requests: int) -> None:
+    launch = bare_counters("turns", 1, 32, np.zeros(32, np.float32), randn(32), apart)
+    s = site(launch, "global", "read")
+    assert (s.requests, s.lanes, s.sectors) == (requests, 32, 4)
+
+
+def test_barriers_are_those_of_the_block_that_passes_most() -> None:
+    launch = bare_counters("barriers", 3, 64, np.zeros(192, np.float32))
+    assert launch.barriers == 4
+    lines = [(e.kind, e.count) for e in launch.events]
+    assert lines == [("barrier", 1 + 2 + 3), ("barrier", 3)]
+    assert launch.events_of("barrier") == 9
+
+
+def test_warp_operations() -> None:
+    launch = bare_counters("warps", 2, 64, np.zeros(128, np.float32), randn(128))
+    assert launch.shuffles == 4 * 5
+    assert [launch.events_of(kind) for kind in ("vote", "reduce", "sync")] == [4, 4, 4]
+    assert launch.barriers == 0
+
+
+def test_atomics() -> None:
+    total, x = np.zeros(1, np.int32), np.arange(100, dtype=np.int32)
+    launch = bare_counters("atomics", 2, 64, total, x, 100)
+    assert total[0] == x.sum()
+    assert launch.atomics == 100 + 2
+    s = site(launch, "global", "atomic")
+    assert (s.requests, s.lanes, s.bytes, s.sectors) == (2, 2, 8, 2)
+    s = site(launch, "shared", "atomic")
+    assert (s.requests, s.lanes, s.conflicts) == (4, 100, 0)
+    assert (launch.read_bytes, launch.written_bytes, launch.written_footprint) == (400, 0, 0)
+
+
+def test_what_the_source_reads_twice_counts_twice() -> None:
+    launch = bare_counters("twice", 1, 32, np.zeros(32, np.float32), randn(32))
+    assert site(launch, "global", "read").requests == 2
+    assert launch.read_footprint == 128
+    launch = bare_counters("loop_load", 1, 32, np.zeros(32, np.float32), randn(32))
+    assert site(launch, "global", "read").requests == 5
+
+
+def test_registers_and_constants_are_not_memory() -> None:
+    launch = bare_counters("registers", 1, 32, np.zeros(32, np.float32), randn(32), 3)
+    assert {(s.space, s.access, s.bytes) for s in launch.sites} == {
+        ("global", "read", 4 * 128),
+        ("global", "write", 128),
+    }
+
+
+def test_structures_go_in_pieces() -> None:
+    wide, three = randn(32, 8), randn(32, 3)
+    launch = bare_counters("structures", 1, 32, np.zeros_like(wide), wide, np.zeros_like(three),
+                           three)  # fmt: skip
+    reads = [s for s in launch.sites if s.access == "read"]
+    assert [(s.requests, s.bytes, s.bytes_per_lane) for s in reads] == [(2, 1024, 16), (3, 384, 4)]
+    y = np.zeros(64, np.float32)
+    launch = bare_counters("copied", 1, 32, y, randn(64))
+    np.testing.assert_array_equal(y, randn(64))
+    assert [(s.requests, s.bytes) for s in launch.sites] == [(1, 256), (1, 256)]
+
+
+def test_instances_of_a_line_are_one_site() -> None:
+    launch = bare_counters("instances", 1, 32, np.zeros(32, np.float32), randn(96))
+    s = site(launch, "global", "read")
+    assert (s.requests, s.lanes, s.sectors) == (3, 96, 12)
+    assert s.file == "kernel.cu"
+    assert "nth(const" in SOURCE.split("\n")[s.line - 1]
+
+
+def test_a_pointer_to_either_memory_is_two_sites() -> None:
+    launch = bare_counters("either", 1, 32, np.zeros(32, np.float32), randn(32))
+    assert site(launch, "global", "read").lanes == 16
+    assert site(launch, "shared", "read").lanes == 16
+
+
+def test_stand_ins_declare_what_they_do() -> None:
+    launch = bare_counters("matrices", 1, 32, np.zeros(32, np.float32), randn(128))
+    s = site(launch, "global", "read")
+    assert (s.requests, s.bytes, s.sectors) == (1, 512, 16)
+    assert launch.flops == 64 * 32
+    assert launch.operations == {"declared": 64 * 32}
+
+
+ARITHMETIC = r"""
+#include <cuda_fp16.h>
+#define GLOBAL extern "C" __global__ void
+#define I (blockIdx.x * blockDim.x + threadIdx.x)
+GLOBAL axpy_fma(float* y, const float* x, float a, int n) { if (I < n) y[I] = fmaf(a, x[I], y[I]); }
+GLOBAL axpy(float* y, const float* x, float a, int n) { if (I < n) y[I] += a * x[I]; }
+GLOBAL matmul(float* c, const float* a, const float* b, int M, int N, int K) {
+    __shared__ float ta[8][8], tb[8][8];
+    const int i = blockIdx.y * 8 + threadIdx.y, j = blockIdx.x * 8 + threadIdx.x;
+    float sum = 0.0f;
+    for (int k0 = 0; k0 < K; k0 += 8) {
+        const int ka = k0 + threadIdx.x, kb = k0 + threadIdx.y;
+        ta[threadIdx.y][threadIdx.x] = i < M && ka < K ? a[i * K + ka] : 0.0f;
+        tb[threadIdx.y][threadIdx.x] = kb < K && j < N ? b[kb * N + j] : 0.0f;
+        __syncthreads();
+        for (int k = 0; k < 8; ++k) sum = fmaf(ta[threadIdx.y][k], tb[k][threadIdx.x], sum);
+        __syncthreads();
+    }
+    if (i < M && j < N) c[i * N + j] = sum;
+}
+#define MAP(name, expression) \
+    GLOBAL name(float* y, const float* x) { const float v = x[I]; y[I] = expression; }
+MAP(negate, -v)
+MAP(absolute, fabsf(v))
+MAP(rounded, floorf(v))
+MAP(ceiling, ceilf(v))
+MAP(nearest, rintf(v))
+MAP(round_half, roundf(v))
+MAP(truncated, (float)(int)v)
+MAP(converted, __uint2float_rn(__float2uint_rn(v)))
+MAP(bits, __uint_as_float(__float_as_uint(v) & 0x7fffffffu))
+MAP(half_way, __half2float(__float2half(v)))
+MAP(chosen, v > 0.0f ? v : 0.0f)
+MAP(between, fminf(fmaxf(v, 0.0f), 6.0f))
+MAP(not_a_number, isnan(v) ? 0.0f : v)
+MAP(root, sqrtf(v))
+MAP(rroot, rsqrtf(v))
+MAP(quotient, 1.0f / v)
+MAP(fast, __fdividef(__expf(v), v))
+MAP(functions, expf(v) + tanhf(v) * logf(v))
+MAP(sine_and_cosine, sinf(v) * cosf(v))
+MAP(sigmoid, 1.0f / (1.0f + expf(-v)))
+MAP(half_sum, __half2float(__hadd(__float2half(v), __float2half(v))))
+MAP(wide, (float)((double)v * v + 1.0))
+GLOBAL skipped(float* y, const float* x) {
+    float v = x[I];
+    if (I % 4 == 0) v *= 3.0f;
+    y[I] = v;
+}
+GLOBAL loops(float* y, const float* x) {
+    float sum = 0.0f;
+    for (int i = 0; i < I; ++i) sum += 2.5f * x[i];
+    y[I] = sum;
+}
+"""
+
+
+def arithmetic(name: str, grid: tuple[int, ...], block: tuple[int, ...], *args: Any) -> Any:
+    with count() as counted:
+        emulator.RawKernel(ARITHMETIC, name)(grid, block, args)
+    return counted.launches[0]
+
+
+def test_flops_of_axpy() -> None:
+    for kernel, operations in (("axpy_fma", {"fma": 1000}), ("axpy", {"mul": 1000, "add": 1000})):
+        y, x = randn(1000, seed=1), randn(1000)
+        launch = arithmetic(kernel, (8,), (128,), y, x, 2.5, 1000)
+        assert launch.operations == operations
+        assert launch.flops == 2000
+        (line,) = {(a.file, a.line) for a in launch.arithmetic}
+        assert f"{kernel}(" in ARITHMETIC.split("\n")[line[1] - 1]
+
+
+def test_flops_of_a_matrix_product_are_those_of_its_tiles() -> None:
+    M, N, K = 13, 9, 17
+    a, b = randn(M, K), randn(K, N)
+    c = np.zeros((M, N), np.float32)
+    launch = arithmetic("matmul", (2, 2), (8, 8), c, a, b, M, N, K)
+    assert launch.flops == 2 * 16 * 16 * 24
+    assert launch.operations == {"fma": 16 * 16 * 24}
+    assert launch.barriers == 6
+
+
+@pytest.mark.parametrize(
+    ("kernel", "operations"),
+    [
+        ("negate", {}),
+        ("absolute", {}),
+        ("rounded", {}),
+        ("ceiling", {}),
+        ("nearest", {}),
+        ("round_half", {}),
+        ("truncated", {}),
+        ("converted", {}),
+        ("bits", {}),
+        ("half_way", {}),
+        ("chosen", {"compare": 1}),
+        ("between", {"compare": 2}),
+        ("not_a_number", {"compare": 1}),
+        ("root", {"sqrt": 1}),
+        ("rroot", {"rsqrt": 1}),
+        ("quotient", {"div": 1}),
+        ("fast", {"div": 1, "exp": 1}),
+        ("functions", {"add": 1, "mul": 1, "exp": 1, "tanh": 1, "log": 1}),
+        ("sigmoid", {"add": 1, "div": 1, "exp": 1}),
+        ("half_sum", {"add": 1}),
+        ("wide", {"add": 1, "mul": 1}),
+    ],
+)
+def test_what_is_an_operation(kernel: str, operations: dict[str, int]) -> None:
+    x = np.abs(randn(64)) + 0.5
+    launch = arithmetic(kernel, (2,), (32,), np.zeros_like(x), x)
+    assert launch.operations == {name: 64 * times for name, times in operations.items()}
+
+
+def test_sine_and_cosine_of_one_angle_are_two() -> None:
+    launch = arithmetic("sine_and_cosine", (1,), (32,), np.zeros(32, np.float32), randn(32))
+    assert launch.flops == 3 * 32
+
+
+def test_lanes_that_skip_an_operation_do_not_execute_it() -> None:
+    launch = arithmetic("skipped", (2,), (32,), np.zeros(64, np.float32), randn(64))
+    assert launch.operations == {"mul": 16}
+    launch = arithmetic("loops", (1,), (32,), np.zeros(32, np.float32), randn(32))
+    assert launch.operations == {"mul": 496, "add": 496}
+
+
+def counted_call(name: str, *args: Any, variant: str = "") -> list[LaunchCounters]:
+    """The launches of one call of a primitive."""
+    with count() as counted:
+        PRIMITIVES[name].launchers[variant](*args)
+    return counted.launches
+
+
+def test_flops_of_relu_are_its_comparisons() -> None:
+    (launch,) = counted_call("relu_forward", randn(1003))
+    assert launch.operations == {"compare": 1004}  # the last thread computes four as well
+    assert launch.kernel == "relu_forward"
+    assert launch.spec is not None
+    assert launch.spec.family == "activation"
+    assert {s.file for s in launch.sites} == {"kernels/common.cuh"}
+
+
+CONV_ARRAYS = (randn(2, 5, 7, 3), randn(4, 3, 3, 3), randn(4))
+CONV = (*CONV_ARRAYS, conv_geometry(2, *CONV_ARRAYS, stride=1, padding=1, dilation=1, groups=1))
+
+
+def conv_products(H: int, W: int) -> int:
+    """Pairs of an output pixel and a tap inside the image, for 3 x 3 taps and padding 1."""
+    return sum(0 <= i + k - 1 < H for i in range(H) for k in range(3)) * sum(
+        0 <= i + k - 1 < W for i in range(W) for k in range(3)
+    )
+
+
+def test_flops_of_a_naive_convolution_are_those_of_the_formula() -> None:
+    (launch,) = counted_call("conv2d_forward", *CONV, variant="naive")
+    products = 2 * 4 * 3 * conv_products(5, 7)
+    assert launch.operations == {"fma": products}
+    assert launch.read_bytes == 4 * (2 * products + 2 * 5 * 7 * 4)
+    assert launch.written_bytes == 2 * 5 * 7 * 4 * 4
+
+
+def test_flops_of_a_tiled_convolution_are_those_of_whole_tiles() -> None:
+    (launch,) = counted_call("conv2d_forward", *CONV, variant="tiled")
+    assert launch.spec is not None
+    tile_gn = dict(launch.spec.macros)["TILE_GN"]
+    slabs, blocks = 2, launch.grid[0] * launch.grid[1]
+    assert launch.operations == {
+        "fma": blocks * slabs * 16 * (1024 // tile_gn) * tile_gn,
+        "add": 2 * 5 * 7 * 4,
+    }
+    assert launch.barriers == 2 * slabs
+    assert launch.written_bytes == 2 * 5 * 7 * 4 * 4
+
+
+@pytest.mark.parametrize("kernel", ["warps", "turns", "triangle", "transpose_naive"])
+def test_the_order_of_threads_does_not_matter(kernel: str) -> None:
+    grid, block, args = {
+        "warps": ((2,), (64,), (np.zeros(128, np.float32), randn(128))),
+        "turns": ((1,), (32,), (np.zeros(32, np.float32), randn(32), 3)),
+        "triangle": ((1,), (45,), (np.zeros(45, np.float32), randn(45))),
+        "transpose_naive": ((1,), (32, 32), (np.zeros((32, 32), np.float32), randn(32, 32))),
+    }[kernel]
+    with count() as counted:
+        emulator.check_order(emulator.RawKernel(SOURCE, kernel), grid, block, args)
+    forward, *others = counted.launches
+    assert len(others) == 3
+    assert all(other == forward for other in others)
+
+
+def test_counting_changes_no_result() -> None:
+    x = randn(37, 11)
+    for name, *args in (
+        ("softmax_forward", x),
+        ("activation_forward", x, "gelu", ()),
+        ("conv2d_forward", *CONV),
+    ):
+        plain = PRIMITIVES[name].on("emulated")(*args)
+        with count() as counted:
+            result = PRIMITIVES[name].on("emulated")(*args)
+        assert counted.launches
+        np.testing.assert_array_equal(plain, result)
+
+
+def test_launches_are_listed_in_order_until_the_block_ends() -> None:
+    x = randn(64)
+    kernel = emulator.RawKernel(SOURCE, "copy")
+
+    def launch(n: int) -> None:
+        kernel((1,), (64,), (np.zeros_like(x), x, n, 1, 0))
+
+    with count() as outer:
+        launch(64)
+        with count() as inner:
+            launch(32)
+        launch(16)
+    launch(8)
+    assert [a.read_bytes for a in outer.launches] == [256, 128, 64]
+    assert [a.read_bytes for a in inner.launches] == [128]
+    first = outer.launches[0]
+    assert (first.kernel, first.spec) == ("copy", None)
+    assert (first.grid, first.block, first.shared_mem) == ((1, 1, 1), (64, 1, 1), 0)
+
+
+def test_launches_of_other_threads_are_not_listed() -> None:
+    x = randn(32)
+    with count() as counted:
+        other = threading.Thread(
+            target=emulator.RawKernel(SOURCE, "copy"),
+            args=((1,), (32,), (np.zeros_like(x), x, 32, 1, 0)),
+        )
+        other.start()
+        other.join()
+    assert counted.launches == []
+
+
+def test_a_launch_that_faults_is_not_listed() -> None:
+    x = randn(32)
+    kernel = emulator.RawKernel(SOURCE, "copy", check=False)
+    with count() as counted, pytest.raises(emulator.KernelFault, match="out-of-bounds"):
+        kernel((1,), (64,), (np.zeros_like(x), x, 64, 1, 0))
+    assert counted.launches == []
+    with count() as counted:
+        kernel((1,), (32,), (np.zeros_like(x), x, 32, 1, 0))
+    assert counted.launches[0].global_requests == 2
+
+
+def test_lanes_that_run_far_apart_are_all_counted() -> None:
+    far = r"""
+    extern "C" __global__ void far(float* y, const float* x, int turns) {
+        float sum = 0.0f;
+        for (int i = 0; i < turns; ++i) sum += x[threadIdx.x];
+        y[threadIdx.x] = sum;
+    }"""
+    turns = 1_100_000  # more than the emulator keeps open
+    with count() as counted:
+        emulator.RawKernel(far, "far")((1,), (2,), (np.zeros(2, np.float32), randn(2), turns))
+    (launch,) = counted.launches
+    s = site(launch, "global", "read")
+    assert s.lanes == 2 * turns
+    assert turns <= s.requests <= 2 * turns
+    assert launch.operations == {"add": 2 * turns}
