@@ -25,6 +25,7 @@
 
 #include "common.cuh"
 #include "channels.cuh"
+#include "column_sum.cuh"
 #include "warp.cuh"
 
 // count values with a mean and a sum of squared deviations from it.
@@ -233,7 +234,7 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_sums(
     const float* __restrict__ delta,   // (C), null where the mean is given
     int rows, int C, int chunk_rows) {
     __shared__ float shared_products[256], shared_sums[256];
-    const int TX = blockDim.x, TY = blockDim.y, at = threadIdx.y * TX + threadIdx.x;
+    const int TX = blockDim.x, TY = blockDim.y;
     const int c = blockIdx.y * TX + threadIdx.x;
     const long long begin = (long long)blockIdx.x * chunk_rows;
     const long long end = min(begin + chunk_rows, (long long)rows);
@@ -248,17 +249,11 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_sums(
             sum += g;
         }
     }
-    shared_products[at] = product, shared_sums[at] = sum;
-    for (int half = TY / 2; half > 0; half /= 2) {
-        __syncthreads();  // the upper half's sums are written by other warps
-        if (threadIdx.y < half) {
-            shared_products[at] += shared_products[at + half * TX];
-            shared_sums[at] += shared_sums[at + half * TX];
-        }
-    }
+    product = sum_of_column(shared_products, product);
+    sum = sum_of_column(shared_sums, sum);
     if (threadIdx.y == 0 && c < C) {
-        products[(long long)c * gridDim.x + blockIdx.x] = shared_products[at];
-        sums[(long long)c * gridDim.x + blockIdx.x] = shared_sums[at];
+        products[(long long)c * gridDim.x + blockIdx.x] = product;
+        sums[(long long)c * gridDim.x + blockIdx.x] = sum;
     }
 }
 

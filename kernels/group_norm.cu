@@ -19,6 +19,7 @@
 
 #include "common.cuh"
 #include "channels.cuh"
+#include "column_sum.cuh"
 #include "warp.cuh"
 
 struct Statistics {
@@ -181,7 +182,7 @@ extern "C" __global__ void __launch_bounds__(256) group_norm_sums(
     const float* __restrict__ statistics,  // (N, G, 3)
     int rows, int P, int C, int G, int chunk_rows) {
     __shared__ float shared_products[256], shared_sums[256];
-    const int TX = blockDim.x, TY = blockDim.y, at = threadIdx.y * TX + threadIdx.x;
+    const int TX = blockDim.x, TY = blockDim.y;
     const int c = blockIdx.y * TX + threadIdx.x;
     const unsigned begin = blockIdx.x * chunk_rows, end = min(begin + chunk_rows, (unsigned)rows);
 
@@ -195,16 +196,10 @@ extern "C" __global__ void __launch_bounds__(256) group_norm_sums(
             sum += g;
         }
     }
-    shared_products[at] = product, shared_sums[at] = sum;
-    for (int half = TY / 2; half > 0; half /= 2) {
-        __syncthreads();  // the upper half's sums are written by other warps
-        if (threadIdx.y < half) {
-            shared_products[at] += shared_products[at + half * TX];
-            shared_sums[at] += shared_sums[at + half * TX];
-        }
-    }
+    product = sum_of_column(shared_products, product);
+    sum = sum_of_column(shared_sums, sum);
     if (threadIdx.y == 0 && c < C) {
-        products[blockIdx.x * C + c] = shared_products[at];
-        sums[blockIdx.x * C + c] = shared_sums[at];
+        products[blockIdx.x * C + c] = product;
+        sums[blockIdx.x * C + c] = sum;
     }
 }
