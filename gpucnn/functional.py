@@ -38,6 +38,7 @@ from gpucnn.ops.adaptive_pool3d import (
 from gpucnn.ops.avg_pool2d import avg_pool2d, sum_pool2d
 from gpucnn.ops.avg_unpool2d import avg_unpool2d, sum_unpool2d
 from gpucnn.ops.batch_norm import batch_norm
+from gpucnn.ops.binary_cross_entropy import binary_cross_entropy_with_logits
 from gpucnn.ops.broadcast import broadcast_to
 from gpucnn.ops.class_loss import multi_margin_loss, nll_loss
 from gpucnn.ops.concatenate import concatenate
@@ -59,7 +60,6 @@ from gpucnn.ops.pool_indices import convert_pool_indices
 from gpucnn.ops.prelu import prelu
 from gpucnn.ops.reduce import max, mean, sum
 from gpucnn.ops.regression_loss import (
-    binary_cross_entropy_with_logits,
     hinge_loss,
     huber_loss,
     kl_div,

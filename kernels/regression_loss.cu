@@ -5,6 +5,8 @@
 //   huber_loss   curvature*a*(|x - t| - a/2), a = min(|x - t|, delta)
 //                slope curvature*(x - t), with x - t cut to -delta..delta
 //   bce_with_logits_loss  -t*log sigmoid(x) - (1 - t)*log sigmoid(-x)    slope sigmoid(x) - t
+//   weighted_bce_with_logits_loss  -p*w*t*log sigmoid(x) - w*(1 - t)*log sigmoid(-x)
+//                slope w*((p*t + 1 - t)*sigmoid(x) - p*t); w and p are vectors that repeat along x
 //   hinge_loss   max(0, 1 - t*x), t = -1 or 1                       slope -t where 1 - t*x > 0, else 0
 //   kl_div       t*(log t - x), 0 where t is 0                      slope -t
 //   kl_div_log   exp(t)*(t - x), 0 where exp(t) is 0                slope -exp(t)
@@ -21,8 +23,9 @@
 #include "common.cuh"
 #include "warp.cuh"
 
+// f(i, x[i], t[i], slope) is the loss of element i; i may lie past the end, by 3 at most.
 template <class F>
-__device__ __forceinline__ void pairs(
+__device__ __forceinline__ void numbered_pairs(
     float* loss, float* sums, float* dx, const float* x, const float* t, const float* dy, int n,
     int each, float factor, F f) {
     __shared__ float of_warp[8];
@@ -37,7 +40,7 @@ __device__ __forceinline__ void pairs(
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             float slope;
-            values[j] = factor * f(u[j], v[j], slope);
+            values[j] = factor * f(i + j, u[j], v[j], slope);
             gradients[j] = factor * g[j] * slope;
             if (i + j < n) sum += values[j];  // what lies past n was read as 0
         }
@@ -53,6 +56,15 @@ __device__ __forceinline__ void pairs(
         for (int w = 1; w < blockDim.x / 32; ++w) sum += of_warp[w];
         sums[blockIdx.x] = sum;
     }
+}
+
+template <class F>
+__device__ __forceinline__ void pairs(
+    float* loss, float* sums, float* dx, const float* x, const float* t, const float* dy, int n,
+    int each, float factor, F f) {
+    numbered_pairs(
+        loss, sums, dx, x, t, dy, n, each, factor,
+        [=](unsigned, float u, float v, float& slope) { return f(u, v, slope); });
 }
 
 extern "C" __global__ void __launch_bounds__(256) l1_loss(
@@ -102,6 +114,24 @@ extern "C" __global__ void __launch_bounds__(256) bce_with_logits_loss(
         slope = (u < 0.0f ? e : 1.0f) / (1.0f + e) - v;
         return (u < 0.0f ? -u * v : u * (1.0f - v)) + log1pf(e);
     });
+}
+
+extern "C" __global__ void __launch_bounds__(256) weighted_bce_with_logits_loss(
+    float* __restrict__ loss, float* __restrict__ sums, float* __restrict__ dx,
+    const float* __restrict__ x, const float* __restrict__ t, const float* __restrict__ dy,
+    int n, int each, float factor,
+    const float* __restrict__ weight,      // (weights) or null
+    const float* __restrict__ pos_weight,  // (pos_weights) or null
+    int weights, int pos_weights) {
+    auto f = [=](unsigned i, float u, float v, float& slope) {
+        const float w = weight ? weight[i % weights] : 1.0f;
+        const float positive = w * (pos_weight ? pos_weight[i % pos_weights] : 1.0f) * v;
+        const float negative = w * (1.0f - v), both = positive + negative;
+        const float e = expf(-fabsf(u));
+        slope = both * ((u < 0.0f ? e : 1.0f) / (1.0f + e)) - positive;
+        return (u < 0.0f ? -u * positive : u * negative) + both * log1pf(e);
+    };
+    numbered_pairs(loss, sums, dx, x, t, dy, n, each, factor, f);
 }
 
 extern "C" __global__ void __launch_bounds__(256) hinge_loss(

@@ -26,6 +26,10 @@ class _Loss(Module):
         return f"reduction={self.reduction!r}"
 
 
+def _buffer(weight: Any) -> Tensor | None:
+    return None if weight is None else Tensor(np.asarray(weight, np.float32))
+
+
 class L1Loss(_Loss):
     """Mean absolute error; see F.l1_loss."""
 
@@ -71,10 +75,24 @@ class SmoothL1Loss(_Loss):
 
 
 class BCEWithLogitsLoss(_Loss):
-    """Binary cross-entropy of scores; see F.binary_cross_entropy_with_logits."""
+    """Binary cross-entropy of scores; see F.binary_cross_entropy_with_logits.
+
+    The weights are buffers, so that they move with the module.
+    """
+
+    def __init__(self, weight: Any = None, reduction: str = "mean", pos_weight: Any = None) -> None:
+        super().__init__(reduction)
+        self.weight = _buffer(weight)
+        self.pos_weight = _buffer(pos_weight)
 
     def forward(self, input: Tensor, target: Any) -> Tensor:
-        return F.binary_cross_entropy_with_logits(input, target, reduction=self.reduction)
+        return F.binary_cross_entropy_with_logits(
+            input,
+            target,
+            weight=self.weight,
+            pos_weight=self.pos_weight,
+            reduction=self.reduction,
+        )
 
 
 class HingeLoss(_Loss):

@@ -112,7 +112,14 @@ def multiply_vector(a: Array, b: Array) -> Array:
 @primitive
 def scale_forward(x: Array, factor: Array) -> Array:
     """y = factor[0] * x; factor is an array of one element, so that no device waits for it."""
-    return np.multiply(x, factor.reshape(()), out=buffers.empty_like(x))
+    y = buffers.empty_like(x)
+    inputs, out, number = x.reshape(-1), y.reshape(-1), factor.reshape(())
+
+    def part(start: int, stop: int) -> None:
+        np.multiply(inputs[start:stop], number, out=out[start:stop])
+
+    map_chunks(part, x.size, _CHUNK)
+    return y
 
 
 THREADS = 256

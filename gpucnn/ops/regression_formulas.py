@@ -33,36 +33,61 @@ def _huber(
 ) -> None:
     np.subtract(x, t, out=slope)
     distance = np.abs(slope, out=scratch("loss a", x.shape, x.dtype))
-    near = np.minimum(distance, delta, out=scratch("loss b", x.shape, x.dtype))
+    near = np.clip(distance, 0, delta, out=scratch("loss b", x.shape, x.dtype))
     np.multiply(near, 0.5, out=loss)
     np.subtract(distance, loss, out=loss)
-    near *= curvature
+    if curvature != 1:
+        near *= curvature
     loss *= near
     np.clip(slope, -delta, delta, out=slope)
-    slope *= curvature
+    if curvature != 1:
+        slope *= curvature
 
 
-def _bce_with_logits(x: Floats, t: Floats, loss: Floats, slope: Floats) -> None:
-    power = np.abs(x, out=scratch("loss a", x.shape, x.dtype))
+def bce_with_logits(
+    x: Floats,
+    t: Floats,
+    loss: Floats,
+    slope: Floats,
+    weight: Floats | None = None,
+    pos_weight: Floats | None = None,
+) -> None:
+    """a·log(1 + e^-x) + b·log(1 + e^x), a = w·p·t, b = w·(1 − t), slope (a + b)·sigmoid(x) − a.
+
+    Both logarithms are log(1 + e^-|x|), one of them with |x| more.
+    """
+    power, positive, negative = (scratch(f"loss {i}", x.shape, x.dtype) for i in "abc")
+    np.abs(x, out=power)
     np.negative(power, out=power)
     np.exp(power, out=power)
-    below = np.minimum(x, 0, out=scratch("loss b", x.shape, x.dtype))
-    np.exp(below, out=slope)  # x < 0: e^x; else 1
     np.log1p(power, out=loss)
-    power += 1
-    slope /= power
-    slope -= t
-    below *= t
-    loss -= below
-    above = np.maximum(x, 0, out=below)
-    above *= np.subtract(1, t, out=power)
-    loss += above
+    np.negative(x, out=slope)
+    np.exp(slope, out=slope)
+    slope += 1
+    np.divide(1, slope, out=slope)
+    np.subtract(1, t, out=negative)
+    if pos_weight is None:
+        positive[...] = t
+    else:
+        np.multiply(t, pos_weight, out=positive)
+    if weight is not None:
+        positive *= weight
+        negative *= weight
+    if weight is not None or pos_weight is not None:
+        both = np.add(positive, negative, out=power)
+        loss *= both
+        slope *= both
+    slope -= positive
+    positive *= np.clip(x, -np.inf, 0, out=power)
+    loss -= positive
+    negative *= np.clip(x, 0, np.inf, out=power)
+    loss += negative
 
 
 def _hinge(x: Floats, t: Floats, loss: Floats, slope: Floats) -> None:
     np.multiply(t, x, out=loss)
     np.subtract(1, loss, out=loss)
-    np.maximum(loss, 0, out=loss)
+    np.clip(loss, 0, np.inf, out=loss)
     np.sign(loss, out=slope)
     slope *= t
     np.negative(slope, out=slope)
@@ -89,7 +114,7 @@ LOSSES: dict[str, Callable[..., None]] = {
     "l1_loss": _l1,
     "mse_loss": _mse,
     "huber_loss": _huber,
-    "bce_with_logits_loss": _bce_with_logits,
+    "bce_with_logits_loss": bce_with_logits,
     "hinge_loss": _hinge,
     "kl_div": _kl_div,
     "kl_div_log": _kl_div_log,

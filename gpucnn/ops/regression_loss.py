@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -12,12 +13,12 @@ from gpucnn.device import Array, empty
 from gpucnn.empty_batch import nothing
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.activation import check_positive, check_real
-from gpucnn.ops.elementwise import THREADS, scale_forward
+from gpucnn.ops.elementwise import THREADS, multiply_forward, scale_forward
 from gpucnn.ops.geometry import flag, not_empty, same_float_dtype
 from gpucnn.ops.loss import check_reduction, constant, float_constant
 from gpucnn.ops.reduce import launch_column_sum
 from gpucnn.ops.regression_formulas import LOSSES
-from gpucnn.primitive import primitive
+from gpucnn.primitive import Primitive, primitive
 from gpucnn.tensor import Function, Tensor, check_tensor
 from gpucnn.threads import map_chunks, scratch
 
@@ -48,7 +49,60 @@ def signs(target: Any, input: Tensor) -> Array:
 
 # primitives
 
-_CHUNK = 1 << 15  # elements: a few arrays of this many stay in a 2 MiB L2 cache
+CHUNK = 1 << 17  # elements: threads change hands after each pass over this many
+
+
+Formula = Callable[[slice, Array, Array, Array, Array], None]
+
+
+def evaluate(
+    formula: Formula, x: Array, target: Array, factor: float, add: bool, gradient: bool
+) -> tuple[Array, Array | None]:
+    """factor·loss, added up or not, and, if wanted, factor·slope.
+
+    formula(at, x, target, loss, slope) writes both of the piece ``at`` of the flat arrays. The sums
+    of pieces are added in order.
+    """
+    inputs, targets = x.reshape(-1), target.reshape(-1)
+    loss = None if add else buffers.empty_like(x)
+    dx = buffers.empty_like(x) if gradient else None
+
+    def part(start: int, stop: int) -> float:
+        at, size = slice(start, stop), (stop - start,)
+        values = scratch("loss", size, x.dtype) if loss is None else loss.reshape(-1)[at]
+        slopes = scratch("loss dx", size, x.dtype) if dx is None else dx.reshape(-1)[at]
+        with np.errstate(all="ignore"):
+            formula(at, inputs[at], targets[at], values, slopes)
+            if factor != 1:
+                values *= factor
+                if dx is not None:
+                    slopes *= factor
+            return float(values.sum()) if add else 0.0
+
+    sums = map_chunks(part, x.size, CHUNK)
+    with np.errstate(over="ignore"):
+        return np.asarray(sum(sums)).astype(x.dtype) if loss is None else loss, dx
+
+
+def multiply_slopes(formula: Formula, dy: Array, x: Array, target: Array) -> Array:
+    """dy·slope of a formula as :func:`evaluate` takes it."""
+    inputs, targets, gradients = x.reshape(-1), target.reshape(-1), dy.reshape(-1)
+    dx = buffers.empty_like(x)
+
+    def part(start: int, stop: int) -> None:
+        at = slice(start, stop)
+        values = scratch("loss", (stop - start,), x.dtype)
+        slopes = dx.reshape(-1)[at]
+        with np.errstate(all="ignore"):
+            formula(at, inputs[at], targets[at], values, slopes)
+            slopes *= gradients[at]
+
+    map_chunks(part, x.size, CHUNK)
+    return dx
+
+
+def _formula(name: str, parameters: tuple[float, ...]) -> Formula:
+    return lambda at, x, t, loss, slope: LOSSES[name](x, t, loss, slope, *parameters)
 
 
 @primitive
@@ -63,27 +117,9 @@ def regression_loss_forward(
 ) -> tuple[Array, Array | None]:
     """loss = factor·LOSSES[name](x, target), added up or not, and, if wanted, factor·slope
 
-    x, target of one shape -> loss () if add, else of that shape; dx of that shape or None. Sums of
-    pieces are added in order.
+    x, target of one shape -> loss () if add, else of that shape; dx of that shape or None.
     """
-    inputs, targets = x.reshape(-1), target.reshape(-1)
-    loss = None if add else buffers.empty_like(x)
-    dx = buffers.empty_like(x) if gradient else None
-
-    def part(start: int, stop: int) -> float:
-        size = (stop - start,)
-        values = scratch("loss", size, x.dtype) if loss is None else loss.reshape(-1)[start:stop]
-        slopes = scratch("loss dx", size, x.dtype) if dx is None else dx.reshape(-1)[start:stop]
-        with np.errstate(all="ignore"):
-            LOSSES[name](inputs[start:stop], targets[start:stop], values, slopes, *parameters)
-            values *= factor
-            if dx is not None:
-                slopes *= factor
-            return float(values.sum(dtype=np.float64)) if add else 0.0
-
-    sums = map_chunks(part, x.size, _CHUNK)
-    with np.errstate(over="ignore"):
-        return np.asarray(sum(sums)).astype(x.dtype) if loss is None else loss, dx
+    return evaluate(_formula(name, parameters), x, target, factor, add, gradient)
 
 
 @primitive
@@ -91,18 +127,7 @@ def regression_loss_backward(
     dy: Array, x: Array, target: Array, name: str, parameters: tuple[float, ...]
 ) -> Array:
     """dx = dy·slope of LOSSES[name] at x and target, all of one shape."""
-    inputs, targets, gradients = x.reshape(-1), target.reshape(-1), dy.reshape(-1)
-    dx = buffers.empty_like(x)
-
-    def part(start: int, stop: int) -> None:
-        values = scratch("loss", (stop - start,), x.dtype)
-        slopes = dx.reshape(-1)[start:stop]
-        with np.errstate(all="ignore"):
-            LOSSES[name](inputs[start:stop], targets[start:stop], values, slopes, *parameters)
-            slopes *= gradients[start:stop]
-
-    map_chunks(part, x.size, _CHUNK)
-    return dx
+    return multiply_slopes(_formula(name, parameters), dy, x, target)
 
 
 _MOST_BLOCKS = 2048  # their sums are added by one more block
@@ -117,6 +142,35 @@ def _blocks(n: int) -> tuple[int, int]:
     return -(-n // each), each
 
 
+def launch_loss(
+    name: str,
+    x: Array,
+    target: Array,
+    rest: tuple[Any, ...],
+    factor: float,
+    add: bool,
+    gradient: bool,
+) -> tuple[Array, Array | None]:
+    """Launch the kernel of a loss, with ``rest`` as its last arguments; see :func:`evaluate`."""
+    blocks, each = _blocks(x.size)
+    loss = None if add else empty(x, (x.size,))
+    sums = empty(x, (blocks, 1)) if add else None
+    dx = empty(x, (x.size,)) if gradient else None
+    arrays = (loss, sums, dx, x.reshape(-1), target.reshape(-1), None)
+    _kernels[name]((blocks,), (THREADS,), *arrays, x.size, each, factor, *rest)
+    result = launch_column_sum(sums).reshape(()) if loss is None else loss.reshape(x.shape)
+    return result, None if dx is None else dx.reshape(x.shape)
+
+
+def launch_slopes(name: str, dy: Array, x: Array, target: Array, rest: tuple[Any, ...]) -> Array:
+    """Launch the kernel of a loss for dy·slope alone."""
+    blocks, each = _blocks(x.size)
+    dx = empty(x, (x.size,))
+    arrays = (None, None, dx, x.reshape(-1), target.reshape(-1), dy.reshape(-1))
+    _kernels[name]((blocks,), (THREADS,), *arrays, x.size, each, 1.0, *rest)
+    return dx.reshape(x.shape)
+
+
 @regression_loss_forward.kernel()
 def _launch_forward(
     x: Array,
@@ -127,34 +181,25 @@ def _launch_forward(
     add: bool,
     gradient: bool,
 ) -> tuple[Array, Array | None]:
-    blocks, each = _blocks(x.size)
-    loss = None if add else empty(x, (x.size,))
-    sums = empty(x, (blocks, 1)) if add else None
-    dx = empty(x, (x.size,)) if gradient else None
-    arrays = (loss, sums, dx, x.reshape(-1), target.reshape(-1), None)
-    _kernels[name]((blocks,), (THREADS,), *arrays, x.size, each, factor, *parameters)
-    result = launch_column_sum(sums).reshape(()) if loss is None else loss.reshape(x.shape)
-    return result, None if dx is None else dx.reshape(x.shape)
+    return launch_loss(name, x, target, parameters, factor, add, gradient)
 
 
 @regression_loss_backward.kernel()
 def _launch_backward(
     dy: Array, x: Array, target: Array, name: str, parameters: tuple[float, ...]
 ) -> Array:
-    blocks, each = _blocks(x.size)
-    dx = empty(x, (x.size,))
-    arrays = (None, None, dx, x.reshape(-1), target.reshape(-1), dy.reshape(-1))
-    _kernels[name]((blocks,), (THREADS,), *arrays, x.size, each, 1.0, *parameters)
-    return dx.reshape(x.shape)
+    return launch_slopes(name, dy, x, target, parameters)
 
 
 # tape
 
 
 class PairLoss(Function):
-    """One of LOSSES; those of a distance are symmetric, so that target has a gradient as well.
+    """A loss of pairs; those of a distance are symmetric, so that target has a gradient as well.
 
-    Added up, the forward pass computes the gradients too; otherwise the backward pass does.
+    ``primitives`` are its forward and backward pass, which take ``arguments`` after the pair. Added
+    up, the forward pass computes the gradients too, as it does on the CPU, where the formula gives
+    loss and slope at once; otherwise the backward pass does.
     """
 
     def forward(
@@ -162,42 +207,44 @@ class PairLoss(Function):
         x: Array,
         target: Array,
         *,
-        name: str,
-        parameters: tuple[float, ...],
+        primitives: tuple[Primitive, Primitive],
+        arguments: tuple[Any, ...],
         factor: float,
         add: bool,
     ) -> Array:
-        self.loss, self.add, pair = (name, parameters), add, (x, target)
-        rest = (name, parameters, factor, add)
-        loss, dx = self.run(
-            regression_loss_forward, *pair, *rest, add and self.recording and self.needs[0]
-        )
-        if not self.recording:
-            return loss
-        if not add:
+        pair, rest = (x, target), (*arguments, factor, add)
+        self.backward_pass, self.arguments, self.add = primitives[1], arguments, add
+        self.at_once = add or self.device == "cpu"
+        early = self.at_once and self.recording
+        loss, dx = self.run(primitives[0], *pair, *rest, early and self.needs[0])
+        if early:
+            dtarget = None
+            if self.needs[1]:
+                _, dtarget = self.run(primitives[0], *pair[::-1], *rest, True)
+            self.slopes = dx, dtarget
+        elif self.recording:
             self.pair = pair
-        elif self.needs[1]:
-            _, dtarget = self.run(regression_loss_forward, *pair[::-1], *rest, True)
-            self.gradients = dx, dtarget
-        else:
-            self.gradients = dx, None
         return loss
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
-        if self.add:
-            return tuple(
-                None if g is None else self.run(scale_forward, g, dy) for g in self.gradients
-            )
+        if self.at_once:
+            multiply = scale_forward if self.add else multiply_forward
+            return tuple(None if s is None else self.run(multiply, s, dy) for s in self.slopes)
         orders = self.pair, self.pair[::-1]
         return tuple(
-            self.run(regression_loss_backward, dy, *order, *self.loss) if needed else None
+            self.run(self.backward_pass, dy, *order, *self.arguments) if needed else None
             for order, needed in zip(orders, self.needs, strict=True)
         )
 
 
-def _apply(
-    input: Tensor, target: Tensor | Array, reduction: str, name: str, *parameters: float
+def pair_loss(
+    input: Tensor,
+    target: Tensor | Array,
+    reduction: str,
+    primitives: tuple[Primitive, Primitive],
+    *arguments: Any,
 ) -> Tensor:
+    """Apply :class:`PairLoss` with a reduction that has been checked."""
     if not isinstance(target, Tensor):
         target = Tensor(target, device=input.device)
     if not input.size:
@@ -205,8 +252,15 @@ def _apply(
         return nothing((input, target), shape, math.nan if "mean" in reduction else 0)
     count = {"mean": input.size, "batchmean": input.shape[0] if input.ndim else 1}
     options = {"factor": 1 / count.get(reduction, 1), "add": reduction != "none"}
-    loss = PairLoss.apply(input, target, name=name, parameters=parameters, **options)
+    loss = PairLoss.apply(input, target, primitives=primitives, arguments=arguments, **options)
     return cast("Tensor", loss)
+
+
+def _apply(
+    input: Tensor, target: Tensor | Array, reduction: str, name: str, *parameters: float
+) -> Tensor:
+    primitives = regression_loss_forward, regression_loss_backward
+    return pair_loss(input, target, reduction, primitives, name, parameters)
 
 
 def _distance(input: Tensor, target: Any, reduction: str, name: str, *parameters: float) -> Tensor:
@@ -286,28 +340,6 @@ def smooth_l1_loss(
     if beta < np.finfo(np.float32).tiny:
         return l1_loss(input, target, reduction=reduction)
     return _distance(input, target, reduction, "huber_loss", float(beta), 1 / float(beta))
-
-
-def binary_cross_entropy_with_logits(
-    input: Tensor, target: Any, *, reduction: str = "mean"
-) -> Tensor:
-    """``−t·log sigmoid(x) − (1 − t)·log sigmoid(−x)`` for scores x = input and t = target.
-
-    The gradient is sigmoid(x) − t. The sigmoid is never taken the logarithm of, so that scores of
-    ±1e4 cost their distance. input: any shape, float32 (float64 on cpu).
-    target: numbers of its shape, 0…1 (not checked), as NumPy array, lists, or Tensor on the device
-    of input. reduction: "mean" over all elements, "sum" or "none". Returns a 0-d tensor, or one of
-    the shape of input with "none".
-
-    Raises ValueError or TypeError naming the argument if a shape, dtype or option does not fit, or
-    target requires a gradient; DeviceError for a target Tensor on another device.
-
-    Source: torch.nn.functional.binary_cross_entropy_with_logits.
-    """
-    check_numbers(input)
-    check_reduction(reduction)
-    wanted = float_constant("target", target, input.shape, input)
-    return _apply(input, wanted, reduction, "bce_with_logits_loss")
 
 
 def hinge_loss(input: Tensor, target: Any, *, reduction: str = "mean") -> Tensor:
