@@ -364,7 +364,8 @@ def batch_norm(
     running statistics are updated in place: ``running = (1 − momentum)·running + momentum·batch``,
     where the batch's variance is the unbiased one, m/(m − 1)·var for m values. With
     ``training=False`` mean and var are the running ones. The gradient of training goes through mean
-    and var.
+    and var. This is PyTorch's convention: what Keras and Caffe call momentum is 1 − momentum here,
+    and Keras keeps the biased variance.
 
     x: (N, C), (N, H, W, C) or any (N, …, C), float32 (float64 on cpu). gamma, beta: (C), None for 1
     and 0. running_mean, running_var: (C); both may be None with ``training=True``. momentum: 0 to
