@@ -28,6 +28,7 @@ Dim = tuple[int, ...]
 Macros = Mapping[str, int]
 
 MAX_ELEMENTS = 2**31 - 1
+GRID_LIMITS = (2**31 - 1, 65535, 65535)  # of every GPU; CuPy wraps what is larger
 
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"[^\n]*$', re.MULTILINE)
 
@@ -188,8 +189,12 @@ class Kernel:
 
         grid, block: up to three ints; args: outputs, inputs, sizes, as in the ``.cu`` file;
         shared_mem: bytes of dynamic shared memory. Raises TypeError or ValueError before the launch
-        if an argument does not fit its parameter.
+        if an argument does not fit its parameter, or the grid is empty or too large.
         """
+        if any(not 1 <= n <= most for n, most in zip(grid, GRID_LIMITS, strict=False)):
+            raise ValueError(
+                f"{self.name}: grid {tuple(grid)} must lie within (1, 1, 1) and {GRID_LIMITS}"
+            )
         arrays = [a for a in args if getattr(a, "ndim", 0)]
         for a in arrays:
             if a.size > MAX_ELEMENTS:

@@ -15,6 +15,7 @@ import gpucnn
 from bench.cases import CONV2D, Conv2dCase
 from gpucnn import functional as F
 from gpucnn.device import DeviceError, to_host
+from gpucnn.kernel import without_running
 from gpucnn.ops.conv2d import (
     conv2d_data_gradient,
     conv2d_forward,
@@ -141,6 +142,31 @@ def test_gradcheck(case: Conv2dCase) -> None:
         gpucnn.Tensor(a, requires_grad=True) for a in arrays(case, np.float64) if a is not None
     ]
     assert gpucnn.gradcheck(lambda *t: F.conv2d(*t, **case.options), inputs)
+
+
+def test_more_groups_than_a_grid_has_planes() -> None:
+    """65,535 along y and z; the launches are planned and not run."""
+    x, w = np.zeros((1, 1, 1, 140_000), np.float32), np.zeros((140_000, 1, 1, 2), np.float32)
+    s = conv2d_geometry(x, w, None, 1, 0, 1, 70_000)
+    dy = np.zeros(s.y_shape, np.float32)
+    with without_running():
+        conv2d_forward.on("emulated")(x, w, None, s)
+        conv2d_data_gradient.on("emulated")(dy, w, s)
+        conv2d_weight_gradient.on("emulated")(dy, x, s)
+
+
+def test_what_no_window_reads_gets_no_gradient(device: str) -> None:
+    """The stride does not divide: the gradient has the size of x all the same."""
+    x, w = np.ones((1, 8, 7, 1), np.float32), np.ones((1, 3, 2, 1), np.float32)
+    y, (dx, _) = gradients(
+        lambda t, v: F.conv2d(t, v, stride=(4, 3)),
+        [x, w],
+        np.ones((1, 2, 2, 1), np.float32),
+        device,
+    )
+    assert y.shape == (1, 2, 2, 1)
+    read = np.outer([1, 1, 1, 0, 1, 1, 1, 0], [1, 1, 0, 1, 1, 0, 0])
+    assert_close(dx[0, :, :, 0], read, "exact")
 
 
 @pytest.mark.parametrize(("case", "variant"), [(CONV2D[0], "tiled"), (CONV2D[9], "naive")], ids=str)

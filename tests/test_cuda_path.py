@@ -172,6 +172,18 @@ def test_a_gpu_without_nvrtc_is_not_used(monkeypatch: pytest.MonkeyPatch) -> Non
     assert trouble() == ""
 
 
+@pytest.mark.parametrize("value", ["1", "0"])
+def test_waiting_after_each_launch(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """With GPUCNN_SYNC=1 a fault shows at the kernel that made it."""
+    waits: list[int] = []
+    stream = types.SimpleNamespace(synchronize=lambda: waits.append(1))
+    monkeypatch.setattr(sys.modules["cupy"].cuda, "get_current_stream", lambda: stream)
+    monkeypatch.setenv("GPUCNN_SYNC", value)
+    arrays = (fake_cupy.asarray(randn(4, seed=i)) for i in range(3))
+    FILES["elementwise"]["add"]((1,), (256,), *arrays, 4)
+    assert len(waits) == int(value)
+
+
 def test_arrays_of_other_devices_are_refused() -> None:
     add = FILES["elementwise"]["add"]
     a, b = (fake_cupy.asarray(randn(4, seed=i)) for i in (0, 1))

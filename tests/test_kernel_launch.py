@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gpucnn
-from gpucnn.kernel import FILES, KernelFile
+from gpucnn.kernel import FILES, KernelFile, without_running
 from gpucnn.primitive import Primitive
 
 N = 8
@@ -45,6 +45,14 @@ def array(dtype: Any = np.float32, n: int = N) -> np.ndarray:
 def test_wrong_calls(args: Any, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         launch(*args)
+
+
+@pytest.mark.parametrize("grid", [(0,), (1, 0), (2**31,), (1, 65536), (1, 1, 65536), (-1,)])
+def test_grids_that_no_gpu_takes(grid: tuple[int, ...]) -> None:
+    """An empty one is an invalid configuration, and CuPy wraps one that is too large."""
+    add = FILES["elementwise"]["add"]
+    with without_running(), pytest.raises(ValueError, match=r"add: grid .* must lie within"):
+        add(grid, (256,), array(), array(), array(), N)
 
 
 def test_too_many_elements() -> None:

@@ -6,6 +6,7 @@ NVRTC needs no driver, so this runs on machines without a GPU.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +77,24 @@ def test_no_floating_point_atomics_and_no_fast_math() -> None:
         assert not re.search(r"atomic\w*\s*\(\s*\(?\s*float", text), path
         assert "atomicAdd" not in text, path
         assert "fast_math" not in text, path
+
+
+def test_every_header_is_part_of_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compile cache sees the source alone: a changed header must change it."""
+    for family in kernel.FILES:
+        assert not re.search(r'^\s*#\s*include\s*"', kernel.translation_unit(family), re.MULTILINE)
+    (tmp_path / "outer.cuh").write_text('#include "inner.cuh"\n')
+    (tmp_path / "inner.cuh").write_text("// first\n")
+    (tmp_path / "a.cu").write_text('#include "outer.cuh"\n')
+    monkeypatch.setattr(kernel, "kernel_folder", lambda: tmp_path)
+    units = []
+    for text in ("// first\n", "// second\n"):
+        (tmp_path / "inner.cuh").write_text(text)
+        units.append(kernel.translation_unit.__wrapped__("a"))
+    assert "// first" in units[0]
+    assert units[0] != units[1]
 
 
 def test_errors_name_the_real_file_and_line() -> None:

@@ -216,6 +216,26 @@ def test_zero_edge_of_relu_is_ceil(device: str) -> None:
     assert_close(zero[1][0], ceil[1][0], "exact")
 
 
+@pytest.mark.parametrize(
+    ("size", "kernel_size", "stride", "padding", "drop", "ceil"),
+    [
+        (5, 2, 2, 0, 2, 3),
+        (2, 1, 2, 0, 1, 1),  # Caffe keeps a second window that begins past the image
+        (1, 2, 2, 1, 1, 1),  # so does Chainer
+        (9, 2, 2, 0, 4, 5),
+        (4, 3, 2, 1, 2, 3),
+    ],
+)
+def test_a_window_begins_in_the_image_or_before_it(
+    size: int, kernel_size: int, stride: int, padding: int, drop: int, ceil: int
+) -> None:
+    x = gpucnn.Tensor(np.ones((1, size, size, 1), np.float32))
+    for edge, expected in (("drop", drop), ("ceil", ceil), ("zero", ceil)):
+        for pool in (F.max_pool2d, F.avg_pool2d, F.sum_pool2d):
+            y = pool(x, kernel_size, stride, padding, edge=edge)
+            assert y.shape == (1, expected, expected, 1)
+
+
 def test_padding_is_never_zero(device: str) -> None:
     x = gpucnn.Tensor(np.full((1, 2, 2, 1), -3, np.float32), device=device)
     for edge in ("drop", "ceil", "zero"):

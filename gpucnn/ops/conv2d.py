@@ -207,26 +207,28 @@ def _one_thread_each(outputs: int) -> tuple[int]:
     return (-(-outputs // THREADS),)
 
 
-def _depthwise(s: ConvGeometry) -> bool:
-    """A tile would stay 7/8 empty: a group has one channel, and few outputs made from it."""
-    return s.G > 1 and s.CG == 1 and s.OCG < 4
+def _untiled(s: ConvGeometry) -> bool:
+    """Whether a tile would stay 7/8 empty: a group has one channel, and few outputs made from it;
+    or there are more groups than a grid has planes.
+    """
+    return (s.G > 1 and s.CG == 1 and s.OCG < 4) or s.G > GRID_YZ
 
 
 @conv2d_forward.kernel()
 def _forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
-    launch = _naive_forward if _depthwise(geometry) else _tiled_forward
+    launch = _naive_forward if _untiled(geometry) else _tiled_forward
     return launch(x, w, b, geometry)
 
 
 @conv2d_data_gradient.kernel()
 def _data_gradient(dy: Array, w: Array, geometry: ConvGeometry) -> Array:
-    launch = _naive_data_gradient if _depthwise(geometry) else _tiled_data_gradient
+    launch = _naive_data_gradient if _untiled(geometry) else _tiled_data_gradient
     return launch(dy, w, geometry)
 
 
 @conv2d_weight_gradient.kernel()
 def _weight_gradient(dy: Array, x: Array, geometry: ConvGeometry) -> Array:
-    launch = _naive_weight_gradient if _depthwise(geometry) else _tiled_weight_gradient
+    launch = _naive_weight_gradient if _untiled(geometry) else _tiled_weight_gradient
     return launch(dy, x, geometry)
 
 
