@@ -30,8 +30,8 @@ cases = pytest.mark.parametrize("case", LOCALLY_CONNECTED2D, ids=str)
 def arrays(case: ConvCase, dtype: Any = np.float32) -> list[Any]:
     """x, a weight per output position, a bias per output position."""
     shared = np.zeros(case.weight, np.float32)
-    options = {"stride": 1, "padding": 0, **case.options}
-    s = conv2d_geometry(np.zeros(case.x, np.float32), shared, None, dilation=1, groups=1, **options)
+    options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **case.options}
+    s = conv2d_geometry(np.zeros(case.x, np.float32), shared, None, **options)
     w = randn(s.OH, s.OW, *case.weight, seed=1, dtype=dtype)
     b = randn(*w.shape[:3], seed=3, dtype=dtype) if case.bias else None
     return [randn(*case.x, dtype=dtype), w, b]
@@ -51,12 +51,13 @@ def test_definition_is_the_formula(case: ConvCase) -> None:
     y, dx, dw = np.zeros(s.y_shape), np.zeros(x.shape), np.zeros(w.shape)
     for n, oh, ow, oc in np.ndindex(y.shape):
         y[n, oh, ow, oc] = 0 if b is None else b[oh, ow, oc]
-        for kh, kw, c in np.ndindex(*w.shape[3:]):
-            h, v = oh * s.SH - s.PT + kh, ow * s.SW - s.PL + kw
+        for kh, kw, i in np.ndindex(*w.shape[3:]):
+            h, v = oh * s.SH - s.PT + kh * s.DH, ow * s.SW - s.PL + kw * s.DW
+            c = oc // (s.OC // s.G) * (s.C // s.G) + i
             if 0 <= h < s.H and 0 <= v < s.W:
-                y[n, oh, ow, oc] += x[n, h, v, c] * w[oh, ow, oc, kh, kw, c]
-                dx[n, h, v, c] += dy[n, oh, ow, oc] * w[oh, ow, oc, kh, kw, c]
-                dw[oh, ow, oc, kh, kw, c] += dy[n, oh, ow, oc] * x[n, h, v, c]
+                y[n, oh, ow, oc] += x[n, h, v, c] * w[oh, ow, oc, kh, kw, i]
+                dx[n, h, v, c] += dy[n, oh, ow, oc] * w[oh, ow, oc, kh, kw, i]
+                dw[oh, ow, oc, kh, kw, i] += dy[n, oh, ow, oc] * x[n, h, v, c]
     assert_close(locally_connected2d_forward(x, w, b, s), y, "float64", s.K)
     assert_close(locally_connected2d_data_gradient(dy, w, s), dx, "float64", s.K * s.OC)
     assert_close(locally_connected2d_weight_gradient(dy, x, s), dw, "float64", s.N)
@@ -68,7 +69,7 @@ def test_kernels(case: ConvCase, kernel_device: str) -> None:
     s = geometry(case)
     dy = randn(*s.y_shape, seed=2)
     check_kernel(locally_connected2d_forward, kernel_device, [x, w, b], s, terms=s.K)
-    terms = s.OC * s.KH * s.KW
+    terms = s.OCG * s.KH * s.KW
     check_kernel(locally_connected2d_data_gradient, kernel_device, [dy, w], s, terms=terms)
     check_kernel(locally_connected2d_weight_gradient, kernel_device, [dy, x], s, terms=s.N)
 
@@ -103,10 +104,16 @@ def test_is_conv2d_where_all_positions_share_one_weight(data: st.DataObject) -> 
     draw = data.draw
     kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
     pads = draw(st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2))
-    options = {"stride": draw(st.tuples(st.integers(1, 3), st.integers(1, 3))), "padding": pads}
-    size = [draw(st.integers(max(1, k - sum(p)), 7)) for k, p in zip(kernel, pads, strict=True)]
-    x = randn(draw(st.integers(1, 3)), *size, draw(st.integers(1, 3)), dtype=np.float64)
-    w = randn(draw(st.integers(1, 3)), *kernel, x.shape[3], dtype=np.float64)
+    two = st.tuples(st.integers(1, 3), st.integers(1, 3))
+    groups, spread = draw(st.integers(1, 3)), draw(two)
+    options = {"stride": draw(two), "padding": pads, "dilation": spread, "groups": groups}
+    size = [
+        draw(st.integers(max(1, d * (k - 1) + 1 - sum(p)), 7))
+        for k, d, p in zip(kernel, spread, pads, strict=True)
+    ]
+    per_group = draw(st.integers(1, 3))
+    x = randn(draw(st.integers(1, 3)), *size, per_group * groups, dtype=np.float64)
+    w = randn(draw(st.integers(1, 3)) * groups, *kernel, per_group, dtype=np.float64)
     b = randn(len(w), seed=4, dtype=np.float64)
     dy = F.conv2d(*(gpucnn.Tensor(a) for a in (x, w)), **options).numpy() + 1.5
     out = dy.shape[1:3]
@@ -126,11 +133,13 @@ def test_agrees_with_unfold_of_pytorch(case: ConvCase) -> None:
     s = geometry(case)
     dy = randn(*s.y_shape, seed=2)
     tx, tw = torch.tensor(x, requires_grad=True), torch.tensor(w, requires_grad=True)
-    bottom = max((s.OH - 1) * s.SH + s.KH - s.PT - s.H, 0)
-    right = max((s.OW - 1) * s.SW + s.KW - s.PL - s.W, 0)
+    high, wide = (s.KH - 1) * s.DH + 1, (s.KW - 1) * s.DW + 1
+    bottom = max((s.OH - 1) * s.SH + high - s.PT - s.H, 0)
+    right = max((s.OW - 1) * s.SW + wide - s.PL - s.W, 0)
     padded = torch.nn.functional.pad(tx, (0, 0, s.PL, right, s.PT, bottom))
-    windows = padded.unfold(1, s.KH, s.SH).unfold(2, s.KW, s.SW)[:, : s.OH, : s.OW]
-    ty = torch.einsum("nijckl,ijoklc->nijo", windows, tw)
+    windows = padded.unfold(1, high, s.SH).unfold(2, wide, s.SW)[:, : s.OH, : s.OW]
+    windows = windows.unflatten(3, (s.G, s.CG))[..., :: s.DH, :: s.DW]
+    ty = torch.einsum("nijgckl,ijgoklc->nijgo", windows, tw.unflatten(2, (s.G, s.OCG))).flatten(3)
     ty.backward(torch.tensor(dy))
     y, grads = gradients(lambda *t: F.locally_connected2d(*t, **case.options), [x, w], dy)
     for a, e in zip([y, *grads], [ty.detach(), tx.grad, tw.grad], strict=True):
@@ -155,6 +164,15 @@ def test_layer_measures_sharing_apart() -> None:
     x = gpucnn.Tensor(randn(2, 7, 5, 3))
     assert_close(local(x).numpy(), shared(x).numpy(), "float32", 27)
     assert repr(local).startswith("LocallyConnected2d(3, 4, input_size=(7, 5), kernel_size=(3, 3)")
+    grouped = nn.LocallyConnected2d(4, 6, (7, 5), 3, 1, "same", (2, 1), 2, False)
+    assert grouped.weight.shape == (7, 5, 6, 3, 3, 2)
+    assert np.abs(grouped.weight.numpy()).max() <= 1 / np.sqrt(18)
+    assert repr(grouped).endswith("padding='same', dilation=(2, 1), groups=2, bias=False)")
+    assert grouped(gpucnn.Tensor(randn(2, 7, 5, 4))).shape == (2, 7, 5, 6)
+    field = gpucnn.receptive_field(grouped, (7, 5, 4))
+    assert field.cells(3, 2) == (slice(1, 6), slice(1, 4))
+    with pytest.raises(ValueError, match="groups must divide in_channels=3 and out_channels=4"):
+        nn.LocallyConnected2d(3, 4, (7, 5), 3, groups=2)
     with pytest.raises(ValueError, match=r"x must be images of input_size \(7, 5\)"):
         local(gpucnn.Tensor(randn(2, 8, 5, 3)))
     with pytest.raises(ValueError, match="input_size must be"):
@@ -182,6 +200,19 @@ X, WEIGHT = (2, 6, 5, 4), (4, 3, 8, 3, 3, 4)
         (X, WEIGHT, None, {"padding": "full"}, ValueError, "padding must be numbers"),
         (X, WEIGHT, None, {"stride": 0}, ValueError, "stride must be >= 1"),
         (X, WEIGHT, None, {"stride": 1.5}, TypeError, "stride must be an integer"),
+        (X, WEIGHT, None, {"dilation": 0}, ValueError, "dilation must be >= 1"),
+        (X, WEIGHT, None, {"dilation": 3}, ValueError, "kernel_size"),
+        (X, WEIGHT, None, {"groups": 0}, ValueError, "groups must be >= 1"),
+        (X, WEIGHT, None, {"groups": 3}, ValueError, "groups must divide"),
+        (
+            X,
+            WEIGHT,
+            None,
+            {"groups": 2},
+            ValueError,
+            "KH, KW, 2.* for x with 4 channels in 2 groups",
+        ),
+        (X, (4, 3, 9, 3, 3, 2), None, {"groups": 2}, ValueError, "groups must divide"),
     ],
 )
 def test_bad_arguments(

@@ -91,7 +91,7 @@ CONV_TRANSPOSE2D = [
 ]
 
 
-# weight (OC, KH, KW, C): one of these per output position
+# weight (OC, KH, KW, C/groups): one of these per output position
 LOCALLY_CONNECTED2D = [
     ConvCase((2, 4, 5, 3), (4, 3, 2, 3)),
     ConvCase((1, 1, 1, 1), (1, 1, 1, 1)),
@@ -100,6 +100,12 @@ LOCALLY_CONNECTED2D = [
     ConvCase((2, 5, 6, 1), (18, 3, 2, 1), {"stride": (2, 3), "padding": ((0, 2), (1, 0))}),
     ConvCase((1, 6, 5, 2), (3, 2, 2, 2), {"stride": 4}),
     ConvCase((35, 3, 2, 9), (3, 2, 2, 9), {"padding": "same"}),
+    ConvCase((2, 6, 7, 2), (3, 3, 2, 2), {"dilation": (2, 3), "padding": (1, 2)}),
+    ConvCase((2, 5, 4, 6), (4, 2, 2, 3), {"groups": 2, "stride": (2, 1)}),
+    ConvCase((3, 5, 5, 3), (6, 2, 3, 1), {"groups": 3, "padding": 1}, bias=False),
+    ConvCase(
+        (1, 7, 6, 4), (34, 2, 2, 2), {"groups": 2, "dilation": 2, "stride": 3, "padding": "same"}
+    ),
 ]
 
 

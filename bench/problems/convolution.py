@@ -124,7 +124,7 @@ def _local(name: str, case: ConvCase, group: str) -> Iterator[Problem]:
     b = _bias(case, s.OH, s.OW, s.OC)
     for direction, inputs, moved, terms in (
         ("forward", (x, w, b), words(y, x, w, b), s.K + case.bias),
-        ("data_gradient", (y, w), words(x, y, w), s.KH * s.KW * s.OC),
+        ("data_gradient", (y, w), words(x, y, w), s.KH * s.KW * s.OCG),
         ("weight_gradient", (y, x), words(w, y, x), s.N),
     ):
         primitive, make = f"locally_connected2d_{direction}", draws(*inputs, then=(s,))

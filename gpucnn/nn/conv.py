@@ -17,7 +17,6 @@ from gpucnn.ops.geometry import (
     flag,
     integer,
     padding_of_axes,
-    padding_pairs,
     pair,
     resolve_padding,
     sizes,
@@ -28,8 +27,8 @@ Sizes = int | tuple[int, ...]
 Paddings = int | tuple[int, ...] | tuple[Pair, ...] | str
 
 
-class Convolution(Module):
-    """What the convolution layers share: their options, weight and bias."""
+class _Filters(Module):
+    """The options of layers that slide filters over images."""
 
     dims: int
     transposed = False
@@ -43,7 +42,6 @@ class Convolution(Module):
         padding: Paddings,
         dilation: Sizes,
         groups: int,
-        bias: bool,
     ) -> None:
         self.in_channels = integer("in_channels", in_channels, 1)
         self.out_channels = integer("out_channels", out_channels, 1)
@@ -60,28 +58,54 @@ class Convolution(Module):
             names = "" if self.transposed else ', "same" or "valid"'
             raise ValueError(f"padding must be numbers{names}, got {padding!r}")
         self.padding = padding if isinstance(padding, str) else padding_of_axes(padding, self.dims)
-        ends = (self.out_channels, self.in_channels)
-        first, last = reversed(ends) if self.transposed else ends
-        shape = (first, *self.kernel_size, last // self.groups)
-        self.weight = Parameter(np.empty(shape, np.float32))
-        bound = 1.0 / math.sqrt(init.fans(self.weight)[0])
-        init.uniform_(self.weight, bound)
+
+    def _add_parameters(
+        self, weight: tuple[int, ...], fan_in: int, bias: tuple[int, ...] | None
+    ) -> None:
+        """Weight and bias of these shapes, from U(±1/√fan_in)."""
+        bound = 1.0 / math.sqrt(fan_in)
+        self.weight = init.uniform_(Parameter(np.empty(weight, np.float32)), bound)
         self.bias = None
-        if flag("bias", bias):
-            self.bias = init.uniform_(Parameter(np.empty(out_channels, np.float32)), bound)
+        if bias is not None:
+            self.bias = init.uniform_(Parameter(np.empty(bias, np.float32)), bound)
 
     def _options(self) -> dict[str, Any]:
         names = ("stride", "padding", "dilation", "groups")
         return {name: getattr(self, name) for name in names}
 
+    def _channels(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}"
+
     def extra_repr(self) -> str:
-        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        text = f"{self._channels()}, kernel_size={self.kernel_size}"
         text += f", stride={self.stride}, padding={self.padding!r}"
         if any(n != 1 for n in self.dilation):
             text += f", dilation={self.dilation}"
         if self.groups != 1:
             text += f", groups={self.groups}"
         return text if self.bias is not None else text + ", bias=False"
+
+
+class Convolution(_Filters):
+    """What the convolution layers share: their options, weight and bias."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes,
+        padding: Paddings,
+        dilation: Sizes,
+        groups: int,
+        bias: bool,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        ends = (self.out_channels, self.in_channels)
+        first, last = reversed(ends) if self.transposed else ends
+        taps = (*self.kernel_size, last // self.groups)
+        biases = (self.out_channels,) if flag("bias", bias) else None
+        self._add_parameters((first, *taps), math.prod(taps), biases)
 
 
 class Conv1d(Convolution):
@@ -214,13 +238,15 @@ class ConvTranspose2d(Convolution):
         return super().extra_repr() + (f", output_padding={extra}" if any(extra) else "")
 
 
-class LocallyConnected2d(Module):
+class LocallyConnected2d(_Filters):
     """2-D convolution whose output positions have their own filters; see F.locally_connected2d.
 
     It keeps the local connections of Conv2d and drops the sharing of weights, so that either idea
-    can be measured without the other. Weight (OH, OW, OC, KH, KW, C) and bias (OH, OW, OC) fit one
-    input_size, (H, W), and start as U(±1/√(KH·KW·C)) like those of Conv2d.
+    can be measured without the other. Weight (OH, OW, OC, KH, KW, C/groups) and bias (OH, OW, OC)
+    fit one input_size, (H, W), and start as U(±1/√(KH·KW·C/groups)) like those of Conv2d.
     """
+
+    dims = 2
 
     def __init__(
         self,
@@ -230,32 +256,25 @@ class LocallyConnected2d(Module):
         kernel_size: int | Pair,
         stride: int | Pair = 1,
         padding: int | Pair | Padding | str = 0,
+        dilation: int | Pair = 1,
+        groups: int = 1,
         bias: bool = True,
     ) -> None:
-        self.in_channels = integer("in_channels", in_channels, 1)
-        self.out_channels = integer("out_channels", out_channels, 1)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         self.input_size = pair("input_size", input_size)
-        self.kernel_size = pair("kernel_size", kernel_size)
-        self.stride = pair("stride", stride)
-        self.padding = padding if isinstance(padding, str) else padding_pairs(padding)
-        pads = resolve_padding(padding, self.input_size, self.kernel_size, self.stride, (1, 1))
-        axes = zip(self.input_size, self.kernel_size, self.stride, pads, strict=True)
-        out = [conv_output_size(n, k, stride=s, padding=p) for n, k, s, p in axes]
-        shape = (*out, self.out_channels, *self.kernel_size, self.in_channels)
-        bound = 1.0 / math.sqrt(math.prod(shape[3:]))
-        self.weight = init.uniform_(Parameter(np.empty(shape, np.float32)), bound)
-        self.bias = None
-        if flag("bias", bias):
-            self.bias = init.uniform_(Parameter(np.empty(shape[:3], np.float32)), bound)
+        windows = (self.input_size, self.kernel_size, self.stride)
+        pads = resolve_padding(padding, *windows, self.dilation)
+        axes = zip(*windows, pads, self.dilation, strict=True)
+        out = [conv_output_size(n, k, stride=s, padding=p, dilation=d) for n, k, s, p, d in axes]
+        taps = (*self.kernel_size, self.in_channels // self.groups)
+        positions = (*out, self.out_channels)
+        biases = positions if flag("bias", bias) else None
+        self._add_parameters((*positions, *taps), math.prod(taps), biases)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 4 and x.shape[1:3] != self.input_size:
             raise ValueError(f"x must be images of input_size {self.input_size}, got {x.shape}")
-        return F.locally_connected2d(
-            x, self.weight, self.bias, stride=self.stride, padding=self.padding
-        )
+        return F.locally_connected2d(x, self.weight, self.bias, **self._options())
 
-    def extra_repr(self) -> str:
-        text = f"{self.in_channels}, {self.out_channels}, input_size={self.input_size}"
-        text += f", kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding!r}"
-        return text if self.bias is not None else text + ", bias=False"
+    def _channels(self) -> str:
+        return f"{super()._channels()}, input_size={self.input_size}"
