@@ -6,6 +6,7 @@ from gpucnn.gradcheck import gradcheck
 from gpucnn.misuse import MisuseWarning
 from gpucnn.ops.geometry import conv_output_size, conv_transpose_output_size
 from gpucnn.ops.pool_indices import convert_pool_indices
+from gpucnn.precision import precision
 from gpucnn.primitive import use_variant
 from gpucnn.random import seed
 from gpucnn.receptive_field import receptive_field
@@ -31,6 +32,7 @@ __all__ = [
     "nn",
     "no_grad",
     "optim",
+    "precision",
     "receptive_field",
     "seed",
     "use_device",

@@ -23,9 +23,9 @@
 #include "conv2d_gather.cuh"
 
 // The windows that group g of the convolution reads.
-#define LATTICE(g)                                                                                 \
-    Lattice{DIMS == 3 ? Axis{D, OD, KD, -PF, SD, DD} : flat_axis(), Axis{H, OH, KH, -PT, SH, DH},   \
-            Axis{W, OW, KW, -PL, SW, DW}, C, C / G, x + (g) * (C / G)}
+#define LATTICE(g)                                                                              \
+    convolution_lattice(x + (g) * (C / G), D, H, W, C, C / G, KD, KH, KW, OD, OH, OW, SD, SH, SW, \
+                        PF, PT, PL, DD, DH, DW)
 
 // grid (pixel tiles, channel tiles, G)
 extern "C" __global__ void __launch_bounds__(256) conv2d_tiled_forward(

@@ -59,6 +59,14 @@ struct Lattice {
     }
 };
 
+// The windows that a convolution reads of x, which points to the first channel of a group of CG.
+__device__ __forceinline__ Lattice convolution_lattice(
+    const float* x, int D, int H, int W, int C, int CG, int KD, int KH, int KW, int OD, int OH, int OW,
+    int SD, int SH, int SW, int PF, int PT, int PL, int DD, int DH, int DW) {
+    return {DIMS == 3 ? Axis{D, OD, KD, -PF, SD, DD} : flat_axis(), Axis{H, OH, KH, -PT, SH, DH},
+            Axis{W, OW, KW, -PL, SW, DW}, C, CG, x};
+}
+
 // The matrix (window, filter element).
 struct Windows {
     static constexpr bool K_FAST = true;

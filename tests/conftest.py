@@ -54,7 +54,7 @@ def _defaults(monkeypatch: pytest.MonkeyPatch) -> object:
     """Each test starts on ``cpu``, from seed 0, with the default kernels, all warnings given."""
     gpucnn.seed(0)
     monkeypatch.setattr(misuse, "_said", set(misuse.SUBJECTS))
-    with gpucnn.use_device("cpu"), gpucnn.use_variant():
+    with gpucnn.use_device("cpu"), gpucnn.use_variant(), gpucnn.precision("fp32"):
         yield
 
 

@@ -1,4 +1,4 @@
-"""2-D convolution: ``kernels/conv2d_naive.cu``, ``kernels/conv2d_tiled.cu``.
+"""2-D convolution: ``kernels/conv2d_naive.cu``, ``conv2d_tiled.cu``, ``conv2d_implicit_gemm.cu``.
 
 The primitives also take sequences (N, W, C) and volumes (N, D, H, W, C), for conv1d and conv3d:
 inside, all images have three axes.
@@ -7,6 +7,7 @@ inside, all images have three axes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -16,11 +17,17 @@ from numpy.typing import NDArray
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import Kernel, KernelFile
+from gpucnn.ops.conv2d_tensor import (
+    tensor_data_gradient,
+    tensor_forward,
+    tensor_weight_gradient,
+)
 from gpucnn.ops.conv_geometry import ConvGeometry, conv_geometry
 from gpucnn.ops.geometry import Padding, Pair
 from gpucnn.ops.reduce import column_sum, launch_sum_slices
 from gpucnn.ops.tile import GRID_YZ, SPECIALISATIONS, THREADS, slices, tile
-from gpucnn.primitive import primitive
+from gpucnn.precision import precision_of
+from gpucnn.primitive import Primitive, primitive
 from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks, scratch
 
@@ -214,22 +221,25 @@ def _untiled(s: ConvGeometry) -> bool:
     return (s.G > 1 and s.CG == 1 and s.OCG < 4) or s.G > GRID_YZ
 
 
+def _best(primitive: Primitive, x: Array, s: ConvGeometry) -> Callable[..., Array]:
+    """The launcher for a problem: tensor cores where wanted, if there are channels for them."""
+    tensor = precision_of(x) == "tf32" and min(s.CG, s.OCG) >= 8
+    return primitive.launchers["naive" if _untiled(s) else "implicit_gemm" if tensor else "tiled"]
+
+
 @conv2d_forward.kernel()
 def _forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
-    launch = _naive_forward if _untiled(geometry) else _tiled_forward
-    return launch(x, w, b, geometry)
+    return _best(conv2d_forward, x, geometry)(x, w, b, geometry)
 
 
 @conv2d_data_gradient.kernel()
 def _data_gradient(dy: Array, w: Array, geometry: ConvGeometry) -> Array:
-    launch = _naive_data_gradient if _untiled(geometry) else _tiled_data_gradient
-    return launch(dy, w, geometry)
+    return _best(conv2d_data_gradient, dy, geometry)(dy, w, geometry)
 
 
 @conv2d_weight_gradient.kernel()
 def _weight_gradient(dy: Array, x: Array, geometry: ConvGeometry) -> Array:
-    launch = _naive_weight_gradient if _untiled(geometry) else _tiled_weight_gradient
-    return launch(dy, x, geometry)
+    return _best(conv2d_weight_gradient, dy, geometry)(dy, x, geometry)
 
 
 @conv2d_forward.kernel("tiled")
@@ -292,6 +302,11 @@ def _naive_weight_gradient(dy: Array, x: Array, geometry: ConvGeometry) -> Array
     return launch_sum_slices(partial, None)
 
 
+conv2d_forward.kernel("implicit_gemm")(tensor_forward)
+conv2d_data_gradient.kernel("implicit_gemm")(tensor_data_gradient)
+conv2d_weight_gradient.kernel("implicit_gemm")(tensor_weight_gradient)
+
+
 # tape
 
 
@@ -352,8 +367,10 @@ def conv2d(
 
     Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit,
     also for an empty image and for a dilated window larger than the padded image; DeviceError if
-    the tensors live on two devices. Variants: ``use_variant(conv2d="tiled" | "naive")``; by default
-    "naive" where groups leave each output one channel (depthwise), else "tiled".
+    the tensors live on two devices. Variants: ``use_variant(conv2d="tiled" | "naive" |
+    "implicit_gemm")``; by default "naive" where groups leave each output one channel (depthwise),
+    else "implicit_gemm", on tensor cores, where the precision is "tf32" and a group has eight
+    channels or more on both sides, else "tiled".
 
     Source: torch.nn.functional.conv2d; arithmetic: Dumoulin and Visin, arXiv:1603.07285.
     """

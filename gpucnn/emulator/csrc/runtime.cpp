@@ -154,6 +154,7 @@ void begin_block() {
     }
     next_thread = done_count = barrier_count = ready_head = ready_count = 0;
     if (launch.order == 2) shuffle(thread_order, launch.seed * 0x10001ull + number);
+    async_copies_begin_block();
     if (launch.check) {
         block_starts.emplace_back(state.block_clock, number);
         publish_begin_block();

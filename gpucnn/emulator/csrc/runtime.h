@@ -185,6 +185,8 @@ void publish_atomic(Address address);
 bool published(u64 clock, u32 thread);
 bool has_acquired();
 
+void async_copies_begin_block();  // async_copy.cpp
+
 }  // namespace emulator
 
 #define EXPORT extern "C" __attribute__((visibility("default")))

@@ -8,6 +8,9 @@ namespace emulator {
 
 void release_lanes(u32 warp, u32 lanes);
 void wait_for_release();
+void complete_multiply(Thread* lanes);
+void complete_load(Thread* lanes);
+u64 multiply_flops(u32 shape);
 
 namespace {
 
@@ -26,6 +29,8 @@ enum Operation : u32 {
     kReduceAnd,
     kReduceOr,
     kReduceXor,
+    kMultiply,
+    kLoad,
 };
 
 // What a lane outside the mask hands out, undefined on a GPU: a NaN as float and as double, so that
@@ -56,6 +61,8 @@ u64 reduce(u32 operation, u64 a, u64 b) {
 }
 
 void complete(u32 operation, Thread* lanes, u32 group) {
+    if (operation == kMultiply) return complete_multiply(lanes);
+    if (operation == kLoad) return complete_load(lanes);
     u64 common = 0;
     bool first = true;
     for (u32 rest = group; rest; rest &= rest - 1) {
@@ -100,12 +107,16 @@ void order_lanes(Warp& warp, u32 group) {
 }
 
 void count_operation(u32 operation, u32 warp, u32 group, u32 existing) {
+    const Thread& first = state.threads[warp * 32 + static_cast<u32>(__builtin_ctz(group))];
+    if (group == existing) count_rendezvous(warp);
+    if (operation == kLoad) return;
+    if (operation == kMultiply)
+        return count_event(kFlopEvent, first.pc, multiply_flops(first.argument));
     const Event event = operation == kSync         ? kSyncEvent
                         : operation == kShuffle    ? kShuffleEvent
                         : operation >= kReduceAdd ? kReduceEvent
                                                    : kVoteEvent;
-    count_event(event, state.threads[warp * 32 + static_cast<u32>(__builtin_ctz(group))].pc, 1);
-    if (group == existing) count_rendezvous(warp);
+    count_event(event, first.pc, 1);
 }
 
 }  // namespace
@@ -131,6 +142,9 @@ EXPORT u64 gpucnn_warp(u32 mask, u32 operation, u64 value, u32 argument) {
     if (exited)
         fail("exited lane %u in mask 0x%08x", static_cast<u32>(__builtin_ctz(exited)), mask);
     const u32 group = mask & existing;
+    if (operation >= kMultiply && group != ~0u)
+        fail("%u lanes of mask 0x%08x for a matrix instruction, which takes a full warp",
+             static_cast<u32>(__builtin_popcount(group)), mask);
     bool complete_now = true;
     for (u32 others = group & ~(1u << lane); others; others &= others - 1) {
         const u32 other = static_cast<u32>(__builtin_ctz(others));

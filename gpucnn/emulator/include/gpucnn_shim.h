@@ -34,3 +34,4 @@
 #include "gpucnn_half.h"
 #include "gpucnn_bfloat16.h"
 #include "gpucnn_builtins.h"
+#include "gpucnn_matrix.h"

@@ -25,6 +25,8 @@ enum : unsigned {
     gpucnn_reduce_and,
     gpucnn_reduce_or,
     gpucnn_reduce_xor,
+    gpucnn_multiply,
+    gpucnn_load,
 };
 
 GPUCNN_INLINE int gpucnn_lane() {

@@ -1,0 +1,340 @@
+// The tensor-core tile loop: out(m, n) = sum over k of a(m, k) * b(k, n), TF32 operands, float sums.
+//
+// A block of WARPS_M x WARPS_N warps computes TILE_GM x TILE_GN outputs. It walks over k in slabs of
+// 32, through a ring of STAGES slabs in shared memory: while the warps multiply one, the copies of
+// the next ones are under way, so that one barrier a slab is enough.
+//
+//        TILE_GN                      a warp owns a (TILE_GM / WARPS_M) x (TILE_GN / WARPS_N) part
+//      +-----+-----+                  and keeps it in registers as 16 x 8 tiles. Of each slab it
+//      | w 0 | w 1 |  TILE_GM         reads its rows of a and its columns of b once: with 64 x 32
+//      +-----+-----+                  per warp and 8 k, 6 reads of 16 bytes a lane feed 16
+//      | w 2 | w 3 |                  multiplications of 16 x 8 x 8.
+//      +-----+-----+
+//
+// TERMS = 1 rounds both operands to TF32, to nearest. TERMS = 3 splits each into a large and a small
+// TF32 number and adds the three larger products, which is nearly float's accuracy. VECTOR = 4 copies
+// 16 bytes at a time: every channel count and every address is a multiple of four floats; VECTOR = 1
+// takes any.
+//
+// Both operands come from windows on images (windows.cuh): consecutive channels are consecutive in
+// memory, a tap that leaves the image is copied as zeros.
+
+#include "async_copy.cuh"
+#include "mma.cuh"
+#include "windows.cuh"
+
+#if !defined(TILE_GM) || !defined(TILE_GN) || !defined(WARPS_M) || !defined(WARPS_N)
+#error "TILE_GM, TILE_GN, WARPS_M and WARPS_N say how a block's outputs are shared out"
+#endif
+constexpr int TILE_GK = 32;
+constexpr int TILE_THREADS = 32 * WARPS_M * WARPS_N;
+constexpr int WARP_GM = TILE_GM / WARPS_M, WARP_GN = TILE_GN / WARPS_N;
+constexpr int MS = WARP_GM / 16, NS = WARP_GN / 8;
+static_assert(WARP_GM % 16 == 0 && WARP_GN % 16 == 0, "a warp loads 16 rows and 16 columns at once");
+
+extern __shared__ __align__(16) float tensor_tiles[];
+
+// One operand's registers for 8 k, as large parts and, for TERMS = 3, what those leave.
+template <int WORDS>
+struct Fragment {
+    unsigned large[WORDS], small[TERMS == 3 ? WORDS : 1];
+    __device__ __forceinline__ void set(int i, float value) {
+        large[i] = to_tf32(value);
+        if (TERMS == 3) small[i] = to_tf32(value - __uint_as_float(large[i]));
+    }
+};
+
+typedef float Sums[MS][NS][4];
+
+__device__ __forceinline__ void clear(Sums& sums) {
+#pragma unroll
+    for (int i = 0; i < MS; ++i)
+#pragma unroll
+        for (int j = 0; j < NS; ++j)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) sums[i][j][e] = 0.0f;
+}
+
+// The small products first: they are added to each other before the large ones absorb them.
+__device__ __forceinline__ void multiply(
+    Sums& sums, const Fragment<4> (&a)[MS], const Fragment<2> (&b)[NS]) {
+#pragma unroll
+    for (int i = 0; i < MS; ++i)
+#pragma unroll
+        for (int j = 0; j < NS; ++j) {
+#if TERMS == 3
+            mma_tf32(sums[i][j], a[i].small, b[j].large);
+            mma_tf32(sums[i][j], a[i].large, b[j].small);
+#endif
+            mma_tf32(sums[i][j], a[i].large, b[j].large);
+        }
+}
+
+// store(m, n, v0, v1) for outputs (m, n) and (m, n + 1) of the tile; the caller checks the range.
+template <class Store>
+__device__ __forceinline__ void store_tile(const Sums& sums, int first_m, int first_n, Store store) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int m0 = first_m + warp / WARPS_N * WARP_GM + lane / 4;
+    const int n0 = first_n + warp % WARPS_N * WARP_GN + lane % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < MS; ++i)
+#pragma unroll
+        for (int j = 0; j < NS; ++j) {
+            store(m0 + i * 16, n0 + j * 8, sums[i][j][0], sums[i][j][1]);
+            store(m0 + i * 16 + 8, n0 + j * 8, sums[i][j][2], sums[i][j][3]);
+        }
+}
+
+// A window on the images, ready to be read through any tap: where its first cell lies in memory, and
+// at which row and column (depth) of its image, to see whether the tap stays inside. Past the last
+// window no tap does.
+struct Place {
+    int offset, h, w, d;
+};
+
+__device__ __forceinline__ Place place_of(const Lattice& lattice, int p, int P) {
+    const Window at = lattice.window_at(p, P);
+    const int cell = ((DIMS == 3 ? at.d * lattice.h.cells : 0) + at.h) * lattice.w.cells + at.w;
+    return {at.image + cell * lattice.C, at.image >= 0 ? at.h : -(1 << 30), at.w, at.d};
+}
+
+__device__ __forceinline__ Place read_place(const Place* shared) {
+    const int4 words = *reinterpret_cast<const int4*>(shared);
+    return {words.x, words.y, words.z, words.w};
+}
+
+// One tap and channel, as seen from any window.
+struct Reach {
+    int offset, h, w, d;
+    bool exists;
+    __device__ __forceinline__ Reach(const Lattice& lattice, int d, int h, int w, int c, bool exists)
+        : offset((((DIMS == 3 ? d * lattice.h.cells : 0) + h) * lattice.w.cells + w) * lattice.C + c),
+          h(h), w(w), d(d), exists(exists) {}
+    // Without && there is no branch.
+    __device__ __forceinline__ bool inside(const Lattice& lattice, const Place& at) const {
+        return exists & ((unsigned)(at.h + h) < (unsigned)lattice.h.cells) &
+               ((unsigned)(at.w + w) < (unsigned)lattice.w.cells) &
+               (DIMS == 2 || (unsigned)(at.d + d) < (unsigned)lattice.d.cells);
+    }
+};
+
+// ---- k is the fast direction of both operands: forward pass and data gradient --------------------
+
+// Position k of the sum as a tap and a channel of it; moves on by whole slabs.
+struct TapCursor {
+    int k, c, d, h, w;
+    __device__ __forceinline__ void begin(const Lattice& lattice, int first) {
+        k = first, c = first % lattice.CG;
+        // A phase of a data gradient may have no tap.
+        const int tap = first / lattice.CG, row = tap / max(lattice.w.taps, 1);
+        w = tap - row * lattice.w.taps;
+        d = DIMS == 3 ? row / max(lattice.h.taps, 1) : 0;
+        h = row - d * lattice.h.taps;
+    }
+    __device__ __forceinline__ void next(const Lattice& lattice) {
+        k += TILE_GK, c += TILE_GK;
+        while (c >= lattice.CG) {
+            c -= lattice.CG;
+            if (++w < lattice.w.taps) continue;
+            w = 0, ++h;
+            if (DIMS == 3 && h == lattice.h.taps) h = 0, ++d;
+        }
+    }
+};
+
+// The filter as a matrix: column n, tap and channel at
+// base[n * column + d * tap_d + h * tap_h + w * tap_w + c].
+struct Filter {
+    const float* base;
+    int columns, column, tap_d, tap_h, tap_w;
+};
+
+// Shared layout of a slab: rows of 32 floats. The 16-byte piece q of row r lies at place q ^ (r & 7):
+// eight consecutive rows have a given piece in eight different sets of four banks.
+__device__ __forceinline__ int swizzled(int row, int piece) {
+    return row * TILE_GK + ((piece ^ (row & 7)) << 2);
+}
+
+constexpr int ROW_STAGE = (TILE_GM + TILE_GN) * TILE_GK;  // floats
+
+// Rows are the windows of a lattice (P in all images), columns those of the filter.
+template <class Store>
+__device__ __forceinline__ void tensor_tile_rows(
+    int tile_m, int tile_n, int P, const Lattice& lattice, const Filter& filter, Store store) {
+    __shared__ __align__(16) Place places[TILE_GM];
+    const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+    const int first_m = tile_m * TILE_GM, first_n = tile_n * TILE_GN;
+    const int K = lattice.taps() * lattice.CG;
+    const int slabs = (K + TILE_GK - 1) / TILE_GK;
+
+    for (int i = thread; i < TILE_GM; i += TILE_THREADS)
+        places[i] = place_of(lattice, first_m + i, P);
+    __syncthreads();  // the places are known
+
+    // This thread copies k = k0 .. k0 + VECTOR - 1 of rows row0, row0 + STEP, ... of each slab.
+    constexpr int LANES_K = TILE_GK / VECTOR, STEP = TILE_THREADS / LANES_K;
+    static_assert(TILE_GM % STEP == 0 && TILE_GN % STEP == 0, "every thread copies the same number");
+    const int k0 = thread % LANES_K * VECTOR, row0 = thread / LANES_K;
+    TapCursor cursor;
+    cursor.begin(lattice, k0);
+
+    auto copy_slab = [&](int slab) {
+        float* tile_a = tensor_tiles + slab % STAGES * ROW_STAGE;
+        float* tile_b = tile_a + TILE_GM * TILE_GK;
+        const bool inside_k = cursor.k < K;
+        const Reach reach(lattice, cursor.d * lattice.d.tap_step, cursor.h * lattice.h.tap_step,
+                          cursor.w * lattice.w.tap_step, cursor.c, inside_k);
+        // The reads of shared memory first: between the copies each would cost a pause.
+        Place at[TILE_GM / STEP];
+#pragma unroll
+        for (int i = 0; i < TILE_GM / STEP; ++i) at[i] = read_place(places + row0 + i * STEP);
+#pragma unroll
+        for (int i = 0; i < TILE_GM / STEP; ++i)
+            copy_async<4 * VECTOR>(tile_a + swizzled(row0 + i * STEP, k0 / 4) + k0 % 4,
+                                   lattice.x + (at[i].offset + reach.offset),
+                                   reach.inside(lattice, at[i]));
+        const int tap = cursor.d * filter.tap_d + cursor.h * filter.tap_h +
+                        cursor.w * filter.tap_w + cursor.c;
+#pragma unroll
+        for (int i = 0; i < TILE_GN / STEP; ++i) {
+            const int row = row0 + i * STEP, n = first_n + row;
+            copy_async<4 * VECTOR>(tile_b + swizzled(row, k0 / 4) + k0 % 4,
+                                   filter.base + (n * filter.column + tap),
+                                   inside_k && n < filter.columns);
+        }
+        cursor.next(lattice);
+    };
+
+    for (int slab = 0; slab < STAGES - 1; ++slab) {
+        if (slab < slabs) copy_slab(slab);
+        commit_copies();
+    }
+
+    // load_matrices: four 8 x 4 pieces. For a: rows 0-7, 8-15 of k 0-3, the same of k 4-7. For b:
+    // columns 0-7 of k 0-3, of k 4-7, and columns 8-15 of both.
+    const int row_a = warp / WARPS_N * WARP_GM + lane % 16, piece_a = lane / 16;
+    const int row_b = warp % WARPS_N * WARP_GN + lane % 8 + lane / 16 * 8, piece_b = lane / 8 % 2;
+
+    Sums sums;
+    clear(sums);
+    for (int slab = 0; slab < slabs; ++slab) {
+        wait_for_copies<STAGES - 2>();
+        __syncthreads();  // everyone's part of this slab is here, and everyone left the one before
+        if (slab + STAGES - 1 < slabs) copy_slab(slab + STAGES - 1);
+        commit_copies();
+        const float* tile_a = tensor_tiles + slab % STAGES * ROW_STAGE;
+        const float* tile_b = tile_a + TILE_GM * TILE_GK;
+#pragma unroll
+        for (int step = 0; step < TILE_GK / 8; ++step) {
+            Fragment<4> a[MS];
+            Fragment<2> b[NS];
+            unsigned words[4];
+#pragma unroll
+            for (int i = 0; i < MS; ++i) {
+                load_matrices(words, tile_a + swizzled(row_a + i * 16, step * 2 + piece_a));
+#pragma unroll
+                for (int e = 0; e < 4; ++e) a[i].set(e, __uint_as_float(words[e]));
+            }
+#pragma unroll
+            for (int j = 0; j < NS; j += 2) {
+                load_matrices(words, tile_b + swizzled(row_b + j * 8, step * 2 + piece_b));
+#pragma unroll
+                for (int e = 0; e < 4; ++e) b[j + e / 2].set(e % 2, __uint_as_float(words[e]));
+            }
+            multiply(sums, a, b);
+        }
+    }
+    store_tile(sums, first_m, first_n, store);
+}
+
+// ---- m and n are the fast directions: weight gradient -----------------------------------------------
+
+// Rows of a slab are its k. Eight more floats a row put the 4 k x 8 m that a warp reads at once into
+// 32 different banks.
+constexpr int STRIDE_M = TILE_GM + 8, STRIDE_N = TILE_GN + 8;
+constexpr int COLUMN_STAGE = TILE_GK * (STRIDE_M + STRIDE_N);  // floats
+
+// Rows m are the elements of a filter, k the windows first .. end - 1 it is laid on, columns those of
+// the matrix b (window, n), whose rows are b_stride floats apart.
+template <class Store>
+__device__ __forceinline__ void tensor_tile_columns(
+    int tile_m, int tile_n, int columns, int first, int end, const Lattice& lattice,
+    const float* b_base, int b_stride, Store store) {
+    __shared__ __align__(16) Place places[2][TILE_GK];  // of the slabs that are copied next
+    const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+    const int first_m = tile_m * TILE_GM, first_n = tile_n * TILE_GN;
+    const int slabs = (end - first + TILE_GK - 1) / TILE_GK;
+
+    // This thread copies VECTOR rows (columns) from m0 (n0) on, of every STEP-th k.
+    constexpr int LANES_M = TILE_GM / VECTOR, STEP_M = TILE_THREADS / LANES_M;
+    constexpr int LANES_N = TILE_GN / VECTOR, STEP_N = TILE_THREADS / LANES_N;
+    static_assert(STEP_M >= 1 && STEP_N >= 1 && TILE_GK % STEP_M == 0, "every thread copies the same");
+    const int m0 = thread % LANES_M * VECTOR, n0 = thread % LANES_N * VECTOR;
+    const Tap tap = lattice.tap_at(first_m + m0, lattice.taps() * lattice.CG);
+    const Reach reach(lattice, tap.d, tap.h, tap.w, tap.c, tap.c >= 0);
+
+    auto find_places = [&](int slab) {
+        if (thread < TILE_GK)
+            places[slab & 1][thread] = place_of(lattice, first + slab * TILE_GK + thread, end);
+    };
+    auto copy_slab = [&](int slab) {
+        float* tile_a = tensor_tiles + slab % STAGES * COLUMN_STAGE;
+        float* tile_b = tile_a + TILE_GK * STRIDE_M;
+        Place at[TILE_GK / STEP_M];
+#pragma unroll
+        for (int i = 0; i < TILE_GK / STEP_M; ++i)
+            at[i] = read_place(places[slab & 1] + thread / LANES_M + i * STEP_M);
+#pragma unroll
+        for (int i = 0; i < TILE_GK / STEP_M; ++i)
+            copy_async<4 * VECTOR>(tile_a + (thread / LANES_M + i * STEP_M) * STRIDE_M + m0,
+                                   lattice.x + (at[i].offset + reach.offset),
+                                   reach.inside(lattice, at[i]));
+        const int p = first + slab * TILE_GK;
+#pragma unroll
+        for (int i = 0; i < TILE_GK / STEP_N; ++i) {
+            const int k = thread / LANES_N + i * STEP_N;
+            copy_async<4 * VECTOR>(tile_b + k * STRIDE_N + n0,
+                                   b_base + ((p + k) * b_stride + first_n + n0),
+                                   p + k < end && first_n + n0 < columns);
+        }
+    };
+
+    for (int slab = 0; slab < STAGES - 1; ++slab) {
+        find_places(slab);
+        __syncthreads();  // the slab's places are known
+        if (slab < slabs) copy_slab(slab);
+        commit_copies();
+    }
+    find_places(STAGES - 1);
+
+    const int m = warp / WARPS_N * WARP_GM + lane / 4, n = warp % WARPS_N * WARP_GN + lane / 4;
+    Sums sums;
+    clear(sums);
+    for (int slab = 0; slab < slabs; ++slab) {
+        wait_for_copies<STAGES - 2>();
+        __syncthreads();  // the slab and the places of the next copy are here; the last one is free
+        if (slab + STAGES - 1 < slabs) copy_slab(slab + STAGES - 1);
+        commit_copies();
+        find_places(slab + STAGES);
+        const float* tile_a = tensor_tiles + slab % STAGES * COLUMN_STAGE;
+        const float* tile_b = tile_a + TILE_GK * STRIDE_M;
+#pragma unroll
+        for (int step = 0; step < TILE_GK / 8; ++step) {
+            Fragment<4> a[MS];
+            Fragment<2> b[NS];
+            const int k = step * 8 + lane % 4;
+#pragma unroll
+            for (int i = 0; i < MS; ++i)
+#pragma unroll
+                for (int e = 0; e < 4; ++e)
+                    a[i].set(e, tile_a[(k + e / 2 * 4) * STRIDE_M + m + i * 16 + e % 2 * 8]);
+#pragma unroll
+            for (int j = 0; j < NS; ++j)
+#pragma unroll
+                for (int e = 0; e < 2; ++e)
+                    b[j].set(e, tile_b[(k + e * 4) * STRIDE_N + n + j * 8]);
+            multiply(sums, a, b);
+        }
+    }
+    store_tile(sums, first_m, first_n, store);
+}

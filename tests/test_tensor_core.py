@@ -1,0 +1,271 @@
+"""Tensor-core building blocks under the emulator, and convolutions in TF32."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import gpucnn
+from bench.cases import CONV2D, Conv2dCase
+from gpucnn import emulator, kernel
+from gpucnn.device import to_host
+from gpucnn.ops.conv2d import (
+    conv2d_data_gradient,
+    conv2d_forward,
+    conv2d_geometry,
+    conv2d_weight_gradient,
+)
+from gpucnn.ops.conv2d_tensor import TILES, _tile
+from gpucnn.ops.conv_geometry import ConvGeometry
+from gpucnn.precision import precision_of
+from tests.support import assert_close, on, randn
+
+emulated = pytest.mark.skipif(
+    not emulator.available(), reason=emulator.why_unavailable() or "g++ is here"
+)
+
+
+def compiled(name: str, body: str) -> emulator.RawKernel:
+    """A kernel that may use the headers of the tensor-core kernels."""
+    headers = [(kernel.kernel_folder() / h).read_text() for h in ("mma.cuh", "async_copy.cuh")]
+    return emulator.RawKernel("\n".join(headers) + body, name)
+
+
+def tf32(a: np.ndarray) -> np.ndarray:
+    """The nearest numbers with 10 bits of mantissa, halves away from zero, by arithmetic."""
+    mantissa, exponent = np.frexp(a.astype(np.float64))
+    rounded = np.sign(mantissa) * np.floor(np.abs(mantissa) * 2**11 + 0.5)
+    return np.ldexp(rounded, exponent - 11).astype(np.float32)
+
+
+FRAGMENTS = r"""
+extern "C" __global__ void fragments(float* d, const float* a, const float* b) {
+    const int g = threadIdx.x / 4, t = threadIdx.x % 4;
+    float sums[4];
+    for (int i = 0; i < 4; ++i) sums[i] = d[(g + i / 2 * 8) * 8 + 2 * t + i % 2];
+    const unsigned ra[4] = {to_tf32(a[g * 8 + t]), to_tf32(a[(g + 8) * 8 + t]),
+                            to_tf32(a[g * 8 + t + 4]), to_tf32(a[(g + 8) * 8 + t + 4])};
+    const unsigned rb[2] = {to_tf32(b[t * 8 + g]), to_tf32(b[(t + 4) * 8 + g])};
+    mma_tf32(sums, ra, rb);
+    for (int i = 0; i < 4; ++i) d[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = sums[i];
+}
+"""
+
+
+@emulated
+def test_a_warp_multiplies_a_tile() -> None:
+    a, b, d = randn(16, 8), randn(8, 8, seed=1), randn(16, 8, seed=2)
+    expected = d + tf32(a).astype(np.float64) @ tf32(b)
+    compiled("fragments", FRAGMENTS)((1,), (32,), (d, a, b))
+    assert_close(d, expected, "float32")
+
+
+@emulated
+@pytest.mark.parametrize(
+    ("shape", "K"), [("bf16_16x8x16", 16), ("f16_16x8x16", 16), ("f16_16x8x8", 8)]
+)
+def test_a_warp_multiplies_16_bit_tiles(shape: str, K: int) -> None:
+    """Two consecutive k share a register; halves of the k, rows g and g + 8, follow each other."""
+    body = f"""
+    extern "C" __global__ void narrow(float* d, const unsigned* a, const unsigned* b) {{
+        const int g = threadIdx.x / 4, t = threadIdx.x % 4;
+        float sums[4] = {{0, 0, 0, 0}};
+        unsigned ra[4] = {{0, 0, 0, 0}}, rb[2] = {{0, 0}};
+        for (int half = 0; half < {K // 8}; ++half) {{
+            ra[2 * half] = a[g * {K // 2} + half * 4 + t];
+            ra[2 * half + 1] = a[(g + 8) * {K // 2} + half * 4 + t];
+            rb[half] = b[g * {K // 2} + half * 4 + t];
+        }}
+        gpucnn_matrix_multiply(gpucnn_{shape}, sums, ra, rb);
+        for (int i = 0; i < 4; ++i) d[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = sums[i];
+    }}"""
+    a, b, d = randn(16, K), randn(8, K, seed=1), np.zeros((16, 8), np.float32)
+    if shape.startswith("bf16"):
+        words = [(v.view(np.uint32) >> 16).astype(np.uint16) for v in (a, b)]
+        values = [(w.astype(np.uint32) << 16).view(np.float32) for w in words]
+    else:
+        words = [v.astype(np.float16).view(np.uint16) for v in (a, b)]
+        values = [w.view(np.float16).astype(np.float32) for w in words]
+    packed = [np.ascontiguousarray(w).view(np.uint32) for w in words]
+    compiled("narrow", body)((1,), (32,), (d, *packed))
+    assert_close(d, values[0].astype(np.float64) @ values[1].T, "float32")
+
+
+@emulated
+@pytest.mark.parametrize("transposed", [False, True])
+def test_matrices_from_shared_memory(transposed: bool) -> None:
+    body = f"""
+    extern "C" __global__ void load(unsigned* y, const uint4* x) {{
+        __shared__ uint4 rows[32];
+        rows[threadIdx.x] = x[threadIdx.x];
+        __syncthreads();
+        unsigned r[4];
+        gpucnn_matrix_load(r, rows + threadIdx.x, {int(transposed)});
+        for (int j = 0; j < 4; ++j) y[j * 32 + threadIdx.x] = r[j];
+    }}"""
+    halves = np.arange(4 * 8 * 8, dtype=np.uint16).reshape(4, 8, 8)
+    y = np.zeros(128, np.uint32)
+    compiled("load", body)((1,), (32,), (y, halves.view(np.uint32)))
+    matrices = halves.transpose(0, 2, 1) if transposed else halves
+    expected = np.ascontiguousarray(matrices).view(np.uint32).reshape(-1)
+    np.testing.assert_array_equal(y, expected)
+
+
+@emulated
+def test_a_matrix_instruction_takes_a_full_warp() -> None:
+    d, a, b = randn(16, 8), randn(16, 8), randn(8, 8)
+    with pytest.raises(emulator.KernelFault, match="full warp"):
+        compiled("fragments", FRAGMENTS)((1,), (16,), (d, a, b))
+
+
+@emulated
+def test_rounding_to_tf32() -> None:
+    """To nearest, halves away from zero; NaN and infinity stay."""
+    body = """
+    extern "C" __global__ void rounded(float* y, const float* x, int n) {
+        for (int i = 0; i < n; ++i) y[i] = __uint_as_float(to_tf32(x[i]));
+    }"""
+    half = np.float32(1 + 2**-11)
+    x = np.concatenate(
+        [randn(64), [half, -half, np.nextafter(half, 0), 3e38, 0.0, np.inf, -np.inf]]
+    )
+    x = x.astype(np.float32)
+    y = np.zeros_like(x)
+    compiled("rounded", body)((1,), (1,), (y, x, x.size))
+    np.testing.assert_array_equal(y[:-2], tf32(x[:-2]))
+    assert np.isinf(y[-2:]).all()
+    nan, out = np.array([0x7FFFFFFF, 0xFFFFFFFF], np.uint32).view(np.float32), np.zeros(2, "f4")
+    compiled("rounded", body)((1,), (1,), (out, nan, 2))
+    assert np.isnan(out).all()
+
+
+COPIES = r"""
+#ifndef WAIT
+#define WAIT wait_for_copies<0>()
+#endif
+#ifndef BARRIER
+#define BARRIER __syncthreads()
+#endif
+extern "C" __global__ void copies(float* y, const float* x, int n) {
+    __shared__ __align__(16) float tile[64];
+    const int i = threadIdx.x;
+    copy_async<4>(tile + i, x + i, i < n);
+    commit_copies();
+    WAIT;
+    BARRIER;
+    y[i] = tile[63 - i];
+}
+"""
+
+
+@emulated
+def test_a_copy_lands_at_its_wait() -> None:
+    x, y = randn(64), np.zeros(64, np.float32)
+    compiled("copies", COPIES)((1,), (64,), (y, x, 50))
+    np.testing.assert_array_equal(y, np.where(np.arange(64) < 50, x, 0)[::-1])
+
+
+@emulated
+def test_reading_before_the_wait_gives_nonsense() -> None:
+    x, y = randn(64), np.zeros(64, np.float32)
+    compiled("copies", "#define WAIT\n" + COPIES)((1,), (64,), (y, x, 64))
+    assert np.isnan(y).all()
+
+
+@emulated
+def test_a_copy_without_a_barrier_is_a_race() -> None:
+    x, y = randn(64), np.zeros(64, np.float32)
+    with pytest.raises(emulator.KernelFault, match="race"):
+        compiled("copies", "#define BARRIER\n" + COPIES)((1,), (64,), (y, x, 64))
+
+
+@emulated
+def test_writing_over_a_copy_under_way_is_a_race() -> None:
+    """The barrier comes before the wait: the landing is what races."""
+    swapped = "#define WAIT __syncthreads()\n#define BARRIER wait_for_copies<0>()\n" + COPIES
+    x, y = randn(64), np.zeros(64, np.float32)
+    with pytest.raises(emulator.KernelFault, match="race"):
+        compiled("copies", swapped)((1,), (64,), (y, x, 64))
+
+
+@emulated
+def test_a_copy_outside_an_array_is_found() -> None:
+    x, y = randn(60), np.zeros(64, np.float32)
+    with pytest.raises(emulator.KernelFault, match="out-of-bounds"):
+        compiled("copies", COPIES)((1,), (64,), (y, x, 64))
+
+
+def check_passes(
+    device: str, x: np.ndarray, w: np.ndarray, s: ConvGeometry, *, rounded: bool
+) -> None:
+    """All three passes against float64 products, in TF32 of rounded operands: both sum alike."""
+    dy = randn(*s.y_shape, seed=2)
+    for primitive, operands, terms in (
+        (conv2d_forward, (x, w, None), s.K),
+        (conv2d_data_gradient, (dy, w), s.K // s.CG * s.OCG),
+        (conv2d_weight_gradient, (dy, x), s.outputs),
+    ):
+        wide = [
+            None if a is None else (tf32(a) if rounded else a).astype(np.float64) for a in operands
+        ]
+        actual = primitive.on(device)(*on(device, *operands), s)
+        assert_close(to_host(actual), primitive(*wide, s), "float32", terms, primitive.name)
+
+
+@pytest.mark.parametrize("case", [c for c in CONV2D if c.weight[3] > 2], ids=str)
+def test_tf32_rounds_the_operands_and_nothing_else(case: Conv2dCase, kernel_device: str) -> None:
+    x, w = randn(*case.x), randn(*case.weight, seed=1)
+    options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **case.options}
+    s = conv2d_geometry(x, w, None, *options.values())
+    with gpucnn.use_variant(conv2d="implicit_gemm"), gpucnn.precision("tf32"):
+        check_passes(kernel_device, x, w, s, rounded=True)
+
+
+@pytest.mark.parametrize(
+    ("index", "mode"), [*((i, "tf32") for i in range(6)), *((i, "fp32") for i in range(1, 6))]
+)
+def test_every_tile(
+    index: int, mode: str, kernel_device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows and columns that fill no tile, more than one tile of both, several slabs of k."""
+    monkeypatch.setattr("gpucnn.ops.conv2d_tensor._tile", lambda *_: index)
+    x, w = randn(1, 17, 18, 8), randn(TILES[index].columns + 4, 3, 2, 8, seed=1)
+    s = conv2d_geometry(x, w, None, (1, 2), (1, 0), 1, 1)
+    with gpucnn.use_variant(conv2d="implicit_gemm"), gpucnn.precision(mode):
+        check_passes(kernel_device, x, w, s, rounded=mode == "tf32")
+
+
+def test_the_widest_tile_that_fits_is_chosen() -> None:
+    s = conv2d_geometry(randn(1, 8, 8, 64), randn(64, 1, 1, 64), None, 1, 0, 1, 1)
+    plenty, little, many = 227 * 1024, 99 * 1024, 1 << 20
+    assert _tile(many, 128, s, 1, 4, plenty, True) == 0
+    assert _tile(many, 128, s, 3, 4, plenty, True) == 1  # three terms need more registers
+    assert _tile(many, 128, s, 1, 4, little, True) == 1  # the widest takes 144 KiB
+    assert _tile(many, 128, s, 1, 4, little, False) == 2
+    assert _tile(many, 64, s, 1, 4, plenty, True) == 2
+    assert _tile(1 << 10, 128, s, 1, 4, plenty, True) == 3  # few blocks
+    assert _tile(many, 32, s, 1, 4, plenty, True) == 4
+    assert _tile(many, 10, s, 1, 4, plenty, True) == 5
+
+
+def test_precision_chooses_the_rung(kernel_device: str) -> None:
+    """Tensor cores only where TF32 is asked for and a group has eight channels on both sides."""
+    names: list[str] = []
+    for x_shape, w_shape in (((1, 6, 5, 8), (8, 3, 3, 8)), ((1, 6, 5, 3), (8, 3, 3, 3))):
+        x, w = on(kernel_device, randn(*x_shape), randn(*w_shape))
+        s = conv2d_geometry(x, w, None, 1, 1, 1, 1)
+        for mode in gpucnn.precision.modes:
+            with (
+                gpucnn.precision(mode),
+                kernel.observe_launches(lambda launch: names.append(launch.kernel.name)),
+            ):
+                conv2d_forward.on(kernel_device)(x, w, None, s)
+    tiled, tensor = "conv2d_tiled_forward", "conv2d_implicit_gemm_forward"
+    assert names == [tiled, tensor, tiled, tiled]
+
+
+def test_precision_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"precision is one of fp32, tf32, or None, got 'fp8'"):
+        gpucnn.precision("fp8")
+    with gpucnn.precision("tf32"), gpucnn.precision(None):
+        assert precision_of(np.zeros(1)) == "fp32"
