@@ -15,7 +15,7 @@ from bench.cases import CLASS_LOSS
 from gpucnn import Tensor, nn
 from gpucnn import functional as F
 from gpucnn.device import DeviceError, to_host
-from gpucnn.ops.class_loss import multi_margin_forward, nll_forward
+from gpucnn.ops.class_loss import HINGES, nll_forward
 from tests.support import assert_close, check_kernel, distinct, needs_torch, on, randn, torch
 from tests.test_loss import labels_for, positive
 
@@ -23,6 +23,7 @@ cases = pytest.mark.parametrize("shape", CLASS_LOSS, ids=str)
 weighted = pytest.mark.parametrize("weighted", [False, True])
 reductions = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 powers = pytest.mark.parametrize("p", [1, 2])
+conventions = pytest.mark.parametrize("convention", HINGES)
 
 
 def step(
@@ -58,28 +59,63 @@ def test_nll_definition_is_the_formula(shape: tuple[int, ...], weighted: bool) -
     assert nll_forward(x, target, weight, -7, False)[1] is None
 
 
+def slow_hinge(x: np.ndarray, y: int, p: int, margin: float, convention: str) -> tuple[float, Any]:
+    """(loss, gradient) of one row, from its terms: class -> bound that it exceeds."""
+    loss, dx = 0.0, np.zeros(len(x))
+    others = [c for c in range(len(x)) if c != y]
+    if convention == "crammer_singer":
+        others = [max(others, key=lambda c: (x[c], -c))] if others else []
+    if convention == "one_vs_all":
+        terms = [
+            ({c: 1 if c != y else -1}, margin + (x[c] if c != y else -x[c])) for c in range(len(x))
+        ]
+    else:
+        terms = [({c: 1, y: -1}, margin - x[y] + x[c]) for c in others]
+    for signs, excess in terms:
+        if excess > 0:
+            loss += excess**p
+            for c, sign in signs.items():
+                dx[c] += sign * p * excess ** (p - 1)
+    return loss, dx
+
+
 @cases
 @weighted
 @powers
-def test_margin_definition_is_the_formula(shape: tuple[int, ...], weighted: bool, p: int) -> None:
+@conventions
+def test_hinge_definitions_are_the_formulas(
+    shape: tuple[int, ...], weighted: bool, p: int, convention: str
+) -> None:
     C = shape[-1]
     x, target = randn(*shape, dtype=np.float64).reshape(-1, C), labels_for(shape).reshape(-1)
+    x[:, -1] = x[:, 0]  # a tie
     weight = positive(C, np.float64) if weighted else None
-    losses, dx = np.zeros((len(x), 2)), np.zeros(x.shape)
+    losses, dx = np.ones((len(x), 2)), np.zeros(x.shape)
     for r, y in enumerate(target):
-        w = 1 if weight is None else weight[y]
-        losses[r, 1] = 1
-        for c in range(C):
-            excess = 0.7 - x[r, y] + x[r, c]
-            if c != y and excess > 0:
-                losses[r, 0] += w * excess**p / C
-                slope = w * p * excess ** (p - 1) / C
-                dx[r, c] += slope
-                dx[r, y] -= slope
-    actual = multi_margin_forward(x, target, weight, p, 0.7, True)
+        w = (1 if weight is None else weight[y]) / (C if convention == "torch" else 1)
+        loss, slopes = slow_hinge(x[r], y, p, 0.7, convention)
+        losses[r, 0], dx[r] = w * loss, w * slopes
+    actual = HINGES[convention](x, target, weight, p, 0.7, True)
     assert_close(actual[0], losses, "float64", C)
     assert_close(actual[1], dx, "float64", C)
-    assert multi_margin_forward(x, target, weight, p, 0.7, False)[1] is None
+    assert HINGES[convention](x, target, weight, p, 0.7, False)[1] is None
+
+
+@cases
+@weighted
+@conventions
+def test_hinge_kernels(
+    shape: tuple[int, ...], weighted: bool, convention: str, kernel_device: str
+) -> None:
+    C = shape[-1]
+    x, target = randn(*shape).reshape(-1, C), labels_for(shape).reshape(-1)
+    x[:, -1] = x[:, 0]
+    arrays = [x, target, positive(C) if weighted else None]
+    for p in (1, 2):
+        check_kernel(HINGES[convention], kernel_device, arrays, p, 0.7, True, terms=C)
+    assert (
+        HINGES[convention].on(kernel_device)(*on(kernel_device, *arrays), 1, 1.0, False)[1] is None
+    )
 
 
 @cases
@@ -88,13 +124,10 @@ def test_kernels(shape: tuple[int, ...], weighted: bool, kernel_device: str) -> 
     C = shape[-1]
     x, target = randn(*shape).reshape(-1, C), labels_for(shape).reshape(-1)
     arrays = [x, target, positive(C) if weighted else None]
-    for p in (1, 2):
-        check_kernel(multi_margin_forward, kernel_device, arrays, p, 0.7, True, terms=C)
     target[1::3] = -100
     check_kernel(nll_forward, kernel_device, arrays, -100, True)
     x, target, weight = on(kernel_device, *arrays)
     assert nll_forward.on(kernel_device)(x, target, weight, -100, False)[1] is None
-    assert multi_margin_forward.on(kernel_device)(x, target, weight, 1, 1.0, False)[1] is None
 
 
 @reductions
@@ -111,19 +144,53 @@ def test_devices(weighted: bool, reduction: str, device: str) -> None:
         assert_close(actual[1], expected[1], "float32", 5)
 
 
-def test_a_number_to_hold_on_to(device: str) -> None:
+@pytest.mark.parametrize(
+    ("convention", "expected", "slopes"),
+    [
+        ("torch", 0.325, [0.25, 0.25, 0.25, -0.75]),
+        ("crammer_singer", 0.6, [0, 0, 1, -1]),
+        ("one_vs_all", 3.9, [1, 1, 1, -1]),
+    ],
+)
+def test_a_number_to_hold_on_to(
+    convention: str, expected: float, slopes: list[float], device: str
+) -> None:
     """Libraries mean different losses by this name; PyTorch's gives 0.325 here."""
     x = np.array([[0.1, 0.2, 0.4, 0.8]], np.float32)
-    loss, dx = step(F.multi_margin_loss, x, [3], device)
-    assert_close(loss, np.float32(0.325), "float32")
-    assert_close(dx, np.array([[0.25, 0.25, 0.25, -0.75]]), "float32")
+    loss, dx = step(F.multi_margin_loss, x, [3], device, convention=convention)
+    assert_close(loss, np.float32(expected), "float32")
+    assert_close(dx, np.array([slopes]), "float32")
 
 
 @powers
-def test_gradient_at_the_margin_is_zero(p: int, device: str) -> None:
-    loss, dx = step(F.multi_margin_loss, np.array([[0.0, 1.0, -5.0]], np.float32), [1], device, p=p)
+@conventions
+def test_gradient_at_the_margin_is_zero(p: int, convention: str, device: str) -> None:
+    x = np.array([[0.0, 1.0, -5.0]], np.float32)
+    if convention == "one_vs_all":
+        x[0, 0] = -1
+    loss, dx = step(F.multi_margin_loss, x, [1], device, p=p, convention=convention)
     assert loss == 0
     assert_close(dx, np.zeros((1, 3)), "exact")
+
+
+@conventions
+def test_hinges_of_special_scores(convention: str, device: str) -> None:
+    """A NaN makes its row NaN; the first of equal worst classes receives the gradient."""
+    x = np.array([[0, np.nan, 1], [np.nan, 0, 1], [2, 2, 2], [1e4, -1e4, 0]], np.float32)
+    loss, dx = step(
+        F.multi_margin_loss,
+        x,
+        [0, 0, 1, 1],
+        device,
+        np.ones(4, np.float32),
+        reduction="none",
+        convention=convention,
+    )
+    assert np.isnan(loss).tolist() == [True, True, False, False]
+    assert np.isfinite(dx[2:]).all()
+    if convention == "crammer_singer":
+        assert_close(dx[2:], np.array([[1, -1, 0], [1, -1, 0]]), "exact")
+        assert_close(loss[3], np.float32(20001), "float32")
 
 
 @powers
@@ -152,7 +219,7 @@ def test_nothing_kept(device: str) -> None:
 def test_a_label_that_the_kernel_cannot_use(bad: int, kernel_device: str) -> None:
     """Where nobody could check it: NaN in its row, no access outside the row."""
     x, target = on(kernel_device, randn(3, 4), np.array([1, bad, 3], np.int32))
-    for made, rest in ((nll_forward, (-100,)), (multi_margin_forward, (1, 1.0))):
+    for made, rest in ((nll_forward, (-100,)), *((h, (1, 1.0)) for h in HINGES.values())):
         for losses, dx in (
             made.on(kernel_device)(x, target, None, *rest, True),
             made(to_host(x), to_host(target), None, *rest, True),
@@ -176,6 +243,7 @@ def test_same_bits_every_time(device: str) -> None:
         (nn.CrossEntropyLoss, {}),
         (nn.CrossEntropyLoss, {"weight": [1, 2, 3, 4], "ignore_index": 2, "label_smoothing": 0.1}),
         (nn.NLLLoss, {"weight": [1, 2, 3, 4], "ignore_index": 1, "reduction": "sum"}),
+        (nn.MultiMarginLoss, {"convention": "crammer_singer", "margin": 0.5}),
         (nn.MultiMarginLoss, {"p": 2, "margin": 0.5, "weight": [1, 2, 3, 4], "reduction": "none"}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -218,6 +286,9 @@ def test_gradcheck(weighted: bool, reduction: str) -> None:
         assert gpucnn.gradcheck(
             lambda t, p=p: F.multi_margin_loss(t, target, p=p, margin=0.3711, **options), [x]
         )
+    for hinge in HINGES:
+        given = {**options, "convention": hinge, "margin": 0.3711}
+        assert gpucnn.gradcheck(lambda t, given=given: F.multi_margin_loss(t, target, **given), [x])
     target[0, 1] = -100
     assert gpucnn.gradcheck(lambda t: F.nll_loss(t, target, **options), [x])
 
@@ -277,6 +348,14 @@ FITS = [
         *((F.multi_margin_loss, *case) for case in FITS),
         (F.nll_loss, X, [0, 1], {"ignore_index": 1.5}, TypeError, "ignore_index must be an int"),
         (F.multi_margin_loss, X, [0, -100], {}, ValueError, "target: the label at 1 is -100"),
+        (
+            F.multi_margin_loss,
+            X,
+            [0, 1],
+            {"convention": "caffe"},
+            ValueError,
+            "convention must be one of torch, crammer_singer, one_vs_all, got 'caffe'",
+        ),
         (F.multi_margin_loss, X, [0, 1], {"p": 3}, ValueError, "p must be 1 or 2, got 3"),
         (F.multi_margin_loss, X, [0, 1], {"p": True}, ValueError, "p must be 1 or 2"),
         (F.multi_margin_loss, X, [0, 1], {"margin": "1"}, TypeError, "margin must be a number"),

@@ -107,8 +107,8 @@ def _class_loss(
     yield Problem("class_loss", "nll_forward", name, group, nll, moved, 2 * rows)
     for p in (1, 2):
         moved, flops = words(x, read, weight, losses, dx), size(x) * (2 + p + 2 * gradient)
-        case = f"{name},p={p}"
-        yield Problem("class_loss", "multi_margin_forward", case, group, margin(p), moved, flops, C)
+        for hinge in ("multi_margin_forward", "crammer_singer_forward", "one_vs_all_forward"):
+            yield Problem("class_loss", hinge, f"{name},p={p}", group, margin(p), moved, flops, C)
 
 
 def _means(name: str, rows: int, C: int, group: str) -> Iterator[Problem]:
@@ -162,6 +162,32 @@ def _pairs(name: str, shape: Shape, loss: str, group: str) -> Iterator[Problem]:
     yield Problem(family, primitive, case, group, backward, moved, n * (slope + 1))
 
 
+def _weighted_bce(name: str, shape: Shape, group: str) -> Iterator[Problem]:
+    """With a weight and a pos_weight of each class."""
+    n, C = size(shape), shape[-1:]
+
+    def pair(seed: int) -> Arguments:
+        weights = (abs(normal(seed, stream, *C)) for stream in (3, 4))
+        return *_pair(seed, "bce_with_logits_loss", shape), *weights
+
+    def forward(factor: float, add: bool) -> Callable[[int], Arguments]:
+        return lambda seed: (*pair(seed), factor, add, add)
+
+    def backward(seed: int) -> Arguments:
+        return normal(seed, 2, *shape), *pair(seed)
+
+    family, primitive, moved = (
+        "binary_cross_entropy",
+        "weighted_bce_forward",
+        words(shape, shape, shape, C, C),
+    )
+    mean = forward(1 / n, True)
+    yield Problem(family, primitive, name, group, mean, moved + words(()), 20 * n, n)
+    yield Problem(family, primitive, f"{name},each", group, forward(1.0, False), moved, 13 * n)
+    moved, primitive = words(shape, shape, shape, shape, C, C), "weighted_bce_backward"
+    yield Problem(family, primitive, name, group, backward, moved, 9 * n)
+
+
 def problems() -> Iterator[Problem]:
     """Every softmax and loss."""
     for shape in SOFTMAX:
@@ -188,3 +214,8 @@ def problems() -> Iterator[Problem]:
         for group, pairs in (("typical", TYPICAL_PAIRS), ("layer", LAYERS_PAIRS)):
             for name, pair_shape in pairs.items():
                 yield from _pairs(name, pair_shape, loss, group)
+    for shape in ACTIVATION:
+        yield from _weighted_bce(label(shape), shape, "edge")
+    for group, pairs in (("typical", TYPICAL_PAIRS), ("layer", LAYERS_PAIRS)):
+        for name, pair_shape in pairs.items():
+            yield from _weighted_bce(name, pair_shape, group)

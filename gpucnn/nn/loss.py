@@ -9,7 +9,8 @@ import numpy as np
 from gpucnn import functional as F
 from gpucnn.nn.module import Module
 from gpucnn.ops.activation import check_positive, check_real
-from gpucnn.ops.geometry import flag, host_array
+from gpucnn.ops.class_loss import HINGES
+from gpucnn.ops.geometry import choice, flag, host_array
 from gpucnn.ops.loss import IGNORE_INDEX, REDUCTIONS, check_reduction
 from gpucnn.ops.regression_loss import KL_REDUCTIONS
 from gpucnn.tensor import Tensor
@@ -176,12 +177,18 @@ class NLLLoss(_ClassLoss):
 
 
 class MultiMarginLoss(_ClassLoss):
-    """Hinge loss of several classes; see F.multi_margin_loss."""
+    """Hinge loss of several classes in one of three conventions; see F.multi_margin_loss."""
 
     def __init__(
-        self, p: int = 1, margin: float = 1.0, weight: Any = None, reduction: str = "mean"
+        self,
+        p: int = 1,
+        margin: float = 1.0,
+        weight: Any = None,
+        reduction: str = "mean",
+        convention: str = "torch",
     ) -> None:
         super().__init__(weight, reduction)
+        self.convention = choice("convention", convention, HINGES)
         self.p = p
         self.margin = margin
 
@@ -193,7 +200,9 @@ class MultiMarginLoss(_ClassLoss):
             margin=self.margin,
             weight=self.weight,
             reduction=self.reduction,
+            convention=self.convention,
         )
 
     def extra_repr(self) -> str:
-        return f"p={self.p}, margin={self.margin:g}, {super().extra_repr()}"
+        options = f"p={self.p}, margin={self.margin:g}, {super().extra_repr()}"
+        return options + f", convention={self.convention!r}"
