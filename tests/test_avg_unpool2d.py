@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import gpucnn
 from bench.cases import UNPOOL2D, Pool2dCase
@@ -13,7 +15,15 @@ from gpucnn import Tensor, nn
 from gpucnn import functional as F
 from gpucnn.ops.avg_unpool2d import avg_repeat_backward, avg_repeat_forward
 from gpucnn.ops.window import Pool2dGeometry, unpool2d_geometry
-from tests.support import assert_close, check_kernel, gradients, randn
+from tests.support import (
+    assert_close,
+    check_kernel,
+    gradients,
+    hundreds,
+    needs_torch,
+    randn,
+    torch,
+)
 
 cases = pytest.mark.parametrize("case", UNPOOL2D, ids=str)
 UNPOOLS = [
@@ -124,6 +134,42 @@ def test_right_inverses(edge: str, device: str) -> None:
         )
         spread = F.sum_unpool2d(y, kernel, stride, output_size=size)
         assert_close(F.sum_pool2d(spread, kernel, stride, edge=edge).numpy(), y.numpy(), "float32")
+
+
+@needs_torch
+@given(data=st.data())
+@hundreds
+def test_agrees_with_the_pools_of_pytorch(data: st.DataObject) -> None:
+    """Each way back is the gradient of one of PyTorch's pools; "repeat" of averages, of a sum."""
+    draw = data.draw
+    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    stride = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
+    size = [draw(st.integers(max(1, k - 2 * p), 9)) for k, p in zip(kernel, padding, strict=True)]
+    unpool, mode = draw(st.sampled_from(UNPOOLS))
+    ones = torch.ones(draw(st.integers(1, 2)), draw(st.sampled_from([1, 3, 5])), *size)
+
+    def pool(t: Any) -> Any:
+        divisor = 1 if mode == "repeat" else None
+        include = unpool is F.avg_unpool2d
+        return torch.nn.functional.avg_pool2d(t, kernel, stride, padding, False, include, divisor)
+
+    def back(y: Any) -> Any:
+        image = torch.zeros_like(ones, requires_grad=True)
+        return torch.autograd.grad(pool(image), image, y)[0]
+
+    x = randn(*pool(ones).permute(0, 2, 3, 1).shape)
+    dy = randn(len(ones), *size, ones.shape[1], seed=1)
+    tx, tdy = (torch.tensor(a).permute(0, 3, 1, 2) for a in (x, dy))
+    ty = back(tx)
+    if unpool is F.avg_unpool2d and mode == "repeat":
+        holders = back(torch.ones_like(tx)).clamp(min=1)
+        ty, tdy = ty / holders, tdy / holders
+    y, (dx,) = gradients(
+        lambda t: unpool(t, kernel, stride, padding, output_size=tuple(size), mode=mode), [x], dy
+    )
+    assert_close(y, ty.permute(0, 2, 3, 1).numpy(), "torch", 16)
+    assert_close(dx, pool(tdy).permute(0, 2, 3, 1).numpy(), "torch", 16)
 
 
 def test_overlapping_windows_are_averaged(device: str) -> None:

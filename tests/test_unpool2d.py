@@ -22,7 +22,16 @@ from gpucnn.ops.unpool2d import (
     unpool_geometry,
 )
 from tests import fake_cupy
-from tests.support import assert_close, check_kernel, gradients, needs_torch, on, randn, torch
+from tests.support import (
+    assert_close,
+    check_kernel,
+    gradients,
+    hundreds,
+    needs_torch,
+    on,
+    randn,
+    torch,
+)
 
 cases = pytest.mark.parametrize("case", UNPOOL2D, ids=str)
 lasts = pytest.mark.parametrize("last", [True, False], ids=["last", "sum"])
@@ -159,6 +168,7 @@ def test_gradcheck(case: Pool2dCase, overlap: str) -> None:
 
 @needs_torch
 @given(data=st.data())
+@hundreds
 def test_agrees_with_pytorch(data: st.DataObject) -> None:
     """Where windows do not overlap, also behind the padding and with another output size."""
     draw = data.draw

@@ -19,7 +19,7 @@ from gpucnn.ops.unpool2d import (
     max_unpool2d_forward,
     unpool_geometry,
 )
-from tests.support import assert_close, check_kernel, gradients, needs_torch, randn, torch
+from tests.support import assert_close, check_kernel, gradients, hundreds, needs_torch, randn, torch
 from tests.test_unpool2d import INDICES, kinds, lasts, loops, own_windows
 
 CASES = [*UNPOOL1D, *UNPOOL3D]
@@ -145,6 +145,7 @@ def test_gradcheck(shape: Any, kernel_size: Any, options: Any) -> None:
 @needs_torch
 @pytest.mark.parametrize("dims", [1, 3])
 @given(data=st.data())
+@hundreds
 def test_agrees_with_pytorch(dims: int, data: st.DataObject) -> None:
     """Where windows do not overlap, also behind the padding and with another output size."""
     draw = data.draw
