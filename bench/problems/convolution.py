@@ -89,7 +89,7 @@ def _bias(case: Conv2dCase | ConvCase, *shape: int) -> Shape | None:
     return shape if case.bias else None
 
 
-def _passes(family: str, dims: int, name: str, case: Any, group: str) -> Iterator[Problem]:
+def passes(family: str, dims: int, name: str, case: Any, group: str) -> Iterator[Problem]:
     """The forward pass and both gradients; the primitives of conv2d take one to three axes."""
     s = _geometry(dims, case)
     flops = 2 * s.outputs * s.OC * s.K
@@ -104,7 +104,7 @@ def _passes(family: str, dims: int, name: str, case: Any, group: str) -> Iterato
         yield Problem(family, primitive, name, group, make, moved, flops, terms)
 
 
-def _transposed(name: str, case: ConvCase, group: str) -> Iterator[Problem]:
+def transposed(name: str, case: ConvCase, group: str) -> Iterator[Problem]:
     """The forward pass; the gradients are passes of the adjoint convolution."""
     given = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
     arrays = shaped(*case.x), shaped(*case.weight), None
@@ -117,7 +117,7 @@ def _transposed(name: str, case: ConvCase, group: str) -> Iterator[Problem]:
     yield Problem("conv_transpose2d", primitive, name, group, make, moved, flops, terms)
 
 
-def _local(name: str, case: ConvCase, group: str) -> Iterator[Problem]:
+def local(name: str, case: ConvCase, group: str) -> Iterator[Problem]:
     s = _geometry(2, case)
     flops = 2 * s.outputs * s.OC * s.K
     x, y, w = s.x_shape, s.y_shape, (s.OH, s.OW, *s.w_shape)
@@ -140,12 +140,12 @@ def _groups(edge: list[Any], typical: dict[str, Any], layers: dict[str, Any]) ->
 def problems() -> Iterator[Problem]:
     """Every convolution."""
     for row in _groups(CONV2D, TYPICAL, LAYERS):
-        yield from _passes("conv2d", 2, *row)
+        yield from passes("conv2d", 2, *row)
     for row in _groups(CONV1D, TYPICAL_1D, LAYERS_1D):
-        yield from _passes("conv1d", 1, *row)
+        yield from passes("conv1d", 1, *row)
     for row in _groups(CONV3D, TYPICAL_3D, LAYERS_3D):
-        yield from _passes("conv3d", 3, *row)
+        yield from passes("conv3d", 3, *row)
     for row in _groups(CONV_TRANSPOSE2D, TYPICAL_TRANSPOSE, LAYERS_TRANSPOSE):
-        yield from _transposed(*row)
+        yield from transposed(*row)
     for row in _groups(LOCALLY_CONNECTED2D, TYPICAL_LOCAL, LAYERS_LOCAL):
-        yield from _local(*row)
+        yield from local(*row)

@@ -92,7 +92,7 @@ def _dropout(name: str, shape: Shape, group: str) -> Iterator[Problem]:
         yield Problem("dropout", primitive, name, group, make, moved, size(shape))
 
 
-def _prelu(name: str, shape: Shape, slopes: int, group: str) -> Iterator[Problem]:
+def prelu(name: str, shape: Shape, slopes: int, group: str) -> Iterator[Problem]:
     n, w = size(shape), (slopes,)
     sums = n if slopes == 1 else n // shape[-1]
     for direction, inputs, outputs, flops, terms in (
@@ -122,8 +122,8 @@ def problems() -> Iterator[Problem]:
     for name, shape, group in [(label(s), s, "edge") for s in DROPOUT] + large:
         yield from _dropout(name, shape, group)
     for shape, slopes in PRELU:
-        yield from _prelu(label(shape, {"slopes": slopes}), shape, slopes, "edge")
+        yield from prelu(label(shape, {"slopes": slopes}), shape, slopes, "edge")
     for name, shape, group in large:
-        yield from _prelu(name, shape, shape[-1], group)
+        yield from prelu(name, shape, shape[-1], group)
     for name, shape, group in large[:1]:
-        yield from _prelu(f"{name},slopes=1", shape, 1, group)
+        yield from prelu(f"{name},slopes=1", shape, 1, group)

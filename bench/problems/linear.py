@@ -27,7 +27,7 @@ LAYERS = {
 }
 
 
-def _linear(name: str, case: LinearCase, group: str) -> Iterator[Problem]:
+def passes(name: str, case: LinearCase, group: str) -> Iterator[Problem]:
     s = LinearGeometry(case.M, case.I, case.O)
     flops = 2 * s.M * s.I * s.O
     x, w, y, b = (s.M, s.I), (s.O, s.I), (s.M, s.O), (s.O,) if case.bias else None
@@ -43,9 +43,9 @@ def _linear(name: str, case: LinearCase, group: str) -> Iterator[Problem]:
 def problems() -> Iterator[Problem]:
     """The forward pass and both gradients of every case."""
     for case in LINEAR:
-        yield from _linear(str(case), case, "edge")
+        yield from passes(str(case), case, "edge")
     for M, K, N in MATMUL:  # a (M, K) · b (K, N) is the data gradient of a layer from N to K
-        yield from _linear(f"matmul-{M}x{K}x{N}", LinearCase(M, N, K, bias=False), "edge")
+        yield from passes(f"matmul-{M}x{K}x{N}", LinearCase(M, N, K, bias=False), "edge")
     for group, table in (("typical", TYPICAL), ("layer", LAYERS)):
         for name, case in table.items():
-            yield from _linear(name, case, group)
+            yield from passes(name, case, group)

@@ -41,7 +41,7 @@ PAIR_COSTS: dict[str, tuple[tuple[float, ...], int, int]] = {
 }
 
 
-def _softmax(name: str, x: Shape, group: str) -> Iterator[Problem]:
+def softmax(name: str, x: Shape, group: str) -> Iterator[Problem]:
     def backward(forward: Callable[..., Any]) -> Callable[[int], Arguments]:
         return lambda seed: (normal(seed, 1, *x), forward(normal(seed, 0, *x)))
 
@@ -63,7 +63,7 @@ def _weights(seed: int, classes: int, weighted: bool) -> np.ndarray | None:
     return np.abs(normal(seed, 3, classes)) if weighted else None
 
 
-def _cross_entropy(
+def cross_entropy(
     name: str, rows: int, C: int, smoothing: float, group: str, weighted: bool, gradient: bool
 ) -> Iterator[Problem]:
     def indices(seed: int) -> Arguments:
@@ -85,7 +85,7 @@ def _cross_entropy(
         yield Problem("loss", primitive, name, group, make, moved, flops * size(x) + 3 * rows, C)
 
 
-def _class_loss(
+def class_loss(
     name: str, rows: int, C: int, group: str, weighted: bool, gradient: bool
 ) -> Iterator[Problem]:
     x, losses = (rows, C), (rows, 2)
@@ -142,7 +142,7 @@ def _pair(seed: int, loss: str, shape: Shape) -> Arguments:
     return x, t
 
 
-def _pairs(name: str, shape: Shape, loss: str, group: str) -> Iterator[Problem]:
+def pairs(name: str, shape: Shape, loss: str, group: str) -> Iterator[Problem]:
     n = size(shape)
     parameters, formula, slope = PAIR_COSTS[loss]
 
@@ -191,31 +191,31 @@ def _weighted_bce(name: str, shape: Shape, group: str) -> Iterator[Problem]:
 def problems() -> Iterator[Problem]:
     """Every softmax and loss."""
     for shape in SOFTMAX:
-        yield from _softmax(label(shape), shape, "edge")
+        yield from softmax(label(shape), shape, "edge")
     for shape, smoothing in CROSS_ENTROPY:
         name, rows = label(shape, {"smoothing": smoothing}), size(shape[:-1])
-        yield from _cross_entropy(name, rows, shape[-1], smoothing, "edge", False, True)
+        yield from cross_entropy(name, rows, shape[-1], smoothing, "edge", False, True)
         name = f"{name},weighted,loss"
-        yield from _cross_entropy(name, rows, shape[-1], smoothing, "edge", True, False)
+        yield from cross_entropy(name, rows, shape[-1], smoothing, "edge", True, False)
     for shape in CLASS_LOSS:
         rows, C = size(shape[:-1]), shape[-1]
-        yield from _class_loss(label(shape), rows, C, "edge", False, True)
-        yield from _class_loss(f"{label(shape)},weighted,loss", rows, C, "edge", True, False)
+        yield from class_loss(label(shape), rows, C, "edge", False, True)
+        yield from class_loss(f"{label(shape)},weighted,loss", rows, C, "edge", True, False)
         yield from _means(label(shape), rows, C, "edge")
     for group, table in (("typical", TYPICAL), ("layer", LAYERS)):
         for name, (rows, C) in table.items():
-            yield from _softmax(name, (rows, C), group)
-            yield from _cross_entropy(name, rows, C, 0.0, group, False, True)
-            yield from _class_loss(name, rows, C, group, False, True)
+            yield from softmax(name, (rows, C), group)
+            yield from cross_entropy(name, rows, C, 0.0, group, False, True)
+            yield from class_loss(name, rows, C, group, False, True)
             yield from _means(name, rows, C, group)
     for loss in PAIR_COSTS:
         for shape in ACTIVATION:
-            yield from _pairs(label(shape), shape, loss, "edge")
-        for group, pairs in (("typical", TYPICAL_PAIRS), ("layer", LAYERS_PAIRS)):
-            for name, pair_shape in pairs.items():
-                yield from _pairs(name, pair_shape, loss, group)
+            yield from pairs(label(shape), shape, loss, "edge")
+        for group, shapes in (("typical", TYPICAL_PAIRS), ("layer", LAYERS_PAIRS)):
+            for name, pair_shape in shapes.items():
+                yield from pairs(name, pair_shape, loss, group)
     for shape in ACTIVATION:
         yield from _weighted_bce(label(shape), shape, "edge")
-    for group, pairs in (("typical", TYPICAL_PAIRS), ("layer", LAYERS_PAIRS)):
-        for name, pair_shape in pairs.items():
+    for group, shapes in (("typical", TYPICAL_PAIRS), ("layer", LAYERS_PAIRS)):
+        for name, pair_shape in shapes.items():
             yield from _weighted_bce(name, pair_shape, group)

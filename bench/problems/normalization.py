@@ -41,7 +41,7 @@ LAYERS_LOCAL = {
 }
 
 
-def _batch_norm(name: str, x: Shape, group: str) -> Iterator[Problem]:
+def batch_norm(name: str, x: Shape, group: str) -> Iterator[Problem]:
     c = (x[-1],)
     n, rows = size(x), size(x) // x[-1]
 
@@ -86,7 +86,7 @@ def _batch_norm(name: str, x: Shape, group: str) -> Iterator[Problem]:
         yield Problem("batch_norm", f"batch_norm_{primitive}", case, group, make, *rest)
 
 
-def _group_norm(name: str, shape: Shape, groups: int, group: str) -> Iterator[Problem]:
+def group_norm(name: str, shape: Shape, groups: int, group: str) -> Iterator[Problem]:
     N, P, C = shape[0], size(shape[1:-1]), shape[-1]
     x, c, statistics = (N, P, C), (C,), (N, groups, 3)
 
@@ -112,7 +112,7 @@ def _group_norm(name: str, shape: Shape, groups: int, group: str) -> Iterator[Pr
         yield Problem("group_norm", f"group_norm_{primitive}", name, group, make, *rest)
 
 
-def _local(name: str, case: LocalResponseNormCase, group: str) -> Iterator[Problem]:
+def local_response_norm(name: str, case: LocalResponseNormCase, group: str) -> Iterator[Problem]:
     options = {"alpha": None, "beta": None, "k": None, "region": "across", "convention": "torch"}
     window = local_response_norm_window(case.size, **{**options, **case.options})
     x, n = case.x, size(case.x)
@@ -138,18 +138,18 @@ def _local(name: str, case: LocalResponseNormCase, group: str) -> Iterator[Probl
 def problems() -> Iterator[Problem]:
     """Every normalisation."""
     for shape in BATCH_NORM:
-        yield from _batch_norm(label(shape), shape, "edge")
+        yield from batch_norm(label(shape), shape, "edge")
     for shape, groups in GROUP_NORM:
-        yield from _group_norm(label(shape, {"groups": groups}), shape, groups, "edge")
+        yield from group_norm(label(shape, {"groups": groups}), shape, groups, "edge")
     for case in LOCAL_RESPONSE_NORM:
-        yield from _local(str(case), case, "edge")
+        yield from local_response_norm(str(case), case, "edge")
     for group, batch, several, local in (
         ("typical", TYPICAL, TYPICAL_GROUPS, TYPICAL_LOCAL),
         ("layer", LAYERS, LAYERS_GROUPS, LAYERS_LOCAL),
     ):
         for name, x in batch.items():
-            yield from _batch_norm(name, x, group)
+            yield from batch_norm(name, x, group)
         for name, (x, groups) in several.items():
-            yield from _group_norm(name, x, groups, group)
+            yield from group_norm(name, x, groups, group)
         for name, case in local.items():
-            yield from _local(name, case, group)
+            yield from local_response_norm(name, case, group)

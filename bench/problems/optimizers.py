@@ -76,7 +76,7 @@ def _step(name: str, n: int, group: str, step: Step) -> Problem:
     return Problem(family, step.primitive, label(name, step.variant), group, make, *rest)
 
 
-def _clip(name: str, sizes: Sequence[int], group: str) -> Iterator[Problem]:
+def clip(name: str, sizes: Sequence[int], group: str) -> Iterator[Problem]:
     n = sum(sizes)
 
     def gradients(seed: int) -> list[np.ndarray]:
@@ -105,6 +105,6 @@ def problems() -> Iterator[Problem]:
             yield _step(*row, step)
     for sizes in CLIP:
         name = label(sizes) if len(sizes) < 9 else f"{len(sizes)}buffers"
-        yield from _clip(name, sizes, "edge")
+        yield from clip(name, sizes, "edge")
     for name, n, group in rows[len(OPTIMIZER) :]:
-        yield from _clip(name, [n], group)
+        yield from clip(name, [n], group)

@@ -66,7 +66,7 @@ def _holding(s: Pool2dGeometry) -> int:
     return rows * min(s.OW, -(-s.KW // s.SW) if s.DW == 1 else s.KW)
 
 
-def _max_pool(name: str, case: Pool2dCase, group: str) -> Iterator[Problem]:
+def max_pool(name: str, case: Pool2dCase, group: str) -> Iterator[Problem]:
     options = {"stride": None, "padding": 0, "dilation": 1, "edge": "drop", **case.options}
     s = max_pool2d_geometry(shaped(*case.x), case.kernel_size, **options)
     x, y = case.x, (s.N, s.OH, s.OW, s.C)
@@ -80,7 +80,7 @@ def _max_pool(name: str, case: Pool2dCase, group: str) -> Iterator[Problem]:
     yield Problem("pool2d", "max_pool2d_backward", name, group, backward, moved, flops, terms)
 
 
-def _avg_pool(name: str, case: Pool2dCase, group: str) -> Iterator[Problem]:
+def avg_pool(name: str, case: Pool2dCase, group: str) -> Iterator[Problem]:
     options = {"stride": None, "padding": 0, "edge": "drop", **case.options}
     g = avg_pool2d_geometry(shaped(*case.x), case.kernel_size, **options, average=True)
     s = g.windows
@@ -97,7 +97,7 @@ def _unpool(case: Pool2dCase) -> tuple[Pool2dGeometry, Shape, Shape]:
     return s, case.x, (s.N, s.H, s.W, s.C)
 
 
-def _max_unpool(name: str, case: Pool2dCase, group: str) -> Iterator[Problem]:
+def max_unpool(name: str, case: Pool2dCase, group: str) -> Iterator[Problem]:
     """Indices of the pooling that is undone; by "last", and by "sum" as in the edge cases."""
     s, x, y = _unpool(case)
     options = {"stride": None, "padding": 0, "output_size": None, **case.options}
@@ -120,7 +120,7 @@ def _max_unpool(name: str, case: Pool2dCase, group: str) -> Iterator[Problem]:
             yield Problem("unpool2d", primitive, case_name, group, make, moved, flops, terms)
 
 
-def _avg_unpool(name: str, case: Pool2dCase, group: str) -> Iterator[Problem]:
+def avg_unpool(name: str, case: Pool2dCase, group: str) -> Iterator[Problem]:
     s, x, y = _unpool(case)
     moved, flops = words(x, y), size(x) * s.KH * s.KW + size(y)  # additions and a division
     for direction, shape, terms in (("forward", x, _holding(s)), ("backward", y, s.KH * s.KW)):
@@ -128,7 +128,7 @@ def _avg_unpool(name: str, case: Pool2dCase, group: str) -> Iterator[Problem]:
         yield Problem("avg_unpool2d", primitive, name, group, make, moved, flops, terms)
 
 
-def _adaptive(name: str, shape: Any, output_size: Any, group: str) -> Iterator[Problem]:
+def adaptive(name: str, shape: Any, output_size: Any, group: str) -> Iterator[Problem]:
     s: AdaptivePool2dGeometry = adaptive_pool2d_geometry(shaped(*shape), output_size)
     x, y = (s.N, s.H, s.W, s.C), (s.N, s.OH, s.OW, s.C)
     rows, columns = (
@@ -183,10 +183,10 @@ def _join(name: str, shape: Any, kernel_size: Any, options: Any, group: str) -> 
 def problems() -> Iterator[Problem]:
     """Every pooling and unpooling."""
     tables: list[tuple[Any, list[Any], dict[str, Any], dict[str, Any]]] = [
-        (_max_pool, POOL2D, TYPICAL, LAYERS),
-        (_avg_pool, AVG_POOL2D, TYPICAL, LAYERS),
-        (_max_unpool, UNPOOL2D, TYPICAL_UNPOOL, LAYERS_UNPOOL),
-        (_avg_unpool, UNPOOL2D, TYPICAL_UNPOOL, LAYERS_UNPOOL),
+        (max_pool, POOL2D, TYPICAL, LAYERS),
+        (avg_pool, AVG_POOL2D, TYPICAL, LAYERS),
+        (max_unpool, UNPOOL2D, TYPICAL_UNPOOL, LAYERS_UNPOOL),
+        (avg_unpool, UNPOOL2D, TYPICAL_UNPOOL, LAYERS_UNPOOL),
     ]
     for make, edge, typical, layers in tables:
         for case in edge:
@@ -195,10 +195,10 @@ def problems() -> Iterator[Problem]:
             for name, case in table.items():
                 yield from make(name, case, group)
     for shape, output_size in ADAPTIVE_POOL2D:
-        yield from _adaptive(label(shape, {"output": output_size}), shape, output_size, "edge")
+        yield from adaptive(label(shape, {"output": output_size}), shape, output_size, "edge")
     for group, regions in (("typical", TYPICAL_ADAPTIVE), ("layer", LAYERS_ADAPTIVE)):
         for name, (shape, output_size) in regions.items():
-            yield from _adaptive(name, shape, output_size, group)
+            yield from adaptive(name, shape, output_size, group)
     for volume, kernel, options in POOL3D:
         yield from _join(
             label(volume, {"kernel": kernel, **options}), volume, kernel, options, "edge"

@@ -40,7 +40,7 @@ LAYERS_JOIN = {
 }
 
 
-def _axis(name: str, shape: tuple[int, int, int], group: str) -> Iterator[Problem]:
+def axis_problems(name: str, shape: tuple[int, int, int], group: str) -> Iterator[Problem]:
     O, R, C = shape
     y, n = (O, C), size(shape)
 
@@ -56,12 +56,12 @@ def _axis(name: str, shape: tuple[int, int, int], group: str) -> Iterator[Proble
         yield Problem("reduce", primitive, case, group, make, moved, flops, terms)
 
 
-def _columns(name: str, rows: int, C: int, group: str) -> Iterator[Problem]:
+def columns(name: str, rows: int, C: int, group: str) -> Iterator[Problem]:
     moved = words((rows, C), (C,))
     yield Problem("reduce", "column_sum", name, group, draws((rows, C)), moved, rows * C, rows)
 
 
-def _slices(name: str, shape: Shape, bias: bool, group: str) -> Iterator[Problem]:
+def slices(name: str, shape: Shape, bias: bool, group: str) -> Iterator[Problem]:
     b = shape[-1:] if bias else None
     moved, flops = words(shape, shape[1:], b), size(shape)
     make, terms = draws(shape, b), shape[0] + bias
@@ -92,24 +92,24 @@ def _join(name: str, shapes: Sequence[Shape], axis: int, group: str) -> Iterator
 def problems() -> Iterator[Problem]:
     """Every reduction and every operator that only moves numbers."""
     for O, R, C in AXIS_REDUCE:
-        yield from _axis(label((O, R, C)), (O, R, C), "edge")
-        yield from _columns(label((O * R, C)), O * R, C, "edge")
-        yield from _slices(label((R, O, C), "bias"), (R, O, C), True, "edge")
-        yield from _slices(label((R, O, C)), (R, O, C), False, "edge")
+        yield from axis_problems(label((O, R, C)), (O, R, C), "edge")
+        yield from columns(label((O * R, C)), O * R, C, "edge")
+        yield from slices(label((R, O, C), "bias"), (R, O, C), True, "edge")
+        yield from slices(label((R, O, C)), (R, O, C), False, "edge")
     for shape, axes in TRANSPOSE:
         yield from _transpose(f"{label(shape)}->{label(axes)}", shape, axes, "edge")
     for shapes, axis in CONCATENATE:
         name = "+".join(map(label, shapes)) + f",axis={axis}"
         yield from _join(name, shapes, axis, "edge")
-    for group, sums, slices, moves, joins in (
+    for group, sums, stacks, moves, joins in (
         ("typical", TYPICAL, TYPICAL_SLICES, TYPICAL_TRANSPOSE, TYPICAL_JOIN),
         ("layer", LAYERS, LAYERS_SLICES, LAYERS_TRANSPOSE, LAYERS_JOIN),
     ):
         for name, axes_of in sums.items():
-            yield from _axis(name, axes_of, group)
-            yield from _columns(name, axes_of[0] * axes_of[1], axes_of[2], group)
-        for name, s in slices.items():
-            yield from _slices(name, s, False, group)
+            yield from axis_problems(name, axes_of, group)
+            yield from columns(name, axes_of[0] * axes_of[1], axes_of[2], group)
+        for name, s in stacks.items():
+            yield from slices(name, s, False, group)
         for name, (s, axes) in moves.items():
             yield from _transpose(name, s, axes, group)
         for name, (parts, axis) in joins.items():
