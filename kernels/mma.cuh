@@ -11,7 +11,8 @@
 __device__ __forceinline__ unsigned to_tf32(float x) {
 #if defined(GPUCNN_EMULATED)
     const unsigned bits = __float_as_uint(x);
-    return x != x ? 0x7fffffffu : (bits + 0x1000u) & 0xffffe000u;
+    const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    return nan ? 0x7fffffffu : (bits + 0x1000u) & 0xffffe000u;
 #elif __CUDA_ARCH__ >= 800
     unsigned bits;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));

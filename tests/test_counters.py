@@ -12,12 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpucnn import emulator
+from gpucnn.emulator import flops
 from gpucnn.ops.conv_geometry import conv_geometry
 from gpucnn.primitive import PRIMITIVES
 from gpucnn.xray.counters import LaunchCounters, Site, count
 from tests.support import randn
 
-pytestmark = pytest.mark.emulated
+pytestmark = [
+    pytest.mark.emulated,
+    pytest.mark.skipif(not flops.available(), reason="counted builds need an x86-64 CPU"),
+]
 
 SOURCE = r"""
 #define GLOBAL extern "C" __global__ void
@@ -116,6 +120,18 @@ GLOBAL loop_load(float* y, const float* x) {
     for (int i = 0; i < 5; ++i) sum += x[threadIdx.x];
     y[threadIdx.x] = sum;
 }
+GLOBAL rejoined(float* y, const float* x) {
+    const bool odd = threadIdx.x % 2;
+    float scale;
+    if (odd) {
+        scale = 2.0f;
+    } else {
+        scale = x[33];
+    }
+    float v = x[threadIdx.x];
+    if (odd) v *= scale;
+    y[threadIdx.x] = v;
+}
 __constant__ float table[4] = {1, 2, 3, 4};
 GLOBAL registers(float* y, const float* x, int n) {
     float kept[4];
@@ -138,13 +154,18 @@ GLOBAL either(float* y, const float* x) {
     const float* const sides[2] = {x, tile};
     y[threadIdx.x] = sides[threadIdx.x % 2][threadIdx.x];
 }
-// A stand-in for an instruction that reads 16 bytes a lane and multiplies matrices.
-__attribute__((no_sanitize_thread)) __device__ float stand_in(const float* x) {
-    gpucnn_check_range(x, 16, 0);
-    gpucnn_count_flops(64);
-    return x[0];
+GLOBAL matrices(float* y, const float* x) {
+    __shared__ __align__(16) float tile[32][4];
+    gpucnn_copy_async<16>(tile[threadIdx.x], x + 4 * threadIdx.x, 16);
+    gpucnn_copy_commit();
+    gpucnn_copy_wait(0);
+    __syncthreads();
+    unsigned a[4], b[2] = {};
+    gpucnn_matrix_load(a, tile[threadIdx.x], false);
+    float d[4] = {};
+    gpucnn_matrix_multiply(gpucnn_tf32_16x8x8, d, a, b);
+    y[threadIdx.x] = d[0];
 }
-GLOBAL matrices(float* y, const float* x) { y[threadIdx.x] = stand_in(x + 4 * threadIdx.x); }
 """
 
 
@@ -308,6 +329,11 @@ def test_the_sides_of_a_branch_are_requests_of_their_own() -> None:
     assert launch.coalesced_share == 0
 
 
+def test_behind_a_branch_the_lanes_of_a_warp_ask_together() -> None:
+    launch = bare_counters("rejoined", 1, 32, np.zeros(32, np.float32), randn(34))
+    assert [s.requests for s in launch.sites if s.lanes == 32] == [1, 1]
+
+
 def test_the_nth_turns_of_a_loop_are_one_request() -> None:
     launch = bare_counters("triangle", 1, 32, np.zeros(32, np.float32), randn(32))
     s = site(launch, "global", "read")
@@ -390,12 +416,15 @@ def test_a_pointer_to_either_memory_is_two_sites() -> None:
     assert site(launch, "shared", "read").lanes == 16
 
 
-def test_stand_ins_declare_what_they_do() -> None:
+def test_matrix_instructions_and_asynchronous_copies() -> None:
     launch = bare_counters("matrices", 1, 32, np.zeros(32, np.float32), randn(128))
     s = site(launch, "global", "read")
     assert (s.requests, s.bytes, s.sectors) == (1, 512, 16)
-    assert launch.flops == 64 * 32
-    assert launch.operations == {"declared": 64 * 32}
+    for access in ("write", "read"):  # the copy, the matrix load
+        s = site(launch, "shared", access)
+        assert (s.requests, s.bytes, s.wavefronts, s.conflicts) == (1, 512, 4, 0)
+    assert launch.operations == {"mma": 2 * 16 * 8 * 8}
+    assert launch.flops == launch.matrix_flops == 2 * 16 * 8 * 8
 
 
 ARITHMETIC = r"""

@@ -11,7 +11,8 @@ reads of memory nobody wrote, data races, barriers that some threads never reach
 lie. Threads of one block are ordered by barriers and warp operations only: what a lock made of
 atomics and fences guards there is reported as a race. The emulator does not model timing, weak
 memory order, register limits or approximate math; it keeps denormals, and does not contract
-products and sums into fused multiply-adds.
+products and sums into fused multiply-adds. ``gpucnn.xray.counters`` counts what launches read,
+write and compute.
 """
 
 from gpucnn.emulator.build import available, why_unavailable

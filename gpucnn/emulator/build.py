@@ -48,8 +48,8 @@ _CHECKED = ("-O1", "-fno-tree-sra", "-fno-tree-fre", "-fno-tree-pre", "-fno-tree
             "-fno-tree-sink", "-fno-hoist-adjacent-loads", "-finline-small-functions",
             "-fsanitize=thread,alignment,bounds",
             "--param=tsan-instrument-func-entry-exit=0")  # fmt: skip
-# Loads stay in their loops, repeated ones are repeated, and code is neither duplicated nor run
-# ahead of its condition.
+# Of whatever would take loads out of loops, join repeated ones, duplicate code or run it ahead of
+# its condition, all is off.
 _COUNTED = (*_CHECKED, "-fno-tree-loop-im", "-fno-tree-dominator-opts", "-fno-tree-dse",
             "-fno-tree-ch", "-fno-thread-jumps", "-fno-if-conversion", "-fno-if-conversion2",
             "-fno-ssa-phiopt", *flops.FLAGS, "-DGPUCNN_COUNTED=1")  # fmt: skip

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _u32, _u64, _pointer = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p
 
-EVENTS = ("barrier", "shuffle", "vote", "reduce", "sync", "declared")
+EVENTS = ("barrier", "shuffle", "vote", "reduce", "sync", "mma")
 ACCESSES = ("read", "write", "atomic")
 
 

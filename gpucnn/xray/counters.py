@@ -7,7 +7,8 @@
     for launch in counted.launches:
         print(launch.kernel, launch.sectors_per_request, launch.bank_conflicts, launch.flops)
 
-Counted launches run in full and are checked like any other, but take longer.
+Counted launches run in full and are checked like any other, but take two to five times as long.
+They need an x86-64 CPU.
 
 **Requests.** The n-th execution of an access instruction by the 32 lanes of a warp is one request.
 Executions are numbered anew behind each barrier, and behind each warp operation that names every
@@ -23,13 +24,18 @@ the distinct sectors touched in the whole launch, which is the least that must c
 **Shared memory.** There are 32 banks of 4-byte words. A request takes as many *wavefronts* as the
 most distinct words that it asks of one bank; lanes that ask for the same word share it. Requests of
 8 bytes a lane are served in two half-warps, of 16 bytes in four quarter-warps. Conflicts are the
-wavefronts beyond one for each of these parts. (CUDA C++ Programming Guide, "Shared Memory" under
+wavefronts beyond one for each of these parts; a GPU may need fewer where parts ask for the same
+words. (CUDA C++ Programming Guide, "Shared Memory" under
 "Compute Capability 5.x", which later ones refer to; for wide accesses, "64-Bit Accesses" and
 "128-Bit Accesses" under 2.x.)
 
 **FLOPs.** Additions, subtractions, multiplications, divisions, roots, comparisons, minima, maxima
 and calls of functions such as exp and tanh count one each, a fused multiply-add two, whatever its
 result is used for; negations, absolute values, copies and conversions count nothing.
+
+**Tensor cores.** A matrix instruction m x n x k is 2mnk operations, of kind "mma"; a matrix load is
+a read of 16 bytes by each lane; an asynchronous copy is a global read and a shared write, where it
+is issued.
 
 **What a GPU may do otherwise.** What is counted is what the source says. A GPU's compiler keeps a
 value that the source loads twice, or loads in a loop without need, in a register where it can prove
@@ -105,8 +111,8 @@ class Arithmetic:
     """How often lanes executed one kind of floating-point operation at one source line.
 
     ``operation``: "add" (and subtract), "mul", "fma", "div", "sqrt", "compare" (and minimum and
-    maximum), the name of a function ("exp", "tanh", "rsqrt"), or "declared" by a stand-in for a
-    matrix instruction. ``flops`` is twice ``count`` for a fused multiply-add.
+    maximum), the name of a function ("exp", "tanh", "rsqrt"), or "mma", of which every operation
+    inside the matrix instruction counts. ``flops`` is twice ``count`` for a fused multiply-add.
     """
 
     file: str
@@ -207,8 +213,13 @@ class LaunchCounters:
 
     @property
     def flops(self) -> int:
-        """Floating-point operations that lanes executed."""
+        """Floating-point operations that lanes executed, those of matrix instructions included."""
         return sum(a.flops for a in self.arithmetic)
+
+    @property
+    def matrix_flops(self) -> int:
+        """Floating-point operations of matrix instructions."""
+        return sum(a.flops for a in self.arithmetic if a.operation == "mma")
 
     @property
     def operations(self) -> dict[str, int]:
@@ -277,7 +288,7 @@ def _counters(launch: CountedLaunch) -> LaunchCounters:
     events: dict[tuple[str, int, str], int] = {}
     arithmetic: dict[tuple[str, int, str], int] = {}
     for (file, line), kind, times in raw.events:
-        where = arithmetic if kind == "declared" else events
+        where = arithmetic if kind == "mma" else events
         where[file, line, kind] = where.get((file, line, kind), 0) + times
     for (file, line), operation, times in raw.operations:
         arithmetic[file, line, operation] = arithmetic.get((file, line, operation), 0) + times

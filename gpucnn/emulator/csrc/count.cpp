@@ -276,10 +276,6 @@ EXPORT void gpucnn_counted_write_range(Address a, u64 n) {
     count_access(a, n, kWrite, CALLER);
 }
 
-EXPORT void gpucnn_count_flops(u64 flops) {
-    if (state.launch->count) count_event(kFlopEvent, CALLER, flops);
-}
-
 // The counters of the launch that has just run, valid until the next one begins.
 EXPORT const Counts* gpucnn_counts() {
     access_counts.clear();

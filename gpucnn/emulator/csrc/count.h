@@ -20,7 +20,7 @@ struct AccessCount {  // one access instruction, for one memory space and access
     u64 wavefronts, conflicts;   // shared: passes over the banks; those beyond the fewest possible
 };
 
-enum Event : u32 { kBarrierEvent, kShuffleEvent, kVoteEvent, kReduceEvent, kSyncEvent, kFlopEvent };
+enum Event : u32 { kBarrierEvent, kShuffleEvent, kVoteEvent, kReduceEvent, kSyncEvent, kMatrixEvent };
 
 struct EventCount {
     u64 pc;

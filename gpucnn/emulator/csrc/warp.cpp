@@ -111,7 +111,7 @@ void count_operation(u32 operation, u32 warp, u32 group, u32 existing) {
     if (group == existing) count_rendezvous(warp);
     if (operation == kLoad) return;
     if (operation == kMultiply)
-        return count_event(kFlopEvent, first.pc, multiply_flops(first.argument));
+        return count_event(kMatrixEvent, first.pc, multiply_flops(first.argument));
     const Event event = operation == kSync         ? kSyncEvent
                         : operation == kShuffle    ? kShuffleEvent
                         : operation >= kReduceAdd ? kReduceEvent

@@ -8,10 +8,7 @@ static constexpr int warpSize = 32;
 extern "C" {
 unsigned gpucnn_barrier(unsigned kind, unsigned predicate);
 void gpucnn_fence();
-// For stand-ins of instructions that the compiler does not see: one access of this lane, checked and
-// counted as the instruction's (up to 16 bytes as one), and floating-point operations, of this lane.
 void gpucnn_check_range(const void* address, unsigned long bytes, unsigned is_write);
-void gpucnn_count_flops(unsigned long flops);
 __attribute__((noreturn)) void gpucnn_assert_failed(const char* expression, const char* file,
                                                     int line);
 int printf(const char* format, ...) noexcept(false);
