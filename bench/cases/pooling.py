@@ -35,6 +35,7 @@ POOL2D = [
     Pool2dCase((1, 1, 2, 4), 2, {"stride": 1, "dilation": 3, "padding": 2}),
     Pool2dCase((1, 5, 6, 4), 2, {"stride": 4}),
     Pool2dCase((2, 5, 5, 3), 3, {"stride": 1, "padding": "same"}),
+    Pool2dCase((3, 5, 6, 2), (5, 6)),
 ]
 
 AVG_POOL2D = [
@@ -66,6 +67,7 @@ UNPOOL2D = [
     Pool2dCase((1, 3, 5, 17), 3, {"stride": 1, "padding": 1}),
     Pool2dCase((2, 3, 4, 1), (3, 2), {"stride": (1, 2), "padding": ((2, 1), (0, 1))}),
     Pool2dCase((1, 2, 3, 4), (2, 1), {"stride": 3, "output_size": (6, 5)}),
+    Pool2dCase((1, 2, 3, 33), 3, {"stride": 2, "padding": 1}),
     Pool2dCase((2, 2, 1, 3), (2, 5), {"stride": (4, 1), "padding": "valid"}),
 ]
 
