@@ -11,27 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpucnn
+from bench.cases import BROADCAST
 from gpucnn import Tensor
 from gpucnn import functional as F
 from gpucnn.ops.broadcast import copies
 from tests.support import assert_close, gradients, hundreds, needs_torch, randn, torch
 
 Shape = tuple[int, ...]
-CASES: list[tuple[Shape, Shape]] = [
-    ((), (3,)),
-    ((), ()),
-    ((1,), (1, 1)),
-    ((5,), (5,)),
-    ((5,), (3, 5)),
-    ((3, 1), (3, 5)),
-    ((1, 3), (4, 3)),
-    ((2, 1, 1, 5), (2, 3, 4, 5)),
-    ((2, 3, 4, 1), (2, 3, 4, 5)),
-    ((3, 1, 1), (2, 3, 4, 5)),
-    ((1, 3, 1, 33), (2, 3, 7, 33)),
-    ((1, 1, 3, 1, 1), (2, 1, 3, 1, 4)),
-]
-cases = pytest.mark.parametrize(("small", "large"), CASES, ids=str)
+cases = pytest.mark.parametrize(("small", "large"), BROADCAST, ids=str)
 
 
 @cases
@@ -95,7 +82,7 @@ def check_pytorch(name: str, a: np.ndarray, b: np.ndarray, device: str) -> None:
 @pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize(
     ("a", "b"),
-    [*((large, small) for small, large in CASES[::2]), ((3, 1), (1, 4)), ((2, 1, 3), (5, 1))],
+    [*((large, small) for small, large in BROADCAST[::2]), ((3, 1), (1, 4)), ((2, 1, 3), (5, 1))],
     ids=str,
 )
 def test_arithmetic_is_pytorchs(a: Shape, b: Shape, name: str, device: str) -> None:
