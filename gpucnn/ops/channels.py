@@ -12,12 +12,12 @@ from gpucnn import buffers
 from gpucnn.threads import map_chunks, scratch
 
 _LONG_ROW = 1 << 13  # elements: over rows this long a NumPy loop is hardly overhead
-_SHORT_ROW = 1 << 8  # elements: enough for the matrix product that adds rows up
+SHORT_ROW = 1 << 8  # elements: enough for the matrix product that adds rows up
 _CHUNK = 1 << 18  # elements: in cache still, and threads seldom wait for the interpreter
 
 
 @functools.cache
-def _divisor(n: int, most: int) -> int:
+def divisor(n: int, most: int) -> int:
     """The largest divisor of n that is at most ``most``, and at least 1."""
     return next((k for k in range(min(n, most), 1, -1) if n % k == 0), 1)
 
@@ -25,13 +25,13 @@ def _divisor(n: int, most: int) -> int:
 def fold(x: NDArray[Any], length: int = _LONG_ROW) -> tuple[NDArray[Any], int]:
     """x (…, C) as (rows / k, k·C) and k, so that rows are long also when C is small."""
     C = x.shape[-1]
-    k = _divisor(x.size // C, length // C)
+    k = divisor(x.size // C, length // C)
     return x.reshape(-1, k * C), k
 
 
 def column_sums(x: NDArray[Any], C: int) -> NDArray[Any]:
     """Per channel, the sum over a piece of x, in float64."""
-    rows, k = fold(x.reshape(-1, C), _SHORT_ROW)
+    rows, k = fold(x.reshape(-1, C), SHORT_ROW)
     sums = np.ones(len(rows), rows.dtype) @ rows
     return cast("NDArray[Any]", sums.reshape(k, C).sum(axis=0, dtype=np.float64))
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
+from gpucnn.ops.channels import column_sums, divisor
 from gpucnn.ops.geometry import integer, not_empty, same_float_dtype
 from gpucnn.ops.reduce import column_blocks, launch_sum_slices
 from gpucnn.primitive import primitive
@@ -48,36 +49,48 @@ def normalized_axes(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
 
 # primitives
 
-_CHUNK = 1 << 16  # elements: a few arrays of this many stay in a 2 MiB L2 cache
+_CHUNK = 1 << 17  # elements: threads change hands after each pass over this many
 
 
 def _samples_per_chunk(x: NDArray[Any]) -> int:
     return max(1, _CHUNK * len(x) // x.size)
 
 
-def _pixel_sums(v: NDArray[Any]) -> NDArray[Any]:
-    """v (n, P, C) -> (n, C), the sum over pixels."""
-    if v.shape[1] == 1:
-        return v[:, 0]
-    return cast("NDArray[Any]", np.matmul(np.ones(v.shape[1], v.dtype), v))
+_LONG_ROW = 1 << 13  # elements: over rows this long a NumPy loop is hardly overhead
 
 
-def _group_means(sums: NDArray[Any], groups: int, pixels: int) -> NDArray[Any]:
-    """Sums per sample and channel (n, C) as means per sample and group (n, G), in float64."""
-    n, C = sums.shape
-    totals = sums.reshape(n, groups, C // groups).sum(axis=2, dtype=np.float64)
-    return cast("NDArray[Any]", totals / (pixels * (C // groups)))
+def _fold(x: NDArray[Any]) -> NDArray[Any]:
+    """x (n, P, C) as (n, P/k, k·C), so that rows are long also when C is small."""
+    n, P, C = x.shape
+    k = divisor(P, _LONG_ROW // C)
+    return x.reshape(n, P // k, k * C)
 
 
-def _spread(v: NDArray[Any], C: int, dtype: Any) -> NDArray[Any]:
-    """v (n, G) beside an array (n, P, C): (n, 1, C), or (n, 1, 1) where that is the same."""
-    v = v.astype(dtype)
-    return (v if v.shape[1] == 1 else np.repeat(v, C // v.shape[1], axis=1))[:, None]
+def _group_means(v: NDArray[Any], groups: int, C: int) -> NDArray[Any]:
+    """The mean per sample and group of folded v (n, Q, k·C): (n, G), in float64."""
+    n, Q, L = v.shape
+    sums = v[:, 0] if Q == 1 else np.matmul(np.ones(Q, v.dtype), v)
+    if L > C:
+        sums = sums.reshape(n, L // C, C).sum(axis=1)
+    each = C // groups
+    totals = sums.reshape(-1, each) @ np.ones(each, v.dtype)
+    return cast("NDArray[Any]", totals.reshape(n, groups).astype(np.float64) / (Q * L // groups))
 
 
-def _xhat(x: NDArray[Any], statistics: NDArray[Any], out: NDArray[Any]) -> NDArray[Any]:
-    """(x − center − rest)·invstd of a piece of x."""
-    center, rest, invstd = (_spread(statistics[..., i], x.shape[2], x.dtype) for i in range(3))
+def _spread(v: NDArray[Any], like: NDArray[Any], C: int) -> NDArray[Any]:
+    """v (n, G) or (C) as it stands beside a folded array (n, Q, k·C)."""
+    times = like.shape[2] // C
+    v = v.astype(like.dtype, copy=False)
+    if v.ndim == 1:
+        return np.tile(v, times)
+    if v.shape[1] > 1:
+        v = np.tile(np.repeat(v, C // v.shape[1], axis=1), times)
+    return v[:, None]
+
+
+def _xhat(x: NDArray[Any], statistics: NDArray[Any], C: int, out: NDArray[Any]) -> NDArray[Any]:
+    """(x − center − rest)·invstd of a folded piece of x."""
+    center, rest, invstd = (_spread(statistics[..., i], x, C) for i in range(3))
     np.subtract(x, center, out=out)
     np.subtract(out, rest, out=out)
     return cast("NDArray[Any]", np.multiply(out, invstd, out=out))
@@ -93,24 +106,25 @@ def group_norm_forward(
     center, rest, invstd. var is the biased variance. The mean is center + rest: far from 0, one
     float32 does not hold it well enough.
     """
-    N, P, C = x.shape
+    N, _, C = x.shape
     y, statistics = buffers.empty_like(x), np.empty((N, groups, 3), x.dtype)
+    folded, results = _fold(x), _fold(y)
 
     def part(start: int, stop: int) -> None:
-        rows, out = x[start:stop], y[start:stop]
-        center = _group_means(_pixel_sums(rows), groups, P).astype(x.dtype)
-        np.subtract(rows, _spread(center, C, x.dtype), out=out)
-        rest = _group_means(_pixel_sums(out), groups, P)
+        rows, out = folded[start:stop], results[start:stop]
+        center = _group_means(rows, groups, C).astype(x.dtype)
+        np.subtract(rows, _spread(center, rows, C), out=out)
+        rest = _group_means(out, groups, C)
         squares = np.multiply(out, out, out=scratch("group_norm squares", out.shape, x.dtype))
-        var = _group_means(_pixel_sums(squares), groups, P) - rest * rest
+        var = _group_means(squares, groups, C) - rest * rest
         own = statistics[start:stop]
         own[..., 0], own[..., 1], own[..., 2] = center, rest, 1 / np.sqrt(var + eps)
-        np.subtract(out, _spread(own[..., 1], C, x.dtype), out=out)
-        np.multiply(out, _spread(own[..., 2], C, x.dtype), out=out)
+        np.subtract(out, _spread(own[..., 1], out, C), out=out)
+        np.multiply(out, _spread(own[..., 2], out, C), out=out)
         if weight is not None:
-            np.multiply(out, weight, out=out)
+            np.multiply(out, _spread(weight, out, C), out=out)
         if bias is not None:
-            np.add(out, bias, out=out)
+            np.add(out, _spread(bias, out, C), out=out)
 
     with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity pass
         map_chunks(part, N, _samples_per_chunk(x))
@@ -123,21 +137,23 @@ def group_norm_data_gradient(dy: Array, x: Array, weight: Array | None, statisti
 
     dy, x (N, P, C); weight (C) or None; statistics (N, G, 3) -> dx (N, P, C).
     """
-    N, P, C = x.shape
+    N, _, C = x.shape
     groups = statistics.shape[1]
     dx = buffers.empty_like(x)
+    inputs, gradients, results = _fold(x), _fold(dy), _fold(dx)
 
     def part(start: int, stop: int) -> None:
-        out, own = dx[start:stop], statistics[start:stop]
-        xhat = _xhat(x[start:stop], own, scratch("group_norm xhat", out.shape, x.dtype))
-        np.multiply(dy[start:stop], 1 if weight is None else weight, out=out)
-        product = np.multiply(out, xhat, out=scratch("group_norm squares", out.shape, x.dtype))
-        level = _group_means(_pixel_sums(out), groups, P)
-        slope = _group_means(_pixel_sums(product), groups, P)
-        np.subtract(out, _spread(level, C, x.dtype), out=out)
-        np.multiply(xhat, _spread(slope, C, x.dtype), out=xhat)
+        out, own, g = results[start:stop], statistics[start:stop], gradients[start:stop]
+        xhat = scratch("group_norm xhat", out.shape, x.dtype)
+        _xhat(inputs[start:stop], own, C, xhat)
+        if weight is not None:
+            g = np.multiply(g, _spread(weight, out, C), out=out)
+        product = np.multiply(g, xhat, out=scratch("group_norm squares", out.shape, x.dtype))
+        level, slope = _group_means(g, groups, C), _group_means(product, groups, C)
+        np.subtract(g, _spread(level, out, C), out=out)
+        np.multiply(xhat, _spread(slope, out, C), out=xhat)
         np.subtract(out, xhat, out=out)
-        np.multiply(out, _spread(own[..., 2], C, x.dtype), out=out)
+        np.multiply(out, _spread(own[..., 2], out, C), out=out)
 
     with np.errstate(invalid="ignore", over="ignore"):
         map_chunks(part, N, _samples_per_chunk(x))
@@ -147,22 +163,19 @@ def group_norm_data_gradient(dy: Array, x: Array, weight: Array | None, statisti
 @primitive
 def group_norm_sums(dy: Array, x: Array, statistics: Array) -> tuple[Array, Array]:
     """dweight = Σ dy·x̂ and dbias = Σ dy over samples and pixels: (N, P, C) -> (C), (C)."""
-    N, P, C = x.shape
+    N, _, C = x.shape
+    inputs, gradients = _fold(x), _fold(dy)
 
     def part(start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        rows = dy[start:stop].reshape(-1, C)
-        product = scratch("group_norm xhat", (stop - start, P, C), x.dtype)
-        _xhat(x[start:stop], statistics[start:stop], product)
-        np.multiply(product, dy[start:stop], out=product)
-        ones = np.ones(len(rows), x.dtype)
-        return ones @ product.reshape(-1, C), ones @ rows
+        rows = gradients[start:stop]
+        product = scratch("group_norm xhat", rows.shape, x.dtype)
+        _xhat(inputs[start:stop], statistics[start:stop], C, product)
+        np.multiply(product, rows, out=product)
+        return column_sums(product, C), column_sums(rows, C)
 
     with np.errstate(invalid="ignore", over="ignore"):
         parts = map_chunks(part, N, _samples_per_chunk(x))
-    dweight, dbias = (
-        np.stack([p[i] for p in parts]).sum(axis=0, dtype=np.float64).astype(x.dtype)
-        for i in range(2)
-    )
+    dweight, dbias = (np.stack([p[i] for p in parts]).sum(axis=0).astype(x.dtype) for i in range(2))
     return dweight, dbias
 
 

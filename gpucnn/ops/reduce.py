@@ -15,6 +15,7 @@ from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.empty_batch import nothing
 from gpucnn.kernel import KernelFile
+from gpucnn.ops.channels import SHORT_ROW, fold
 from gpucnn.ops.elementwise import four_each
 from gpucnn.ops.geometry import flag, not_empty, same_float_dtype
 from gpucnn.ops.transpose import launch_transpose, transpose
@@ -65,19 +66,23 @@ def _as_three_axes(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, 
 
 _ROWS = 4096  # per partial sum: float32 loses little over so few, and a slice of x stays in cache
 _CHUNK = 1 << 16  # elements of x that a thread takes at once
+_COLUMN_CHUNK = 1 << 18  # the same, read once
 
 
 @primitive
 def column_sum(x: Array) -> Array:
     """y[c] = Σ x[…, c]: x (…, C) -> (C). Partial sums over rows are added in order."""
-    rows = x.reshape(-1, x.shape[-1])
-    ones = np.ones(min(len(rows), _ROWS), x.dtype)
+    C = x.shape[-1]
+    rows, k = fold(x.reshape(-1, C), SHORT_ROW)
+    each = builtins.min(_ROWS, builtins.max(1, _COLUMN_CHUNK // rows.shape[1]))
+    ones = np.ones(each, x.dtype)
 
     def part(start: int, stop: int) -> NDArray[Any]:
         return cast("NDArray[Any]", ones[: stop - start] @ rows[start:stop])
 
-    parts = np.stack(map_chunks(part, len(rows), _ROWS))
-    return parts.sum(axis=0, dtype=np.float64).astype(x.dtype)
+    parts = np.stack(map_chunks(part, len(rows), each))
+    sums = parts.sum(axis=0, dtype=np.float64).reshape(k, C).sum(axis=0)
+    return cast("NDArray[Any]", sums.astype(x.dtype))
 
 
 @primitive
