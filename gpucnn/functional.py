@@ -45,7 +45,9 @@ from gpucnn.ops.concatenate import concatenate
 from gpucnn.ops.conv1d import conv1d
 from gpucnn.ops.conv2d import conv2d
 from gpucnn.ops.conv3d import conv3d
+from gpucnn.ops.conv_transpose1d import conv_transpose1d
 from gpucnn.ops.conv_transpose2d import conv_transpose2d
+from gpucnn.ops.conv_transpose3d import conv_transpose3d
 from gpucnn.ops.dropout import dropout, dropout2d
 from gpucnn.ops.elementwise import add, multiply, negate, subtract
 from gpucnn.ops.group_norm import group_norm, layer_norm
@@ -94,7 +96,9 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "conv_transpose1d",
     "conv_transpose2d",
+    "conv_transpose3d",
     "convert_pool_indices",
     "cross_entropy",
     "dropout",

@@ -3,7 +3,8 @@
 //   y[n][h][w][o] = b[o] + sum over c, kh, kw of x[n][ih][iw][c] * w[c][kh][kw][o]
 //   where  ih*SH - PT + kh*DH = h  and  iw*SW - PL + kw*DW = w
 //
-// Layout NHWC; w is (C, KH, KW, O/G): the tensor of the convolution from O to C channels. It is that
+// Layout NHWC; w is (C, KH, KW, O/G): the tensor of the convolution from O to C channels. With
+// DIMS = 3 images are volumes, NDHWC, and w is (C, KD, KH, KW, O/G). It is that
 // convolution's data gradient, and the sizes are named after it: here x plays the gradient of its
 // output, (N, OH, OW, OC), and y that of its input, (N, H, W, C). The gradients in x and w are its
 // forward pass and its weight gradient (conv2d_tiled.cu).

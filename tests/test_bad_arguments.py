@@ -34,7 +34,9 @@ CALLS: dict[str, dict[str, Any]] = {
     "conv1d": {"x": X1, "weight": (8, 3, 4), "bias": (8,)},
     "conv2d": {"x": X2, "weight": (8, 3, 3, 4), "bias": (8,)},
     "conv3d": {"x": X3, "weight": (3, 2, 2, 2, 2), "bias": (3,)},
+    "conv_transpose1d": {"x": X1, "weight": (4, 3, 8), "bias": (8,)},
     "conv_transpose2d": {"x": X2, "weight": (4, 3, 3, 8), "bias": (8,)},
+    "conv_transpose3d": {"x": X3, "weight": (2, 2, 2, 2, 3), "bias": (3,)},
     "locally_connected2d": {"x": X2, "weight": (4, 3, 8, 3, 3, 4), "bias": (4, 3, 8)},
     "linear": {"x": ROWS, "weight": (5, 4), "bias": (5,)},
     "matmul": {"a": ROWS, "b": (4, 2)},
@@ -105,7 +107,7 @@ OPTIMIZER = "an optimizer"
 MAKES: dict[str, dict[str, Any]] = {
     **{
         name: {"in_channels": 4, "out_channels": 4, "kernel_size": 3}
-        for name in ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d")
+        for name in (f"{k}{d}d" for k in ("Conv", "ConvTranspose") for d in (1, 2, 3))
     },
     "LocallyConnected2d": {
         "in_channels": 2,

@@ -91,6 +91,29 @@ CONV_TRANSPOSE2D = [
 ]
 
 
+# weight (C, K, OC/groups)
+CONV_TRANSPOSE1D = [
+    ConvCase((2, 5, 3), (3, 3, 4)),
+    ConvCase((1, 1, 1), (1, 1, 1)),
+    ConvCase((2, 4, 6), (6, 4, 5), {"stride": 2, "padding": 1, "groups": 2, "output_padding": 1}),
+    ConvCase((3, 5, 2), (2, 3, 17), {"stride": 3, "dilation": 2, "padding": ((2, 1),)}, bias=False),
+]
+
+# weight (C, KD, KH, KW, OC/groups)
+CONV_TRANSPOSE3D = [
+    ConvCase((2, 3, 2, 4, 3), (3, 2, 3, 2, 4)),
+    ConvCase((1, 1, 1, 1, 1), (1, 1, 1, 1, 1)),
+    ConvCase((1, 2, 3, 2, 4), (4, 3, 3, 3, 2), {"stride": 2, "padding": 1, "output_padding": 1}),
+    ConvCase((1, 3, 2, 3, 4), (4, 2, 1, 3, 3), {"stride": (3, 1, 2), "groups": 2}),
+    ConvCase(
+        (2, 2, 3, 3, 3),
+        (3, 2, 3, 2, 1),
+        {"dilation": (3, 1, 2), "padding": ((1, 0), (0, 2), (1, 1)), "groups": 3},
+        bias=False,
+    ),
+    ConvCase((1, 2, 2, 3, 9), (9, 3, 2, 2, 33), {"stride": (2, 3, 1), "output_padding": (1, 2, 0)}),
+]
+
 # weight (OC, KH, KW, C/groups): one of these per output position
 LOCALLY_CONNECTED2D = [
     ConvCase((2, 4, 5, 3), (4, 3, 2, 3)),

@@ -32,7 +32,15 @@ from gpucnn.nn.adaptive_pooling import (
     GlobalMaxPool3d,
 )
 from gpucnn.nn.branches import Concat, Residual
-from gpucnn.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose2d, LocallyConnected2d
+from gpucnn.nn.conv import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+    LocallyConnected2d,
+)
 from gpucnn.nn.dropout import Dropout, Dropout2d
 from gpucnn.nn.linear import Flatten, Linear
 from gpucnn.nn.loss import (
@@ -101,7 +109,9 @@ __all__ = [
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "ConvTranspose1d",
     "ConvTranspose2d",
+    "ConvTranspose3d",
     "CrossEntropyLoss",
     "Dropout",
     "Dropout2d",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -194,33 +194,28 @@ class Conv3d(Convolution):
         return F.conv3d(x, self.weight, self.bias, **self._options())
 
 
-class ConvTranspose2d(Convolution):
-    """2-D transposed convolution with weight (C, KH, KW, OC/groups) and bias (OC).
+class TransposedConvolution(Convolution):
+    """What the transposed convolution layers share."""
 
-    See F.conv_transpose2d. Weight and bias start as U(±1/√(KH·KW·OC/groups)), as in
-    torch.nn.ConvTranspose2d. ``layer(x, output_size=(OH, OW))`` chooses the output_padding of that
-    call.
-    """
-
-    dims = 2
     transposed = True
+    convolve: Any  # the function
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | Pair,
-        stride: int | Pair = 1,
-        padding: int | Pair | Padding = 0,
-        output_padding: int | Pair = 0,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Paddings = 0,
+        output_padding: Sizes = 0,
         groups: int = 1,
         bias: bool = True,
-        dilation: int | Pair = 1,
+        dilation: Sizes = 1,
     ) -> None:
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
         )
-        self.output_padding = sizes("output_padding", output_padding, 2, 0)
+        self.output_padding = sizes("output_padding", output_padding, self.dims, 0)
         for extra, s, d in zip(self.output_padding, self.stride, self.dilation, strict=True):
             if extra >= max(s, d):
                 raise ValueError(
@@ -228,14 +223,46 @@ class ConvTranspose2d(Convolution):
                     f"the dilation ({d}), got {extra}"
                 )
 
-    def forward(self, x: Tensor, output_size: int | tuple[int, ...] | None = None) -> Tensor:
+    def forward(self, x: Tensor, output_size: Sizes | None = None) -> Tensor:
         extra = self.output_padding if output_size is None else 0
         options = {**self._options(), "output_padding": extra, "output_size": output_size}
-        return F.conv_transpose2d(x, self.weight, self.bias, **options)
+        return cast("Tensor", type(self).convolve(x, self.weight, self.bias, **options))
 
     def extra_repr(self) -> str:
         extra = self.output_padding
         return super().extra_repr() + (f", output_padding={extra}" if any(extra) else "")
+
+
+class ConvTranspose1d(TransposedConvolution):
+    """1-D transposed convolution with weight (C, K, OC/groups) and bias (OC).
+
+    See F.conv_transpose1d. Weight and bias start as U(±1/√(K·OC/groups)), as in
+    torch.nn.ConvTranspose1d. ``layer(x, output_size=OW)`` chooses the output_padding of that call.
+    """
+
+    dims, convolve = 1, F.conv_transpose1d
+
+
+class ConvTranspose2d(TransposedConvolution):
+    """2-D transposed convolution with weight (C, KH, KW, OC/groups) and bias (OC).
+
+    See F.conv_transpose2d. Weight and bias start as U(±1/√(KH·KW·OC/groups)), as in
+    torch.nn.ConvTranspose2d. ``layer(x, output_size=(OH, OW))`` chooses the output_padding of that
+    call.
+    """
+
+    dims, convolve = 2, F.conv_transpose2d
+
+
+class ConvTranspose3d(TransposedConvolution):
+    """3-D transposed convolution with weight (C, KD, KH, KW, OC/groups) and bias (OC).
+
+    See F.conv_transpose3d. Weight and bias start as U(±1/√(KD·KH·KW·OC/groups)), as in
+    torch.nn.ConvTranspose3d. ``layer(x, output_size=(OD, OH, OW))`` chooses the output_padding of
+    that call.
+    """
+
+    dims, convolve = 3, F.conv_transpose3d
 
 
 class LocallyConnected2d(_Filters):

@@ -1,4 +1,8 @@
-"""2-D transposed convolution: ``kernels/conv_transpose2d.cu``."""
+"""2-D transposed convolution: ``kernels/conv_transpose2d.cu``.
+
+The primitive also takes sequences (N, W, C) and volumes (N, D, H, W, C), for conv_transpose1d and
+conv_transpose3d, as those of conv2d do.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +17,7 @@ from gpucnn.ops.conv2d import (
     gather_grid,
 )
 from gpucnn.ops.conv_geometry import ConvGeometry, conv_transpose_geometry
-from gpucnn.ops.geometry import (
-    Padding,
-    Pair,
-    integer,
-    padding_of_axes,
-    pair,
-    sizes,
-)
+from gpucnn.ops.geometry import AXES, Padding, Pair, integer, padding_of_axes, sizes
 from gpucnn.ops.reduce import column_sum
 from gpucnn.ops.tile import SPECIALISATIONS, THREADS
 from gpucnn.primitive import primitive
@@ -38,14 +35,21 @@ def output_padding_for(
     padding: Any,
     dilation: tuple[int, ...],
 ) -> tuple[int, ...]:
-    """The output_padding that makes ``output_size``, an int, (OH, OW) or (N, OH, OW, OC)."""
-    given = tuple(output_size) if isinstance(output_size, tuple | list) else (output_size,) * 2
-    wanted = tuple(integer("output_size", n, 1) for n in (given[1:3] if len(given) == 4 else given))
-    if len(wanted) != 2:
-        raise ValueError(f"output_size must be an int, (OH, OW) or (N, OH, OW, OC), got {given}")
-    pads = padding_of_axes(padding, 2)
-    axes = zip(size, kernel, stride, pads, dilation, strict=True)
-    least = tuple((n - 1) * s + d * (k - 1) + 1 - low - high for n, k, s, (low, high), d in axes)
+    """The output_padding that makes ``output_size``, an int, (OH, OW) or (N, OH, OW, OC).
+
+    Likewise for one and three axes.
+    """
+    dims = len(size)
+    several = isinstance(output_size, tuple | list)
+    given = tuple(output_size) if several else (output_size,) * dims
+    wanted = given[1:-1] if len(given) == dims + 2 else given
+    wanted = tuple(integer("output_size", n, 1) for n in wanted)
+    if len(wanted) != dims:
+        axes = ", ".join(f"O{axis}" for axis in AXES[-dims:])
+        raise ValueError(f"output_size must be an int, ({axes}) or (N, {axes}, OC), got {given}")
+    pads = padding_of_axes(padding, dims)
+    windows = zip(size, kernel, stride, pads, dilation, strict=True)
+    least = tuple((n - 1) * s + d * (k - 1) + 1 - low - high for n, k, s, (low, high), d in windows)
     extra = tuple(want - low for want, low in zip(wanted, least, strict=True))
     if not all(0 <= e < s for e, s in zip(extra, stride, strict=True)):
         first = tuple(max(low, 1) for low in least)
@@ -54,7 +58,8 @@ def output_padding_for(
     return extra
 
 
-def conv_transpose2d_geometry(
+def transposed_geometry(
+    dims: int,
     x: Any,
     weight: Any,
     bias: Any,
@@ -65,18 +70,23 @@ def conv_transpose2d_geometry(
     groups: Any,
     output_size: Any = None,
 ) -> ConvGeometry:
-    """Check the arguments of :func:`conv_transpose2d` -> the sizes of the adjoint convolution."""
+    """Check the arguments of a transposed convolution -> the sizes of the adjoint convolution."""
     if output_size is not None:
-        if any(sizes("output_padding", output_padding, 2, 0)):
+        if any(sizes("output_padding", output_padding, dims, 0)):
             raise ValueError(
                 f"output_padding follows from output_size: leave it 0, got {output_padding}"
             )
-        if x.ndim == weight.ndim == 4 and not isinstance(padding, str):
-            steps, spread = pair("stride", stride), pair("dilation", dilation)
-            windows = (x.shape[1:3], weight.shape[1:3], steps, padding, spread)
+        if x.ndim == weight.ndim == dims + 2 and not isinstance(padding, str):
+            steps, spread = sizes("stride", stride, dims), sizes("dilation", dilation, dims)
+            windows = (x.shape[1:-1], weight.shape[1:-1], steps, padding, spread)
             output_padding = output_padding_for(output_size, *windows)
     options = (stride, padding, output_padding, dilation, groups)
-    return conv_transpose_geometry(2, x, weight, bias, *options)
+    return conv_transpose_geometry(dims, x, weight, bias, *options)
+
+
+def conv_transpose2d_geometry(x: Any, weight: Any, bias: Any, **options: Any) -> ConvGeometry:
+    """:func:`transposed_geometry` of images."""
+    return transposed_geometry(2, x, weight, bias, **options)
 
 
 # primitives
@@ -87,7 +97,8 @@ def conv_transpose2d_forward(x: Array, w: Array, b: Array | None, geometry: Conv
     """y[n,h,w,o] = b[o] + Σ_{c,kh,kw} x[n,ih,iw,c] · w[c,kh,kw,o], ih·SH−PT+kh·DH = h, likewise w.
 
     Shapes by the names of the adjoint convolution, which makes x from y: x (N,OH,OW,OC),
-    w (OC,KH,KW,C/G), b (C) or None -> y (N,H,W,C). The data gradient of conv2d, and a bias.
+    w (OC,KH,KW,C/G), b (C) or None -> y (N,H,W,C); also sequences and volumes. The data gradient of
+    conv2d, and a bias.
     """
     y = cast("Array", conv2d_data_gradient(x, w, geometry))
     if b is not None:
@@ -99,7 +110,9 @@ def conv_transpose2d_forward(x: Array, w: Array, b: Array | None, geometry: Conv
     return y
 
 
-_kernels = KernelFile("conv_transpose2d", *({"DIMS": 2, **tile} for tile in SPECIALISATIONS))
+_kernels = KernelFile(
+    "conv_transpose2d", *({"DIMS": dims, **tile} for dims in (2, 3) for tile in SPECIALISATIONS)
+)
 
 
 @conv_transpose2d_forward.kernel()
@@ -107,7 +120,8 @@ def _launch_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry)
     s = geometry
     y = empty(x, s.x_shape)
     index, grid = gather_grid(s)
-    launch = _kernels["conv_transpose2d_forward", index]
+    volumes = len(SPECIALISATIONS) * (s.dims == 3)
+    launch = _kernels["conv_transpose2d_forward", index + volumes]
     launch(grid, (THREADS,), y, x, w, b, *s.numbers)
     return y
 
@@ -115,8 +129,8 @@ def _launch_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry)
 # tape
 
 
-class ConvTranspose2d(Function):
-    """conv_transpose2d and its three gradients: those of the adjoint convolution, swapped."""
+class TransposedConvolution(Function):
+    """conv_transpose1d, 2d, 3d and their gradients: those of the adjoint convolution, swapped."""
 
     batched = (0,)
 
@@ -126,16 +140,10 @@ class ConvTranspose2d(Function):
         weight: Array,
         bias: Array | None,
         *,
-        stride: Any,
-        padding: Any,
-        output_padding: Any,
-        dilation: Any,
-        groups: Any,
-        output_size: Any,
+        dims: int,
+        **options: Any,
     ) -> Array:
-        self.geometry = conv_transpose2d_geometry(
-            x, weight, bias, stride, padding, output_padding, dilation, groups, output_size
-        )
+        self.geometry = transposed_geometry(dims, x, weight, bias, **options)
         if self.recording:
             self.x, self.weight = x, weight
         return self.run(conv_transpose2d_forward, x, weight, bias, self.geometry)
@@ -197,4 +205,4 @@ def conv_transpose2d(
         "groups": groups,
         "output_size": output_size,
     }
-    return cast("Tensor", ConvTranspose2d.apply(x, weight, bias, **options))
+    return cast("Tensor", TransposedConvolution.apply(x, weight, bias, dims=2, **options))
