@@ -29,7 +29,7 @@ MODES = ("repeat", "spread")
 
 
 def _holders(s: Pool2dGeometry, dtype: Any) -> Array:
-    """The number of windows that hold each cell, at least 1: (H, W, 1)."""
+    """The number of windows that hold each cell, at least 1: (H, W, 1), or () where all are 1."""
 
     def along(size: int, outputs: int, kernel: int, stride: int, pad: int) -> Array:
         from_start = np.arange(size)[:, None] - (np.arange(outputs) * stride - pad)
@@ -37,7 +37,8 @@ def _holders(s: Pool2dGeometry, dtype: Any) -> Array:
 
     rows = along(s.H, s.OH, s.KH, s.SH, s.PT)
     columns = along(s.W, s.OW, s.KW, s.SW, s.PL)
-    return np.maximum(rows[:, None, None] * columns[:, None], 1).astype(dtype)
+    holders = np.maximum(rows[:, None, None] * columns[:, None], 1).astype(dtype)
+    return np.ones((), dtype) if (holders == 1).all() else holders
 
 
 @primitive
@@ -49,7 +50,8 @@ def avg_repeat_forward(x: Array, geometry: Pool2dGeometry) -> Array:
     s = geometry
     y = buffers.empty((s.N, s.H, s.W, s.C), x.dtype)
     sum_of_windows(x, np.ones((), x.dtype), s, y)
-    return np.divide(y, _holders(s, x.dtype), out=y)
+    holders = _holders(s, x.dtype)
+    return np.divide(y, holders, out=y) if holders.ndim else y
 
 
 @primitive
