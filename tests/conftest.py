@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+import types
+from collections.abc import Iterator
 
 os.environ.setdefault("GPUCNN_COMPILE", "lazy")
 
@@ -10,7 +13,8 @@ import pytest
 from hypothesis import settings
 
 import gpucnn
-from gpucnn import emulator, misuse
+from gpucnn import emulator, kernel, misuse
+from tests import fake_cupy
 
 settings.register_profile("gpucnn", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("gpucnn")
@@ -47,6 +51,17 @@ def kernel_device(request: pytest.FixtureRequest) -> str:
 def device(request: pytest.FixtureRequest) -> str:
     """Every device."""
     return str(request.param)
+
+
+@pytest.fixture
+def cuda_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
+    """The device ``cuda`` over :mod:`tests.fake_cupy`, which has no arithmetic of its own."""
+    cupy = fake_cupy.module()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(gpucnn.device, "_cuda_trouble", lambda: "")
+    kernel._cuda_kernel.cache_clear()
+    yield cupy
+    kernel._cuda_kernel.cache_clear()
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 import gpucnn
 from bench.cases import ACTIVATION, ACTIVATION_FUNCTIONS
 from gpucnn import functional as F
-from gpucnn import kernel, nn
+from gpucnn import nn
 from gpucnn.ops.activation import (
     Elementwise,
     activation_backward,
@@ -24,7 +23,6 @@ from gpucnn.ops.activation import (
     relu_forward,
 )
 from gpucnn.ops.activation_formulas import ACTIVATIONS
-from tests import fake_cupy
 from tests.support import (
     assert_close,
     check_kernel,
@@ -345,19 +343,16 @@ def test_layers_are_pytorchs(layer: str, arguments: tuple[Any, ...]) -> None:
     assert [n for n, _ in ours.named_parameters()] == [n for n, _ in theirs.named_parameters()]
 
 
+@pytest.mark.usefixtures("cuda_path")
 @pytest.mark.emulated
-def test_on_the_cuda_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_the_cuda_path() -> None:
     """Every array stays on its device, and nothing but our kernels computes."""
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy.module())
-    monkeypatch.setattr(gpucnn.device, "_cuda_trouble", lambda: "")
-    kernel._cuda_kernel.cache_clear()
     x, dy = randn(3, 5), randn(3, 5, seed=1)
     for name, options in ACTIVATION_FUNCTIONS:
         y, (dx,) = gradients(function(name, options), [x], dy, "cuda")
         expected = gradients(function(name, options), [x], dy, "emulated")
         assert_close(y, expected[0], "exact")
         assert_close(dx, expected[1][0], "exact")
-    kernel._cuda_kernel.cache_clear()
 
 
 @functions

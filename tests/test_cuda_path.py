@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -33,16 +32,7 @@ from tests import fake_cupy
 from tests.support import assert_close, randn
 from tests.test_emulated_training import losses
 
-pytestmark = pytest.mark.emulated
-
-
-@pytest.fixture(autouse=True)
-def _fake_cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy.module())
-    monkeypatch.setattr(gpucnn.device, "_cuda_trouble", lambda: "")
-    kernel._cuda_kernel.cache_clear()
-    yield
-    kernel._cuda_kernel.cache_clear()
+pytestmark = [pytest.mark.emulated, pytest.mark.usefixtures("cuda_path")]
 
 
 @pytest.mark.parametrize("optimizer", [SGD, AdamW])
@@ -103,6 +93,9 @@ def test_checkpoints_and_inference() -> None:
     assert y.numpy().shape == (1, 10)
 
 
+POOL3D = nn.MaxPool3d(2)
+
+
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
@@ -111,10 +104,16 @@ def test_checkpoints_and_inference() -> None:
         (nn.Conv3d(1, 2, 2, stride=2, bias=False), (1, 3, 2, 4, 1)),
         (nn.ConvTranspose2d(2, 3, 3, stride=2, output_padding=1), (1, 2, 3, 2)),
         (nn.LocallyConnected2d(2, 3, (4, 3), 2), (2, 4, 3, 2)),
+        (nn.ConvTranspose3d(2, 4, 2, stride=2, groups=2), (1, 2, 1, 3, 2)),
+        (nn.LocallyConnected2d(2, 4, (5, 4), 2, dilation=2, groups=2), (2, 5, 4, 2)),
+        (nn.Sequential(nn.Conv2d(1, 33, 1), nn.GlobalMaxPool2d()), (1, 24, 13, 1)),
+        (nn.Sequential(nn.Conv1d(1, 33, 1), nn.GlobalAvgPool1d()), (1, 300, 1)),
+        (nn.Sequential(nn.Conv3d(2, 3, 1), POOL3D, POOL3D.inverse()), (1, 3, 4, 5, 2)),
+        (nn.Sequential(nn.Conv3d(2, 3, 1), nn.AdaptiveMaxPool3d(2)), (1, 3, 4, 5, 2)),
     ],
     ids=repr,
 )
-def test_convolutions_give_the_bits_of_the_emulated_device(
+def test_layers_give_the_bits_of_the_emulated_device(
     layer: nn.Module, shape: tuple[int, ...]
 ) -> None:
     results = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,9 @@ from hypothesis import strategies as st
 import gpucnn
 from bench.cases import DROPOUT
 from gpucnn import functional as F
-from gpucnn import kernel, nn, random
+from gpucnn import nn, random
 from gpucnn.device import to_host
 from gpucnn.ops.dropout import Draw, dropout2d_forward, dropout_forward
-from tests import fake_cupy
 from tests.support import (
     assert_close,
     check_kernel,
@@ -243,20 +241,15 @@ def test_dropout2d_takes_images() -> None:
         F.dropout2d(gpucnn.Tensor(randn(2, 3)), training=True)
 
 
+@pytest.mark.usefixtures("cuda_path")
 @pytest.mark.emulated
 @pytest.mark.parametrize("fn", FUNCTIONS)
-def test_the_cuda_path_computes_with_kernels_alone(
-    fn: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy.module())
-    monkeypatch.setattr(gpucnn.device, "_cuda_trouble", lambda: "")
-    kernel._cuda_kernel.cache_clear()
+def test_the_cuda_path_computes_with_kernels_alone(fn: Any) -> None:
     x, dy = randn(2, 3, 3, 4), randn(2, 3, 3, 4, seed=1)
 
     def run(t: gpucnn.Tensor) -> gpucnn.Tensor:
         return fn(t, training=True, generator=random.Generator(1))
 
     (y, (dx,)), (want_y, (want_dx,)) = (gradients(run, [x], dy, d) for d in ("cuda", "emulated"))
-    kernel._cuda_kernel.cache_clear()
     assert y.tobytes() == want_y.tobytes()
     assert dx.tobytes() == want_dx.tobytes()

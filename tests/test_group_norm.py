@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 import gpucnn
 from bench.cases import GROUP_NORM
-from gpucnn import Tensor, kernel, nn
+from gpucnn import Tensor, nn
 from gpucnn import functional as F
 from gpucnn.device import DeviceError
 from gpucnn.ops.group_norm import (
@@ -20,7 +19,6 @@ from gpucnn.ops.group_norm import (
     group_norm_forward,
     group_norm_sums,
 )
-from tests import fake_cupy
 from tests.support import assert_close, check_kernel, gradients, hundreds, needs_torch, randn, torch
 
 EPS = 1e-5
@@ -379,16 +377,13 @@ def test_mixed_devices() -> None:
         F.layer_norm(x, 3, weight)
 
 
+@pytest.mark.usefixtures("cuda_path")
 @pytest.mark.emulated
-def test_the_cuda_path_computes_with_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy.module())
-    monkeypatch.setattr(gpucnn.device, "_cuda_trouble", lambda: "")
-    kernel._cuda_kernel.cache_clear()
+def test_the_cuda_path_computes_with_kernels_alone() -> None:
     arrays = inputs((2, 3, 4))
     actual, expected = (step(*arrays, 2, device) for device in ("cuda", "emulated"))
     x = Tensor(arrays[0], device="cuda")
     y = F.layer_norm(x, (3, 4)).numpy()
-    kernel._cuda_kernel.cache_clear()
     for name, value in expected.items():
         assert actual[name].tobytes() == value.tobytes(), name
     assert_close(y, F.layer_norm(Tensor(arrays[0], device="cpu"), (3, 4)).numpy(), "float32")

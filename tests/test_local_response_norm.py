@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 import gpucnn
 from bench.cases import LOCAL_RESPONSE_NORM, LocalResponseNormCase
 from gpucnn import functional as F
-from gpucnn import kernel, nn
+from gpucnn import nn
 from gpucnn.device import to_host
 from gpucnn.ops.local_response_norm import (
     CONVENTIONS,
@@ -22,7 +21,6 @@ from gpucnn.ops.local_response_norm import (
     local_response_norm_forward,
     local_response_norm_window,
 )
-from tests import fake_cupy
 from tests.support import (
     assert_close,
     check_kernel,
@@ -339,20 +337,15 @@ def test_bad_arguments(change: dict[str, Any], error: type[Exception], match: st
         F.local_response_norm(**arguments)
 
 
+@pytest.mark.usefixtures("cuda_path")
 @pytest.mark.emulated
 @pytest.mark.parametrize("region", ["across", "within"])
-def test_the_cuda_path_computes_with_kernels_alone(
-    region: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy.module())
-    monkeypatch.setattr(gpucnn.device, "_cuda_trouble", lambda: "")
-    kernel._cuda_kernel.cache_clear()
+def test_the_cuda_path_computes_with_kernels_alone(region: str) -> None:
     x, dy = randn(2, 3, 3, 4), randn(2, 3, 3, 4, seed=1)
 
     def run(t: gpucnn.Tensor) -> gpucnn.Tensor:
         return F.local_response_norm(t, 3, 1.0, region=region)
 
     (y, (dx,)), (want_y, (want_dx,)) = (gradients(run, [x], dy, d) for d in ("cuda", "emulated"))
-    kernel._cuda_kernel.cache_clear()
     assert y.tobytes() == want_y.tobytes()
     assert dx.tobytes() == want_dx.tobytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,10 @@ from hypothesis import strategies as st
 
 import gpucnn
 from bench.cases import POOL3D
-from gpucnn import Tensor, kernel, nn
+from gpucnn import Tensor, nn
 from gpucnn import functional as F
 from gpucnn.ops.pool2d import max_pool2d_forward
 from gpucnn.ops.pool3d import max_pool3d_geometry, max_pool3d_join
-from tests import fake_cupy
 from tests.support import (
     assert_close,
     check_kernel,
@@ -189,29 +187,24 @@ def test_a_cell_of_the_volume_wins_a_tie_with_the_edge(device: str) -> None:
     assert indices.numpy().reshape(-1).tolist() == [0, -1, -1, 17]
 
 
+@pytest.mark.usefixtures("cuda_path")
 @pytest.mark.emulated
-def test_on_the_cuda_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_the_cuda_path() -> None:
     """The launchers of every pooling touch CuPy arrays in no other way than a GPU allows."""
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy.module())
-    monkeypatch.setattr(gpucnn.device, "_cuda_trouble", lambda: "")
-    kernel._cuda_kernel.cache_clear()
     volume, image = randn(1, 3, 4, 5, 2), randn(1, 5, 6, 3)
-    try:
-        for pool, x in [
-            (lambda t: F.max_pool3d(t, 2, edge="zero"), volume),
-            (lambda t: F.avg_pool3d(t, 2), volume),
-            (lambda t: F.max_pool1d(t.reshape(5, 6, 3), 2), image),
-            (lambda t: F.adaptive_max_pool2d(t, 2), image),
-            (F.global_avg_pool2d, image),
-            (lambda t: F.avg_unpool2d(t, 2), image),
-            (lambda t: F.sum_unpool2d(t, 2), image),
-        ]:
-            dy = randn(*pool(Tensor(x)).shape, seed=1)
-            cuda, emulated = (gradients(pool, [x], dy, name) for name in ("cuda", "emulated"))
-            assert_close(cuda[0], emulated[0], "exact")
-            assert_close(cuda[1][0], emulated[1][0], "exact")
-    finally:
-        kernel._cuda_kernel.cache_clear()
+    for pool, x in [
+        (lambda t: F.max_pool3d(t, 2, edge="zero"), volume),
+        (lambda t: F.avg_pool3d(t, 2), volume),
+        (lambda t: F.max_pool1d(t.reshape(5, 6, 3), 2), image),
+        (lambda t: F.adaptive_max_pool2d(t, 2), image),
+        (F.global_avg_pool2d, image),
+        (lambda t: F.avg_unpool2d(t, 2), image),
+        (lambda t: F.sum_unpool2d(t, 2), image),
+    ]:
+        dy = randn(*pool(Tensor(x)).shape, seed=1)
+        cuda, emulated = (gradients(pool, [x], dy, name) for name in ("cuda", "emulated"))
+        assert_close(cuda[0], emulated[0], "exact")
+        assert_close(cuda[1][0], emulated[1][0], "exact")
 
 
 def test_layers() -> None:

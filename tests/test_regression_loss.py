@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +13,11 @@ from hypothesis import strategies as st
 
 import gpucnn
 from bench.cases import ACTIVATION, REGRESSION_LOSS
-from gpucnn import Tensor, kernel, nn
+from gpucnn import Tensor, nn
 from gpucnn import functional as F
 from gpucnn.device import DeviceError
 from gpucnn.ops.regression_formulas import LOSSES
 from gpucnn.ops.regression_loss import regression_loss_backward, regression_loss_forward
-from tests import fake_cupy
 from tests.support import assert_close, check_kernel, needs_torch, randn, torch
 
 functions = pytest.mark.parametrize(
@@ -349,12 +347,10 @@ def test_hinge_layer() -> None:
     assert_close(y.numpy(), np.maximum(0, 1 - x * t), "float32")
 
 
+@pytest.mark.usefixtures("cuda_path")
 @pytest.mark.emulated
-def test_on_the_cuda_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_the_cuda_path() -> None:
     """Every array stays on its device, and nothing but our kernels computes."""
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy.module())
-    monkeypatch.setattr(gpucnn.device, "_cuda_trouble", lambda: "")
-    kernel._cuda_kernel.cache_clear()
     for name, options in REGRESSION_LOSS:
         x, t = pair_for(name, (3, 5), options.get("log_target", False))
         for reduction in ("mean", "none"):
@@ -378,7 +374,6 @@ def test_on_the_cuda_path(monkeypatch: pytest.MonkeyPatch) -> None:
                 y = loss(x, given, weight=[1, 2, 3], reduction=reduction)
                 y.backward(np.ones(y.shape, np.float32))
             assert_close(tensors[0].grad.numpy(), tensors[1].grad.numpy(), "exact")
-    kernel._cuda_kernel.cache_clear()
 
 
 X = np.zeros((2, 3), np.float32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 import gpucnn
 from bench.cases import UNPOOL2D, Pool2dCase
-from gpucnn import Tensor, kernel, nn
+from gpucnn import Tensor, nn
 from gpucnn import functional as F
 from gpucnn.device import DeviceError, to_host
 from gpucnn.ops.unpool2d import (
@@ -21,7 +20,6 @@ from gpucnn.ops.unpool2d import (
     max_unpool2d_forward,
     unpool_geometry,
 )
-from tests import fake_cupy
 from tests.support import (
     assert_close,
     check_kernel,
@@ -315,24 +313,19 @@ def test_layer_misuse() -> None:
     assert y.shape == (1, 5, 4, 1)
 
 
+@pytest.mark.usefixtures("cuda_path")
 @pytest.mark.emulated
-def test_on_the_cuda_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_the_cuda_path() -> None:
     """The launchers touch CuPy arrays in no other way than a GPU allows."""
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy.module())
-    monkeypatch.setattr(gpucnn.device, "_cuda_trouble", lambda: "")
-    kernel._cuda_kernel.cache_clear()
     x, dy = randn(1, 3, 3, 2), randn(1, 7, 6, 2, seed=1)
 
     def step(t: Tensor) -> Tensor:
         y, indices = F.max_pool2d(t, 2, return_indices=True)
         return F.max_unpool2d(y, indices, 2, output_size=(7, 6), overlap="error")
 
-    try:
-        x = randn(1, 7, 6, 2)
-        cuda, emulated = (gradients(step, [x], dy, device) for device in ("cuda", "emulated"))
-        skipped = F.max_unpool2d(Tensor(x, device="cuda"), np.full(x.shape, 10**6), 1)
-    finally:
-        kernel._cuda_kernel.cache_clear()
+    x = randn(1, 7, 6, 2)
+    cuda, emulated = (gradients(step, [x], dy, device) for device in ("cuda", "emulated"))
+    skipped = F.max_unpool2d(Tensor(x, device="cuda"), np.full(x.shape, 10**6), 1)
     assert_close(cuda[0], emulated[0], "exact")
     assert_close(cuda[1][0], emulated[1][0], "exact")
     assert not to_host(skipped.data).any()
