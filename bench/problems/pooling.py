@@ -50,6 +50,7 @@ TYPICAL_ADAPTIVE: dict[str, tuple[tuple[int, int, int, int], Any]] = {
 LAYERS_ADAPTIVE: dict[str, tuple[tuple[int, int, int, int], Any]] = {
     "resnet20-global": ((128, 8, 8, 64), 1),
     "resnet50-global": ((64, 7, 7, 2048), 1),
+    "unet-global": ((32, 112, 112, 64), 1),
     "alexnet-6x6": ((128, 13, 13, 256), 6),
 }
 
