@@ -29,6 +29,20 @@ from .report import machine, show
 IMAGES = {"shapes": SHAPES_TRAIN_IMAGES, "fashion-mnist": 60_000}
 TURNS, STEPS = 9, 8
 
+# Layers with PyTorch's names and defaults.
+ACTIVATIONS = (
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.SELU,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.Softplus,
+    nn.GELU,
+    nn.SiLU,
+    nn.Hardswish,
+)
+
 
 def as_torch(model: nn.Module) -> torch.nn.Module:
     """The PyTorch modules of a Sequential of gpucnn layers."""
@@ -51,10 +65,8 @@ def as_torch(model: nn.Module) -> torch.nn.Module:
             )
         elif isinstance(m, nn.BatchNorm2d):
             layers.append(torch.nn.BatchNorm2d(m.num_features, m.eps, m.momentum))
-        elif isinstance(m, nn.ReLU):
-            layers.append(torch.nn.ReLU())
-        elif isinstance(m, nn.Tanh):
-            layers.append(torch.nn.Tanh())
+        elif isinstance(m, ACTIVATIONS):
+            layers.append(getattr(torch.nn, type(m).__name__)())
         elif isinstance(m, nn.AvgPool2d):
             layers.append(torch.nn.AvgPool2d(m.kernel_size, m.stride))
         elif isinstance(m, nn.MaxPool2d):
