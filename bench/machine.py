@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import platform
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,17 +13,20 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn.kernel import inline_headers, kernel_folder
 from gpucnn.threads import single_threaded_blas, thread_count
 
 from .harness.cpu_timer import CpuTimer
 from .harness.timing import Contender, interleave, summarise
 
 SOURCE = Path(__file__).with_name("machine.cu")
-COPY, MULTIPLY_ADD, NOTHING = "machine_copy", "machine_multiply_add", "machine_nothing"
+COPY, MULTIPLY_ADD, TF32 = "machine_copy", "machine_multiply_add", "machine_tf32"
+NOTHING = "machine_nothing"
 
 _COPY_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
 _MATRIX = 1536
-_CHAINS, _THREADS = 16, 256
+_CHAINS, _TILES, _THREADS, _ROUNDS = 16, 8, 256, 4096
+TENSOR_CORES = 80  # compute capability from which TF32 exists
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Machine:
 
     processor: the CPU's name; gpu, driver, cupy: empty on cpu. copy_gb_s: bytes read and written by
     a large copy, 10⁹ a second. peak_gflop_s: per precision, 10⁹ a second. overheads: microseconds.
+    remark: what makes the times doubtful, or "".
     """
 
     device: str
@@ -45,6 +50,7 @@ class Machine:
     copy_gb_s: float
     peak_gflop_s: dict[str, float]
     overheads: dict[str, float] = field(default_factory=dict)
+    remark: str = ""
 
     @property
     def name(self) -> str:
@@ -58,6 +64,11 @@ class Machine:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+def read_machine(path: Path) -> Machine:
+    """The machine of an earlier run, from its JSON file."""
+    return Machine(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def processor_name() -> str:
@@ -141,12 +152,16 @@ def measure_cpu() -> Machine:
     )
 
 
+def source() -> str:
+    """``machine.cu`` with its headers inlined."""
+    text = SOURCE.read_text(encoding="utf-8")
+    return inline_headers(text, "bench/machine.cu", [kernel_folder()], set())
+
+
 def kernels(raw_kernel: Any) -> dict[str, Any]:
     """The kernels of ``machine.cu`` as objects of a RawKernel class: CuPy's or the emulator's."""
-    source = SOURCE.read_text(encoding="utf-8")
-    return {
-        name: raw_kernel(source, name, ("-std=c++17",)) for name in (COPY, MULTIPLY_ADD, NOTHING)
-    }
+    names, options = (COPY, MULTIPLY_ADD, TF32, NOTHING), ("-std=c++17",)
+    return {name: raw_kernel(source(), name, options) for name in names}
 
 
 def _copy_gb_s(timer: Any, copy: Any, blocks: int, moved: int) -> float:
@@ -168,7 +183,7 @@ def measure_cuda(timer: Any) -> Machine:
     properties = runtime.getDeviceProperties(device)
     processors = int(properties["multiProcessorCount"])
     made = kernels(cupy.RawKernel)
-    blocks, rounds = 8 * processors, 4096
+    blocks, rounds = 8 * processors, _ROUNDS
     y = cupy.zeros((blocks * _THREADS,), "float32")
 
     def multiply_add(_: int) -> None:
@@ -178,7 +193,15 @@ def measure_cuda(timer: Any) -> Machine:
     def nothing(_: int) -> None:
         made[NOTHING]((1,), (1,), (y,))
 
-    flops = 2 * _CHAINS * rounds * blocks * _THREADS
+    def tensor_cores(_: int) -> None:
+        made[TF32]((blocks,), (_THREADS,), (y, np.float32(0.5), np.int32(rounds)))
+
+    threads = blocks * _THREADS
+    work = 2 * _CHAINS * rounds * threads
+    peaks = {"fp32": work / _fastest_us(timer, multiply_add) / 1e3}
+    if int(cupy.cuda.Device(device).compute_capability) >= TENSOR_CORES:
+        work = 2048 * _TILES * rounds * threads // 32
+        peaks["tf32"] = work / _fastest_us(timer, tensor_cores) / 1e3
     node = timer.prepare(Contender("node", nothing))
     launched = timer.prepare(Contender("launch", nothing, eager=True))
     overheads = {
@@ -197,6 +220,6 @@ def measure_cuda(timer: Any) -> Machine:
         torch=_version("torch"),
         date=datetime.date.today().isoformat(),
         copy_gb_s=_copy_gb_s(timer, made[COPY], 4 * processors, _COPY_BYTES["cuda"]),
-        peak_gflop_s={"fp32": flops / _fastest_us(timer, multiply_add) / 1e3},
+        peak_gflop_s=peaks,
         overheads=overheads,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +16,7 @@ import numpy as np
 
 import gpucnn
 from gpucnn.kernel import observe_launches
+from gpucnn.threads import thread_count
 
 from .harness.cpu_timer import CpuTimer
 from .harness.launch_facts import launch_facts
@@ -36,8 +39,10 @@ from .rows import (
     kernel_hash,
 )
 from .steps import Step, first_losses, our_step
+from .tolerances import BARS
 
-PRECISIONS = ("fp32",)  # what the kernels compute in
+Task = tuple[Problem | Step, str]  # what to measure, and its precision
+
 _POOL_LIMIT = 1 << 33  # bytes that CuPy's own pool may keep
 
 
@@ -46,7 +51,6 @@ class Options:
     """How a run measures. seconds: of each contender. minutes: after them no problem is begun."""
 
     device: str = "cpu"
-    precision: str = "fp32"
     variants: tuple[str, ...] = ()
     against: tuple[str, ...] = ("torch", "cupy")
     seconds: float = 0.1
@@ -73,6 +77,16 @@ def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
+def _busy(threads: int) -> str:
+    """Whether others compute on this machine, as a sentence; "" where it is quiet or not known."""
+    if not hasattr(os, "getloadavg"):
+        return ""
+    load = os.getloadavg()[0]
+    if load < 0.7 * threads:
+        return ""
+    return f"the machine was busy before the run (load {load:.1f} on {threads} threads)"
+
+
 def open_timer(device: str) -> Any:
     """The clock of a device."""
     if device == "cpu":
@@ -88,18 +102,20 @@ class Bench:
     def __init__(self, options: Options, timer: Any = None, machine: Machine | None = None) -> None:
         self.options = options
         self.timer: Timer = open_timer(options.device) if timer is None else timer
+        remark = _busy(thread_count())
         if machine is None:
             cuda = options.device == "cuda"
             machine = measure_cuda(self.timer) if cuda else measure_cpu()
-        self.results = Results(machine)
+        self.results = Results(dataclasses.replace(machine, remark=remark))
         self._rivals, gaps = open_rivals(
-            options.against, options.device, options.precision, self.timer, options.compile_seconds
+            options.against, options.device, self.timer, options.compile_seconds
         )
+        self._precision = "fp32"
         for gap in gaps:
             self.results.gaps[gap.name, gap.reason] += 1
 
     def measure(
-        self, problems: Sequence[Problem | Step], report: Callable[[list[Row], int, int], None]
+        self, tasks: Sequence[Task], report: Callable[[list[Row], int, int], None]
     ) -> Results:
         """Measure every problem; ``report`` gets its rows, its number and how many there are.
 
@@ -108,25 +124,30 @@ class Bench:
         start = time.monotonic()
         try:
             with gpucnn.use_device(self.options.device):
-                for number, problem in enumerate(problems, 1):
+                for number, (problem, precision) in enumerate(tasks, 1):
                     spent = (time.monotonic() - start) / 60
                     if self.options.minutes is not None and spent > self.options.minutes:
-                        self.results.unmeasured = [str(p) for p in problems[number - 1 :]]
+                        self.results.unmeasured = [str(p) for p, _ in tasks[number - 1 :]]
                         self.results.stopped = f"the {self.options.minutes:g} minutes are over"
                         break
-                    rows = self.rows_of(problem)
+                    rows = self.rows_of(problem, precision)
                     self.results.rows += rows
-                    report(rows, number, len(problems))
+                    report(rows, number, len(tasks))
         except KeyboardInterrupt:
             self.results.stopped = "interrupted"
         return self.results
 
-    def rows_of(self, problem: Problem | Step) -> list[Row]:
+    def rows_of(self, problem: Problem | Step, precision: str = "fp32") -> list[Row]:
         """The rows of one problem: of each variant, and of each rival that takes part."""
-        try:
-            rows = self._step_rows(problem) if isinstance(problem, Step) else self._rows(problem)
-        except Exception as error:  # nothing that one problem does may end the run
-            rows = [self._failed(problem, "", error)]
+        self._precision = precision
+        if "torch" in self._rivals:
+            self._rivals["torch"].use_precision(precision)
+        step = isinstance(problem, Step)
+        with gpucnn.precision(precision):
+            try:
+                rows = self._step_rows(problem) if step else self._rows(problem)
+            except Exception as error:  # nothing that one problem does may end the run
+                rows = [self._failed(problem, "", error)]
         self._clean_up()
         add_ratios(rows)
         return rows
@@ -141,12 +162,16 @@ class Bench:
                 self._rivals["torch"].torch.cuda.empty_cache()
 
     def _row(self, problem: Any, variant: str) -> Row:
-        return empty_row(problem, variant, self.results.machine, self.options.precision)
+        return empty_row(problem, variant, self.results.machine, self._precision)
 
     def _failed(self, problem: Any, variant: str, error: BaseException) -> Row:
         row = self._row(problem, variant)
         row["status"] = OUT_OF_MEMORY if _is_out_of_memory(error) else FAILED
         return row | {"note": _one_line(error)}
+
+    def _bar(self, otherwise: str) -> str:
+        """The tolerance: that of a precision below float32's, else the given one."""
+        return self._precision if self._precision in BARS else otherwise
 
     def _variants(self, problem: Problem) -> list[str]:
         known = variants_of(problem.primitive, self.options.device)
@@ -188,7 +213,7 @@ class Bench:
         row = self._row(problem, variant)
         try:
             case = Ours(reference, variant, device, self.timer, sets)
-            verdict = reference.compare(case.first_results())
+            verdict = reference.compare(case.first_results(), self._bar(""))
             row["max_error"] = float(f"{verdict.error:.3g}")
             if device == "cuda":
                 row["source_hash"] = kernel_hash(one.kernel.spec for one in case.launches)
@@ -205,6 +230,7 @@ class Bench:
     def _checked_rivals(self, reference: Reference, sets: int) -> dict[str, tuple[Rival, float]]:
         """The rivals whose results are right, with their largest errors."""
         found: dict[str, tuple[Rival, float]] = {}
+        bar = self._bar("torch")
         for library, opened in self._rivals.items():
             try:
                 offered = opened.rivals(
@@ -212,7 +238,7 @@ class Bench:
                 )
             except Exception as error:
                 offered = [Gap(library, _one_line(error))]
-            self._keep_right_ones(offered, lambda got: reference.compare(got, "torch"), found)
+            self._keep_right_ones(offered, lambda got: reference.compare(got, bar), found)
         return found
 
     def _keep_right_ones(
@@ -294,7 +320,7 @@ class Bench:
         try:
             run = our_step(step, device)
             with observe_launches(launches.append):
-                verdict = compare([first_losses(run)], expected, 1, "training")
+                verdict = compare([first_losses(run)], expected, 1, self._bar("training"))
         except Exception as error:
             return [self._failed(step, variant, error)]
         row["max_error"] = float(f"{verdict.error:.3g}")
@@ -315,7 +341,7 @@ class Bench:
         if "torch" in self._rivals:
             offered = self._rivals["torch"].step_rivals(step)
             self._keep_right_ones(
-                offered, lambda got: compare(got, expected, 1, "training"), rivals
+                offered, lambda got: compare(got, expected, 1, self._bar("training")), rivals
             )
         own = Contender(variant, call, eager=device == "cuda")
         timings = self._times(step, [row], {variant: own}, rivals)

@@ -23,6 +23,9 @@ BARS = {
     "long sum": Bar(
         1e-4, 1e-5, "as float32, over hundreds of terms and more: a running sum errs by up to n"
     ),
+    "tf32": Bar(
+        1e-3, 2e-3, "operands of each product rounded to 10 bits of mantissa, sums in float32"
+    ),
     "torch": Bar(1e-4, 1e-5, "two float32 computations, each with its own order of additions"),
     "training": Bar(0, 1e-4, "losses of the same steps on two devices, the bar of the design"),
 }

@@ -20,11 +20,11 @@ LIBRARIES = {
 COLUMNS = tuple(column for columns in LIBRARIES.values() for column in columns)
 
 
-def _open(name: str, device: str, precision: str, timer: Any, compile_seconds: float) -> Any:
+def _open(name: str, device: str, timer: Any, compile_seconds: float) -> Any:
     if name == "torch":
         from .torch_rival import Torch
 
-        return Torch(device, precision, timer, compile_seconds)
+        return Torch(device, timer, compile_seconds)
     if device == "cpu":
         return Gap(name, "CuPy computes on a GPU only")
     from .cupy_rival import Cupy
@@ -33,13 +33,13 @@ def _open(name: str, device: str, precision: str, timer: Any, compile_seconds: f
 
 
 def open_rivals(
-    names: tuple[str, ...], device: str, precision: str, timer: Any, compile_seconds: float
+    names: tuple[str, ...], device: str, timer: Any, compile_seconds: float
 ) -> tuple[dict[str, Any], list[Gap]]:
     """The named libraries that work here, and a gap for each that does not."""
 
     def opened(name: str) -> Any:
         try:
-            return _open(name, device, precision, timer, compile_seconds)
+            return _open(name, device, timer, compile_seconds)
         except (ImportError, OSError, RuntimeError) as error:
             return Gap(name, f"{name} does not work here: {' '.join(str(error).split())}")
 

@@ -31,7 +31,7 @@ class Torch:
     compile_seconds: how long torch.compile may take in all; afterwards its column has gaps.
     """
 
-    def __init__(self, device: str, precision: str, timer: Any, compile_seconds: float) -> None:
+    def __init__(self, device: str, timer: Any, compile_seconds: float) -> None:
         import torch
 
         _register()
@@ -40,13 +40,17 @@ class Torch:
         if device == "cuda":
             if not torch.cuda.is_available():
                 raise ImportError(f"this PyTorch ({torch.__version__}) cannot use the GPU")
-            tf32 = precision == "tf32"
             torch.backends.cudnn.benchmark = True
-            torch.backends.cudnn.allow_tf32 = tf32
-            torch.backends.cuda.matmul.allow_tf32 = tf32
             self._stream = torch.cuda.ExternalStream(timer.stream.ptr)
         else:
             torch.set_num_threads(thread_count())
+
+    def use_precision(self, precision: str) -> None:
+        """Let convolutions and matrix products use TF32, or not."""
+        if self.device == "cuda":
+            tf32 = precision == "tf32"
+            self.torch.backends.cudnn.allow_tf32 = tf32
+            self.torch.backends.cuda.matmul.allow_tf32 = tf32
 
     def on_stream(self) -> Any:
         """A context in which PyTorch launches where the timer looks."""
