@@ -204,6 +204,7 @@ class Trace:
         field = tuple(Reach.of_input(n) for n in input_shape[:-1])
         # The tensors are kept so that their ids are not used again.
         self._seen: dict[int, tuple[Tensor, Field | None]] = {id(self.blank): (self.blank, field)}
+        self._computed: dict[int, tuple[Tensor, bool]] = {}
 
     def field(self, y: Tensor) -> Field | None:
         """What a tensor sees: the output of a layer, of elementwise operations, a reshaped one."""
@@ -211,14 +212,23 @@ class Trace:
             self._seen[id(y)] = y, self._from_creator(y)
         return self._seen[id(y)][1]
 
+    def _sees(self, t: Tensor) -> bool:
+        """Whether a tensor was computed from the input."""
+        if id(t) in self._seen:
+            return True
+        if t._creator is None:
+            return False
+        if id(t) not in self._computed:
+            inputs = t._creator._inputs
+            self._computed[id(t)] = t, any(self._sees(u) for u in inputs if u is not None)
+        return self._computed[id(t)][1]
+
     def _from_creator(self, y: Tensor) -> Field | None:
         function = y._creator
         if function is None:
             return None
         # Constants and parameters see nothing of the input.
-        inputs = [
-            t for t in function._inputs if t is not None and (t._creator or id(t) in self._seen)
-        ]
+        inputs = [t for t in function._inputs if t is not None and self._sees(t)]
         fields = [self.field(t) for t in inputs]
         if isinstance(function, Reshape):
             return fields[0]

@@ -14,6 +14,7 @@ import gpucnn
 from gpucnn import functional as F
 from gpucnn import models, nn
 from gpucnn.receptive_field import ReceptiveField
+from tests.support import randn
 
 
 def support(model: nn.Module, shape: tuple[int, ...]) -> list[tuple[slice, ...]]:
@@ -99,6 +100,20 @@ class Skip(nn.Module):
 
     def forward(self, x: gpucnn.Tensor) -> gpucnn.Tensor:
         return F.relu(self.narrow(x) + self.wide(x)) + x
+
+
+class Scaled(nn.Module):
+    """A parameter per channel, which sees nothing of the input however it is reshaped."""
+
+    def __init__(self) -> None:
+        self.conv, self.scale = nn.Conv2d(1, 3, 3), nn.Parameter(randn(1, 1, 1, 3))
+
+    def forward(self, x: gpucnn.Tensor) -> gpucnn.Tensor:
+        return self.conv(x) * (self.scale + 1.0)
+
+
+def test_parameters_see_nothing() -> None:
+    assert gpucnn.receptive_field(Scaled(), (6, 7, 1)).size == (3, 3)
 
 
 def test_branches_join() -> None:
