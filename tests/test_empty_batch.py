@@ -200,6 +200,10 @@ def test_agrees_with_pytorch() -> None:
         (lambda x: F.max_pool2d(x, 9), "kernel_size: a window of 9"),
         (lambda x: F.add(x, Tensor(np.zeros((2, 6, 5, 4)))), "b must have the shape of a"),
         (lambda x: F.broadcast_to(Tensor(np.zeros((1, 3))), (2, 0, 3)), "shape must be >= 1"),
+        (
+            lambda x: F.max_unpool2d(x, np.zeros((1, 6, 5, 4), int), 2),
+            "indices must have the shape",
+        ),
         (lambda x: F.relu(Tensor(np.zeros((0, 0, 4)))), "x must not be empty"),
         (lambda x: F.softmax(Tensor(np.zeros((3, 0)))), "not be empty"),
         (lambda x: F.dropout(Tensor(np.zeros((3, 0))), training=True), "x must not be empty"),

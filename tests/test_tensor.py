@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import gpucnn
 from gpucnn import Function, Tensor
 from gpucnn import functional as F
 from gpucnn.device import DeviceError
-from tests.support import randn
+from tests.support import distinct, randn
 
 
 class Square(Function):
@@ -180,6 +181,15 @@ def test_numpy_takes_a_tensor() -> None:
     copied = np.array(t)
     copied[0] = 9
     assert t.numpy().tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (64,), (3, 5, 4, 2), (2000,)])
+def test_inputs_of_gradchecks_keep_clear_of_ties_and_kinks(shape: tuple[int, ...]) -> None:
+    """Distinct, and away from 0: a step of a difference quotient changes no winner and no sign."""
+    values = np.sort(distinct(*shape, dtype=np.float64).reshape(-1))
+    step = inspect.signature(gpucnn.gradcheck).parameters["eps"].default
+    assert np.abs(values).min() > 10 * step
+    assert values.size == 1 or np.diff(values).min() > 20 * step
 
 
 def test_gradcheck_finds_a_wrong_gradient() -> None:
