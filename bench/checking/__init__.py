@@ -1,0 +1,1 @@
+"""Somebody's own kernel in the place of ours: ``gpucnn check``."""
