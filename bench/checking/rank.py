@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpucnn.kernel import Kernel, Launch, standing_in
+from gpucnn.kernel import Kernel, Launch, nvrtc_version, standing_in
 from gpucnn.primitive import PRIMITIVES
 from gpucnn.signature import convert_arguments
+from gpucnn.xray.compiled import Usage, compiled
 from gpucnn.xray.counters import LaunchCounters, count
 from gpucnn.xray.measure import Call
 from gpucnn.xray.report import Row
 
 from ..problems import Problem, all_problems
 from .run import Configuration, checks, solve
+from .source import nvrtc_refuses
 from .target import Case, Target, cases_of
 
 YOURS = "yours"
@@ -46,6 +48,7 @@ class Ranking:
 
     problem: Problem
     standings: tuple[Standing, ...]
+    note: str  # why something is missing, or ""
 
 
 def _work(case: Case) -> int:
@@ -113,17 +116,11 @@ def _counted(case: Case, variant: str) -> LaunchCounters | None:
     return counted.launches[0] if len(counted.launches) == 1 else None
 
 
-def _usage(kernel: Kernel, arch: str) -> Any:
+def _usage(kernel: Kernel, arch: str) -> Usage | None:
     """Registers and the like, None where NVRTC is missing or refuses the kernel."""
-    from gpucnn.kernel import nvrtc_version
-    from gpucnn.xray.compiled import compiled
-
-    if nvrtc_version() is None:
+    if nvrtc_version() is None or nvrtc_refuses(kernel, arch):
         return None
-    try:
-        return compiled(kernel.spec, arch).usage.get(kernel.name)
-    except (RuntimeError, ImportError):
-        return None
+    return compiled(kernel.spec, arch).usage.get(kernel.name)
 
 
 def _times(case: Case, variants: Sequence[str]) -> dict[str, float]:
@@ -173,7 +170,9 @@ def rank(
                 counters=counters,
             )
             standings.append(Standing(variant or "ours", row, times.get(variant)))
-    return Ranking(case.problem, tuple(sorted(standings, key=lambda s: s.key)))
+    refused = nvrtc_refuses(kernel, arch)
+    note = f"NVRTC does not compile {kernel.name}: {refused.splitlines()[0]}" if refused else ""
+    return Ranking(case.problem, tuple(sorted(standings, key=lambda s: s.key)), note)
 
 
 def _launches(case: Case, variant: str) -> list[Launch]:

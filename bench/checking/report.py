@@ -115,6 +115,8 @@ def _print_ranking(ranking: Ranking) -> None:
         name = s.row.kernel if s.name == "ours" else f"{s.row.kernel} ({s.name})"
         table.add_row(str(place), name, *cells)
     console().print(table)
+    if ranking.note:
+        click.echo(ranking.note)
 
 
 def _as_dict(report: Report) -> dict[str, Any]:
@@ -133,7 +135,8 @@ def _as_dict(report: Report) -> dict[str, Any]:
         kernels = [
             {"name": s.name, "us": s.us, **row_as_dict(s.row)} for s in report.ranking.standings
         ]
-        ranking = {"case": str(report.ranking.problem), "kernels": kernels}
+        shown = report.ranking
+        ranking = {"case": str(shown.problem), "kernels": kernels, "note": shown.note}
     return {
         "ok": report.wrong is None,
         "file": str(report.file),

@@ -226,6 +226,13 @@ def run_check(
             kernel, [fault.line] if fault.file.startswith(kernel.spec.family) else []
         )
         return Outcome(check, device, np.inf, Trouble(fault.kind, str(fault), lines=lines))
+    except (TypeError, ValueError):
+        raise
+    except Exception as failure:  # whatever the driver raises
+        if device != "cuda":
+            raise
+        message = f"{type(failure).__name__}: {failure}"
+        return Outcome(check, device, np.inf, Trouble("CUDA error", message))
     ours = target.kernel.signature.parameters
     for name, array, before in observed.named(lambda i: not is_output(ours[i])):
         if not np.array_equal(to_host(array), to_host(before), equal_nan=array.dtype.kind == "f"):

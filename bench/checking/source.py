@@ -13,6 +13,7 @@ from gpucnn.kernel import (
     compile_options,
     inline_headers,
     kernel_folder,
+    nvrtc_version,
 )
 from gpucnn.signature import (
     Parameter,
@@ -21,6 +22,7 @@ from gpucnn.signature import (
     parse_kernels,
     strip_comments,
 )
+from gpucnn.xray.compiled import compiled
 
 from .target import is_output
 
@@ -168,6 +170,24 @@ def compile_emulated(kernel: Kernel, ours: Sequence[tuple[str, int]] = ()) -> No
         raise Refused(f"{kernel.name} does not compile: see {where}", message) from None
     except emulator.Unsupported as error:
         raise Refused(str(error)) from None
+
+
+def nvrtc_refuses(kernel: Kernel, arch: str) -> str:
+    """What NVRTC has against a kernel, its errors first; "" if nothing, or without NVRTC."""
+    if nvrtc_version() is None:
+        return ""
+    try:
+        compiled(kernel.spec, arch)
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        return "\n".join(sorted(lines, key=lambda line: "error:" not in line))
+    return ""
+
+
+def compile_cuda(kernel: Kernel, arch: str) -> None:
+    """Compile for a GPU. Raises Refused with NVRTC's message."""
+    if message := nvrtc_refuses(kernel, arch):
+        raise Refused(f"{kernel.name} does not compile for the GPU: see NVRTC's message", message)
 
 
 def source_parameters(kernel: Kernel) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,16 +186,20 @@ def _read(
     file: Path, target: Target, kernel: str | None, macros: dict[str, str], ours: bool
 ) -> Kernel:
     source = bench_module("checking.source")
+    signature = target.kernel.signature
+    found: Kernel = _refusing(source.read_kernel, file, signature, target.name, kernel, macros)
+    _refusing(source.compile_emulated, found, target.kernel.spec.macros if ours else ())
+    return found
+
+
+def _refusing(step: Callable[..., Any], *arguments: Any) -> Any:
+    """A step that may refuse the kernel: its details go to stderr, before the one sentence."""
     try:
-        found: Kernel = source.read_kernel(
-            file, target.kernel.signature, target.name, kernel, macros
-        )
-        source.compile_emulated(found, target.kernel.spec.macros if ours else ())
-    except source.Refused as error:
+        return step(*arguments)
+    except bench_module("checking.source").Refused as error:
         if error.details:
             click.echo(error.details, err=True)
         raise click.ClickException(str(error)) from None
-    return found
 
 
 @contextlib.contextmanager
@@ -241,6 +245,7 @@ def _run(
                 run.run_check(target, each, kernel, launching, "emulated", in_orders=orders)
             )
     if cuda_available() and not any(o.trouble for o in outcomes):
+        _refusing(bench_module("checking.source").compile_cuda, kernel, architecture())
         for each in todo:
             outcomes.append(run.run_check(target, each, kernel, launching, "cuda"))
             if outcomes[-1].trouble:
