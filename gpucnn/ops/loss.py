@@ -16,7 +16,7 @@ from gpucnn.misuse import warn_once
 from gpucnn.ops.elementwise import THREADS, four_each, scale_forward
 from gpucnn.ops.geometry import choice, host_array, integer, same_float_dtype
 from gpucnn.ops.reduce import column_sum
-from gpucnn.ops.softmax import LogSoftmax, Softmax, row_blocks
+from gpucnn.ops.softmax import LogSoftmax, Softmax, row_blocks, row_max, row_sum
 from gpucnn.primitive import Primitive, primitive
 from gpucnn.tensor import Function, Tensor, check_tensor
 from gpucnn.threads import map_chunks
@@ -166,12 +166,12 @@ def cross_entropy_forward(
         at = np.arange(stop - start), np.where(known, labels, 0)
         own = own_weight(at[1], known, weight, x)
         with np.errstate(invalid="ignore", over="ignore"):  # inf - inf is NaN, as it should be
-            below = values - values.max(axis=1, keepdims=True)
+            below = values - row_max(values)
             powers = np.exp(below)
-            sums = powers.sum(axis=1)
+            sums = row_sum(powers)[:, 0]
             loss = own * (np.log(sums) - below[at])
             if label_smoothing:
-                distances = (below if weight is None else below * weight).sum(axis=1)
+                distances = row_sum(below if weight is None else below * weight)[:, 0]
                 loss = (1 - label_smoothing) * loss
                 loss += share * (weights * np.log(sums) - distances)
         losses[start:stop, 0] = np.where(kept, loss, 0)
@@ -207,11 +207,11 @@ def cross_entropy_probabilities(
         wanted = (1 - label_smoothing) * target[start:stop] + label_smoothing / C
         if weight is not None:
             wanted *= weight
-        totals = wanted.sum(axis=1)
+        totals = row_sum(wanted)[:, 0]
         with np.errstate(invalid="ignore", over="ignore"):
-            below = values - values.max(axis=1, keepdims=True)
+            below = values - row_max(values)
             powers = np.exp(below)
-            sums = powers.sum(axis=1)
+            sums = row_sum(powers)[:, 0]
             np.multiply(below, wanted, out=below)
             np.copyto(below, 0, where=wanted == 0)
             losses[start:stop, 0] = totals * np.log(sums) - below.sum(axis=1)

@@ -19,6 +19,24 @@ from gpucnn.threads import map_chunks, scratch
 _CHUNK = 1 << 16  # elements: a few arrays of this many stay in a 2 MiB L2 cache
 
 
+_SHORT = 1 << 8  # elements: rows so short are mostly overhead where NumPy reduces them
+_EXACT = 1 << 12  # elements: a float32 sum in no special order loses little over so few
+
+
+def row_max(x: Array) -> Array:
+    """The maximum of each row of x (n, C): (n, 1); NaN where there is one."""
+    if x.shape[1] > _SHORT:
+        return cast("Array", x.max(axis=1, keepdims=True))
+    return cast("Array", np.ascontiguousarray(x.T).max(axis=0)[:, None])
+
+
+def row_sum(x: Array) -> Array:
+    """The sum of each row of x (n, C): (n, 1)."""
+    if x.shape[1] > _EXACT:
+        return cast("Array", x.sum(axis=1, keepdims=True))
+    return cast("Array", x @ np.ones((x.shape[1], 1), x.dtype))
+
+
 @primitive
 def softmax_forward(x: Array) -> Array:
     """y[…, c] = exp(x[…, c] − m) / Σ_j exp(x[…, j] − m), m the maximum of the row: x, y (…, C)."""
@@ -29,9 +47,9 @@ def softmax_forward(x: Array) -> Array:
     def part(start: int, stop: int) -> None:
         values = out[start:stop]
         with np.errstate(invalid="ignore", over="ignore"):  # inf - inf is NaN, as it should be
-            np.subtract(rows[start:stop], rows[start:stop].max(axis=1, keepdims=True), out=values)
+            np.subtract(rows[start:stop], row_max(rows[start:stop]), out=values)
         np.exp(values, out=values)
-        np.divide(values, values.sum(axis=1, keepdims=True), out=values)
+        np.divide(values, row_sum(values), out=values)
 
     map_chunks(part, len(rows), max(1, _CHUNK // rows.shape[1]))
     return y
@@ -49,7 +67,7 @@ def softmax_backward(dy: Array, y: Array) -> Array:
         values, weights = out[start:stop], rows[start:stop]
         product = scratch("softmax product", values.shape, y.dtype)
         np.multiply(gradients[start:stop], weights, out=product)
-        np.subtract(gradients[start:stop], product.sum(axis=1, keepdims=True), out=values)
+        np.subtract(gradients[start:stop], row_sum(product), out=values)
         np.multiply(values, weights, out=values)
 
     map_chunks(part, len(rows), max(1, _CHUNK // rows.shape[1]))
@@ -67,9 +85,9 @@ def log_softmax_forward(x: Array) -> Array:
         values = out[start:stop]
         powers = scratch("softmax product", values.shape, x.dtype)
         with np.errstate(invalid="ignore", over="ignore"):  # inf - inf is NaN, as it should be
-            np.subtract(rows[start:stop], rows[start:stop].max(axis=1, keepdims=True), out=values)
+            np.subtract(rows[start:stop], row_max(rows[start:stop]), out=values)
         np.exp(values, out=powers)
-        values -= np.log(powers.sum(axis=1, keepdims=True))
+        values -= np.log(row_sum(powers))
 
     map_chunks(part, len(rows), max(1, _CHUNK // rows.shape[1]))
     return y
@@ -86,7 +104,7 @@ def log_softmax_backward(dy: Array, y: Array) -> Array:
     def part(start: int, stop: int) -> None:
         values = out[start:stop]
         np.exp(rows[start:stop], out=values)
-        values *= gradients[start:stop].sum(axis=1, keepdims=True)
+        values *= row_sum(gradients[start:stop])
         np.subtract(gradients[start:stop], values, out=values)
 
     map_chunks(part, len(rows), max(1, _CHUNK // rows.shape[1]))
