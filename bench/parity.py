@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+import gpucnn
 from gpucnn.device import to_device, to_host
 from gpucnn.primitive import PRIMITIVES
 
@@ -50,6 +51,7 @@ class Row:
     primitive: str
     variant: str
     device: str
+    precision: str
     cases: int
     relative: float
     ulp: float
@@ -150,6 +152,7 @@ def _row(
     device: str,
     problems: Sequence[Problem],
     runs: int,
+    precision: str,
 ) -> Row:
     name, run = variant
     worst: dict[str, float] = dict.fromkeys(("relative", "ulp", "scaled_ulp"), 0.0)
@@ -172,6 +175,7 @@ def _row(
         primitive,
         name,
         device,
+        precision,
         len(problems),
         worst["relative"],
         worst["ulp"],
@@ -203,21 +207,24 @@ def parity(
     device: str,
     *,
     runs: int = RUNS,
+    precision: str = "fp32",
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Row]:
     """A row per operator, pass and rung of the primitives of the problems.
 
-    The edge and typical cases are run; emulated, only the edge cases. say: told what comes next.
+    The edge and typical cases are run; emulated, only the edge cases. precision: of matrix
+    products on tensor cores. say: told what comes next.
     """
     groups = ("edge",) if device == "emulated" else ("edge", "typical")
     by_pass: dict[tuple[str, str], list[Problem]] = {}
     for problem in select(problems, groups=groups):
         by_pass.setdefault((problem.family, problem.primitive), []).append(problem)
     rows = []
-    for (family, primitive), cases in by_pass.items():
-        for variant in _variants(primitive, device):
-            say(f"{primitive}, {variant[0]}")
-            rows.append(_row(family, primitive, variant, device, cases, runs))
+    with gpucnn.precision(precision):
+        for (family, primitive), cases in by_pass.items():
+            for variant in _variants(primitive, device):
+                say(f"{primitive}, {variant[0]}")
+                rows.append(_row(family, primitive, variant, device, cases, runs, precision))
     return rows
 
 

@@ -35,9 +35,21 @@ def families() -> Sequence[str]:
     show_default=True,
     help="Runs that must agree to the bit.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "tf32"]),
+    default="fp32",
+    show_default=True,
+    help="How tensor cores multiply matrices.",
+)
 @json_option
 def parity(
-    family: str | None, device: str | None, csv_file: Path | None, runs: int, as_json: bool
+    family: str | None,
+    device: str | None,
+    csv_file: Path | None,
+    runs: int,
+    precision: str,
+    as_json: bool,
 ) -> None:
     """Compare float32 on a device with the NumPy definitions in float64, operator by operator.
 
@@ -62,7 +74,11 @@ def parity(
     of_family = problems.select(problems.all_problems(), [family] if family else ())
     with use_device(chosen):
         rows = measure.parity(
-            of_family, chosen, runs=runs, say=lambda text: click.echo(f"{text} ...", err=True)
+            of_family,
+            chosen,
+            runs=runs,
+            precision=precision,
+            say=lambda text: click.echo(f"{text} ...", err=True),
         )
     if csv_file is not None:
         measure.write_csv(rows, csv_file)
@@ -74,27 +90,32 @@ def parity(
 
 
 def _print(rows: Sequence[Any], device: str) -> None:
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
     from gpucnn.xray.tables import console
 
-    table = Table(title=f"float32 on {device} against float64", title_justify="left")
+    wrong = any(row.mismatches for row in rows)
+    numbers = "float32" if rows[0].precision == "fp32" else "float32 with products in TF32"
+    table = Table(
+        title=f"{numbers} on {device} against float64", title_justify="left", box=box.SIMPLE_HEAD
+    )
     table.add_column("operator and pass", overflow="fold")
-    table.add_column("by")
-    for heading in ("relative", "ULP", "scaled ULP", "growth", "mismatches"):
+    for heading in ("relative", "ULP", "scaled ULP", "growth", *(("mismatches",) if wrong else ())):
         table.add_column(heading, justify="right")
     table.add_column(f"{rows[0].runs} runs")
     for row in rows:
-        name = row.primitive if row.family in row.primitive else f"{row.primitive} ({row.family})"
+        rung = "" if row.variant in ("numpy", "default") else row.variant
+        family = "" if row.family in row.primitive else row.family
+        name = ", ".join(part for part in (row.primitive, family, rung) if part)
         table.add_row(
             name,
-            row.variant,
             f"{row.relative:.1e}",
-            f"{row.ulp:,.1f}",
+            f"{row.ulp:.3g}",
             f"{row.scaled_ulp:.2f}",
             "" if row.growth is None else f"{row.growth:.2f}",
-            str(row.mismatches) if row.mismatches else "",
+            *((Text(str(row.mismatches), "red"),) if wrong else ()),
             Text("same bits", "green") if row.same_bits else Text("differ", "red"),
         )
     console().print(table)
