@@ -15,7 +15,7 @@ from gpucnn.ops.conv2d import (
     conv2d_geometry,
     conv2d_weight_gradient,
 )
-from gpucnn.ops.conv2d_tensor import TILES, _tile
+from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, Rung
 from gpucnn.ops.conv_geometry import ConvGeometry
 from gpucnn.precision import precision_of
 from tests.support import assert_close, on, randn
@@ -222,30 +222,37 @@ def test_tf32_rounds_the_operands_and_nothing_else(case: Conv2dCase, kernel_devi
 
 
 @pytest.mark.parametrize(
-    ("index", "mode"), [*((i, "tf32") for i in range(6)), *((i, "fp32") for i in range(1, 6))]
+    ("rung", "index", "mode"),
+    [
+        *((REGISTER_TILED, i, "fp32") for i in range(5)),
+        *((IMPLICIT_GEMM, i, "fp32") for i in range(1, 6)),
+        *((IMPLICIT_GEMM, i, "tf32") for i in range(6)),
+    ],
+    ids=lambda v: getattr(v, "name", str(v)),
 )
 def test_every_tile(
-    index: int, mode: str, kernel_device: str, monkeypatch: pytest.MonkeyPatch
+    rung: Rung, index: int, mode: str, kernel_device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows and columns that fill no tile, more than one tile of both, several slabs of k."""
-    monkeypatch.setattr("gpucnn.ops.conv2d_tensor._tile", lambda *_: index)
-    x, w = randn(1, 17, 18, 8), randn(TILES[index].columns + 4, 3, 2, 8, seed=1)
+    monkeypatch.setattr(rung, "tile", lambda *_: index)
+    x, w = randn(1, 17, 18, 8), randn(rung.tiles[index].columns + 4, 3, 2, 8, seed=1)
     s = conv2d_geometry(x, w, None, (1, 2), (1, 0), 1, 1)
-    with gpucnn.use_variant(conv2d="implicit_gemm"), gpucnn.precision(mode):
+    with gpucnn.use_variant(conv2d=rung.name), gpucnn.precision(mode):
         check_passes(kernel_device, x, w, s, rounded=mode == "tf32")
 
 
 def test_the_widest_tile_that_fits_is_chosen() -> None:
     s = conv2d_geometry(randn(1, 8, 8, 64), randn(64, 1, 1, 64), None, 1, 0, 1, 1)
+    tile = IMPLICIT_GEMM.tile
     plenty, little, many = 227 * 1024, 99 * 1024, 1 << 20
-    assert _tile(many, 128, s, 1, 4, plenty, True) == 0
-    assert _tile(many, 128, s, 3, 4, plenty, True) == 1  # three terms need more registers
-    assert _tile(many, 128, s, 1, 4, little, True) == 1  # the widest takes 144 KiB
-    assert _tile(many, 128, s, 1, 4, little, False) == 2
-    assert _tile(many, 64, s, 1, 4, plenty, True) == 2
-    assert _tile(1 << 10, 128, s, 1, 4, plenty, True) == 3  # few blocks
-    assert _tile(many, 32, s, 1, 4, plenty, True) == 4
-    assert _tile(many, 10, s, 1, 4, plenty, True) == 5
+    assert tile(many, 128, s, 1, 4, plenty, True) == 0
+    assert tile(many, 128, s, 3, 4, plenty, True) == 1  # three terms need more registers
+    assert tile(many, 128, s, 1, 4, little, True) == 1  # the widest takes 144 KiB
+    assert tile(many, 128, s, 1, 4, little, False) == 2
+    assert tile(many, 64, s, 1, 4, plenty, True) == 2
+    assert tile(1 << 10, 128, s, 1, 4, plenty, True) == 3  # few blocks
+    assert tile(many, 32, s, 1, 4, plenty, True) == 4
+    assert tile(many, 10, s, 1, 4, plenty, True) == 5
 
 
 def test_precision_chooses_the_rung(kernel_device: str) -> None:

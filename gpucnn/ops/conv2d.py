@@ -1,4 +1,5 @@
-"""2-D convolution: ``kernels/conv2d_naive.cu``, ``conv2d_tiled.cu``, ``conv2d_implicit_gemm.cu``.
+"""2-D convolution: ``kernels/conv2d_naive.cu``, ``conv2d_tiled.cu``; the other rungs
+are in ``conv2d_pipeline.py``.
 
 The primitives also take sequences (N, W, C) and volumes (N, D, H, W, C), for conv1d and conv3d:
 inside, all images have three axes.
@@ -17,11 +18,7 @@ from numpy.typing import NDArray
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import Kernel, KernelFile
-from gpucnn.ops.conv2d_tensor import (
-    tensor_data_gradient,
-    tensor_forward,
-    tensor_weight_gradient,
-)
+from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED
 from gpucnn.ops.conv_geometry import ConvGeometry, conv_geometry
 from gpucnn.ops.geometry import Padding, Pair
 from gpucnn.ops.reduce import column_sum, launch_sum_slices
@@ -302,9 +299,10 @@ def _naive_weight_gradient(dy: Array, x: Array, geometry: ConvGeometry) -> Array
     return launch_sum_slices(partial, None)
 
 
-conv2d_forward.kernel("implicit_gemm")(tensor_forward)
-conv2d_data_gradient.kernel("implicit_gemm")(tensor_data_gradient)
-conv2d_weight_gradient.kernel("implicit_gemm")(tensor_weight_gradient)
+for _rung in (REGISTER_TILED, IMPLICIT_GEMM):
+    conv2d_forward.kernel(_rung.name)(_rung.forward)
+    conv2d_data_gradient.kernel(_rung.name)(_rung.data_gradient)
+    conv2d_weight_gradient.kernel(_rung.name)(_rung.weight_gradient)
 
 
 # tape
@@ -368,9 +366,9 @@ def conv2d(
     Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit,
     also for an empty image and for a dilated window larger than the padded image; DeviceError if
     the tensors live on two devices. Variants: ``use_variant(conv2d="tiled" | "naive" |
-    "implicit_gemm")``; by default "naive" where groups leave each output one channel (depthwise),
-    else "implicit_gemm", on tensor cores, where the precision is "tf32" and a group has eight
-    channels or more on both sides, else "tiled".
+    "register_tiled" | "implicit_gemm")``; by default "naive" where groups leave each output one
+    channel (depthwise), else "implicit_gemm", on tensor cores, where the precision is "tf32" and a
+    group has eight channels or more on both sides, else "tiled".
 
     Source: torch.nn.functional.conv2d; arithmetic: Dumoulin and Visin, arXiv:1603.07285.
     """

@@ -1,26 +1,26 @@
-// The tensor-core tile loop: out(m, n) = sum over k of a(m, k) * b(k, n), TF32 operands, float sums.
+// The pipelined tile loop: out(m, n) = sum over k of a(m, k) * b(k, n), where a is windows on images.
 //
 // A block of WARPS_M x WARPS_N warps computes TILE_GM x TILE_GN outputs. It walks over k in slabs of
 // 32, through a ring of STAGES slabs in shared memory: while the warps multiply one, the copies of
 // the next ones are under way, so that one barrier a slab is enough.
 //
-//        TILE_GN                      a warp owns a (TILE_GM / WARPS_M) x (TILE_GN / WARPS_N) part
-//      +-----+-----+                  and keeps it in registers as 16 x 8 tiles. Of each slab it
-//      | w 0 | w 1 |  TILE_GM         reads its rows of a and its columns of b once: with 64 x 32
-//      +-----+-----+                  per warp and 8 k, 6 reads of 16 bytes a lane feed 16
-//      | w 2 | w 3 |                  multiplications of 16 x 8 x 8.
+//        TILE_GN                  a warp owns a (TILE_GM / WARPS_M) x (TILE_GN / WARPS_N) part and
+//      +-----+-----+              keeps its sums in registers; how it multiplies a slab is left to a
+//      | w 0 | w 1 |  TILE_GM     Multiplier (register_multiply.cuh, tensor_multiply.cuh):
 //      +-----+-----+
+//      | w 2 | w 3 |                void clear();
+//      +-----+-----+                void rows(const float* a, const float* b);      adds one slab
+//                                   void columns(const float* a, const float* b);
+//                                   void store_rows(int first_m, int first_n, store);
+//                                   void store_columns(int first_m, int first_n, store);
 //
-// TERMS = 1 rounds both operands to TF32, to nearest. TERMS = 3 splits each into a large and a small
-// TF32 number and adds the three larger products, which is nearly float's accuracy. VECTOR = 4 copies
-// 16 bytes at a time: every channel count and every address is a multiple of four floats; VECTOR = 1
-// takes any.
+// store(m, n, v) takes an array v of neighbours in n, of which the first is output (m, n), and checks
+// the range itself.
 //
-// Both operands come from windows on images (windows.cuh): consecutive channels are consecutive in
-// memory, a tap that leaves the image is copied as zeros.
+// VECTOR = 4 copies 16 bytes at a time: every channel count and every address is a multiple of four
+// floats; VECTOR = 1 takes any. A tap that leaves the image is copied as zeros.
 
 #include "async_copy.cuh"
-#include "mma.cuh"
 #include "windows.cuh"
 
 #if !defined(TILE_GM) || !defined(TILE_GN) || !defined(WARPS_M) || !defined(WARPS_N)
@@ -29,61 +29,12 @@
 constexpr int TILE_GK = 32;
 constexpr int TILE_THREADS = 32 * WARPS_M * WARPS_N;
 constexpr int WARP_GM = TILE_GM / WARPS_M, WARP_GN = TILE_GN / WARPS_N;
-constexpr int MS = WARP_GM / 16, NS = WARP_GN / 8;
-static_assert(WARP_GM % 16 == 0 && WARP_GN % 16 == 0, "a warp loads 16 rows and 16 columns at once");
 
-extern __shared__ __align__(16) float tensor_tiles[];
+extern __shared__ __align__(16) float slab_ring[];
 
-// One operand's registers for 8 k, as large parts and, for TERMS = 3, what those leave.
-template <int WORDS>
-struct Fragment {
-    unsigned large[WORDS], small[TERMS == 3 ? WORDS : 1];
-    __device__ __forceinline__ void set(int i, float value) {
-        large[i] = to_tf32(value);
-        if (TERMS == 3) small[i] = to_tf32(value - __uint_as_float(large[i]));
-    }
-};
-
-typedef float Sums[MS][NS][4];
-
-__device__ __forceinline__ void clear(Sums& sums) {
-#pragma unroll
-    for (int i = 0; i < MS; ++i)
-#pragma unroll
-        for (int j = 0; j < NS; ++j)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) sums[i][j][e] = 0.0f;
-}
-
-// The small products first: they are added to each other before the large ones absorb them.
-__device__ __forceinline__ void multiply(
-    Sums& sums, const Fragment<4> (&a)[MS], const Fragment<2> (&b)[NS]) {
-#pragma unroll
-    for (int i = 0; i < MS; ++i)
-#pragma unroll
-        for (int j = 0; j < NS; ++j) {
-#if TERMS == 3
-            mma_tf32(sums[i][j], a[i].small, b[j].large);
-            mma_tf32(sums[i][j], a[i].large, b[j].small);
-#endif
-            mma_tf32(sums[i][j], a[i].large, b[j].large);
-        }
-}
-
-// store(m, n, v0, v1) for outputs (m, n) and (m, n + 1) of the tile; the caller checks the range.
-template <class Store>
-__device__ __forceinline__ void store_tile(const Sums& sums, int first_m, int first_n, Store store) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int m0 = first_m + warp / WARPS_N * WARP_GM + lane / 4;
-    const int n0 = first_n + warp % WARPS_N * WARP_GN + lane % 4 * 2;
-#pragma unroll
-    for (int i = 0; i < MS; ++i)
-#pragma unroll
-        for (int j = 0; j < NS; ++j) {
-            store(m0 + i * 16, n0 + j * 8, sums[i][j][0], sums[i][j][1]);
-            store(m0 + i * 16 + 8, n0 + j * 8, sums[i][j][2], sums[i][j][3]);
-        }
-}
+// Where the calling warp's part of the tile begins.
+__device__ __forceinline__ int warp_m() { return (int)threadIdx.x / 32 / WARPS_N * WARP_GM; }
+__device__ __forceinline__ int warp_n() { return (int)threadIdx.x / 32 % WARPS_N * WARP_GN; }
 
 // A window on the images, ready to be read through any tap: where its first cell lies in memory, and
 // at which row and column (depth) of its image, to see whether the tap stays inside. Past the last
@@ -158,11 +109,11 @@ __device__ __forceinline__ int swizzled(int row, int piece) {
 constexpr int ROW_STAGE = (TILE_GM + TILE_GN) * TILE_GK;  // floats
 
 // Rows are the windows of a lattice (P in all images), columns those of the filter.
-template <class Store>
-__device__ __forceinline__ void tensor_tile_rows(
+template <class Multiplier, class Store>
+__device__ __forceinline__ void pipeline_rows(
     int tile_m, int tile_n, int P, const Lattice& lattice, const Filter& filter, Store store) {
     __shared__ __align__(16) Place places[TILE_GM];
-    const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+    const int thread = threadIdx.x;
     const int first_m = tile_m * TILE_GM, first_n = tile_n * TILE_GN;
     const int K = lattice.taps() * lattice.CG;
     const int slabs = (K + TILE_GK - 1) / TILE_GK;
@@ -179,7 +130,7 @@ __device__ __forceinline__ void tensor_tile_rows(
     cursor.begin(lattice, k0);
 
     auto copy_slab = [&](int slab) {
-        float* tile_a = tensor_tiles + slab % STAGES * ROW_STAGE;
+        float* tile_a = slab_ring + slab % STAGES * ROW_STAGE;
         float* tile_b = tile_a + TILE_GM * TILE_GK;
         const bool inside_k = cursor.k < K;
         const Reach reach(lattice, cursor.d * lattice.d.tap_step, cursor.h * lattice.h.tap_step,
@@ -210,41 +161,17 @@ __device__ __forceinline__ void tensor_tile_rows(
         commit_copies();
     }
 
-    // load_matrices: four 8 x 4 pieces. For a: rows 0-7, 8-15 of k 0-3, the same of k 4-7. For b:
-    // columns 0-7 of k 0-3, of k 4-7, and columns 8-15 of both.
-    const int row_a = warp / WARPS_N * WARP_GM + lane % 16, piece_a = lane / 16;
-    const int row_b = warp % WARPS_N * WARP_GN + lane % 8 + lane / 16 * 8, piece_b = lane / 8 % 2;
-
-    Sums sums;
-    clear(sums);
+    Multiplier multiplier;
+    multiplier.clear();
     for (int slab = 0; slab < slabs; ++slab) {
         wait_for_copies<STAGES - 2>();
         __syncthreads();  // everyone's part of this slab is here, and everyone left the one before
         if (slab + STAGES - 1 < slabs) copy_slab(slab + STAGES - 1);
         commit_copies();
-        const float* tile_a = tensor_tiles + slab % STAGES * ROW_STAGE;
-        const float* tile_b = tile_a + TILE_GM * TILE_GK;
-#pragma unroll
-        for (int step = 0; step < TILE_GK / 8; ++step) {
-            Fragment<4> a[MS];
-            Fragment<2> b[NS];
-            unsigned words[4];
-#pragma unroll
-            for (int i = 0; i < MS; ++i) {
-                load_matrices(words, tile_a + swizzled(row_a + i * 16, step * 2 + piece_a));
-#pragma unroll
-                for (int e = 0; e < 4; ++e) a[i].set(e, __uint_as_float(words[e]));
-            }
-#pragma unroll
-            for (int j = 0; j < NS; j += 2) {
-                load_matrices(words, tile_b + swizzled(row_b + j * 8, step * 2 + piece_b));
-#pragma unroll
-                for (int e = 0; e < 4; ++e) b[j + e / 2].set(e % 2, __uint_as_float(words[e]));
-            }
-            multiply(sums, a, b);
-        }
+        const float* tile_a = slab_ring + slab % STAGES * ROW_STAGE;
+        multiplier.rows(tile_a, tile_a + TILE_GM * TILE_GK);
     }
-    store_tile(sums, first_m, first_n, store);
+    multiplier.store_rows(first_m, first_n, store);
 }
 
 // ---- m and n are the fast directions: weight gradient -----------------------------------------------
@@ -256,12 +183,12 @@ constexpr int COLUMN_STAGE = TILE_GK * (STRIDE_M + STRIDE_N);  // floats
 
 // Rows m are the elements of a filter, k the windows first .. end - 1 it is laid on, columns those of
 // the matrix b (window, n), whose rows are b_stride floats apart.
-template <class Store>
-__device__ __forceinline__ void tensor_tile_columns(
+template <class Multiplier, class Store>
+__device__ __forceinline__ void pipeline_columns(
     int tile_m, int tile_n, int columns, int first, int end, const Lattice& lattice,
     const float* b_base, int b_stride, Store store) {
     __shared__ __align__(16) Place places[2][TILE_GK];  // of the slabs that are copied next
-    const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+    const int thread = threadIdx.x;
     const int first_m = tile_m * TILE_GM, first_n = tile_n * TILE_GN;
     const int slabs = (end - first + TILE_GK - 1) / TILE_GK;
 
@@ -278,7 +205,7 @@ __device__ __forceinline__ void tensor_tile_columns(
             places[slab & 1][thread] = place_of(lattice, first + slab * TILE_GK + thread, end);
     };
     auto copy_slab = [&](int slab) {
-        float* tile_a = tensor_tiles + slab % STAGES * COLUMN_STAGE;
+        float* tile_a = slab_ring + slab % STAGES * COLUMN_STAGE;
         float* tile_b = tile_a + TILE_GK * STRIDE_M;
         Place at[TILE_GK / STEP_M];
 #pragma unroll
@@ -307,34 +234,16 @@ __device__ __forceinline__ void tensor_tile_columns(
     }
     find_places(STAGES - 1);
 
-    const int m = warp / WARPS_N * WARP_GM + lane / 4, n = warp % WARPS_N * WARP_GN + lane / 4;
-    Sums sums;
-    clear(sums);
+    Multiplier multiplier;
+    multiplier.clear();
     for (int slab = 0; slab < slabs; ++slab) {
         wait_for_copies<STAGES - 2>();
         __syncthreads();  // the slab and the places of the next copy are here; the last one is free
         if (slab + STAGES - 1 < slabs) copy_slab(slab + STAGES - 1);
         commit_copies();
         find_places(slab + STAGES);
-        const float* tile_a = tensor_tiles + slab % STAGES * COLUMN_STAGE;
-        const float* tile_b = tile_a + TILE_GK * STRIDE_M;
-#pragma unroll
-        for (int step = 0; step < TILE_GK / 8; ++step) {
-            Fragment<4> a[MS];
-            Fragment<2> b[NS];
-            const int k = step * 8 + lane % 4;
-#pragma unroll
-            for (int i = 0; i < MS; ++i)
-#pragma unroll
-                for (int e = 0; e < 4; ++e)
-                    a[i].set(e, tile_a[(k + e / 2 * 4) * STRIDE_M + m + i * 16 + e % 2 * 8]);
-#pragma unroll
-            for (int j = 0; j < NS; ++j)
-#pragma unroll
-                for (int e = 0; e < 2; ++e)
-                    b[j].set(e, tile_b[(k + e * 4) * STRIDE_N + n + j * 8]);
-            multiply(sums, a, b);
-        }
+        const float* tile_a = slab_ring + slab % STAGES * COLUMN_STAGE;
+        multiplier.columns(tile_a, tile_a + TILE_GK * STRIDE_M);
     }
-    store_tile(sums, first_m, first_n, store);
+    multiplier.store_columns(first_m, first_n, store);
 }

@@ -1,0 +1,210 @@
+"""Launchers of the pipelined convolutions: ``kernels/conv2d_register_tiled.cu`` and
+``kernels/conv2d_implicit_gemm.cu``, which differ in how a block multiplies a slab.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpucnn.device import Array, DeviceError, empty
+from gpucnn.kernel import Kernel, KernelFile
+from gpucnn.ops.conv_geometry import ConvGeometry
+from gpucnn.ops.reduce import launch_sum_slices
+from gpucnn.ops.tile import GRID_YZ, slices
+from gpucnn.ops.transpose import launch_transpose
+from gpucnn.precision import precision_of
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one block computes: rows × columns, shared out to warps."""
+
+    rows: int
+    columns: int
+    warps_m: int
+    warps_n: int
+    resident: int  # blocks that a multiprocessor should hold, for __launch_bounds__
+    stages: int
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps_m * self.warps_n
+
+    def ring(self, by_rows: bool) -> int:
+        """Bytes of dynamic shared memory: the slabs of pipeline_rows, or of pipeline_columns."""
+        return 4 * self.stages * (self.rows + self.columns + (0 if by_rows else 16)) * 32
+
+    def macros(self, terms: int, vector: int, dims: int) -> dict[str, int]:
+        return {
+            "TILE_GM": self.rows,
+            "TILE_GN": self.columns,
+            "WARPS_M": self.warps_m,
+            "WARPS_N": self.warps_n,
+            "RESIDENT_BLOCKS": 1 if terms == 3 else self.resident,
+            "STAGES": self.stages,
+            "VECTOR": vector,
+            "DIMS": dims,
+            **({"TERMS": terms} if terms else {}),
+        }
+
+
+_BUSY_BLOCKS = 264  # two for each multiprocessor of a large GPU; a constant, as are the bits
+_PLACES = 16  # bytes of static shared memory that a row of pipeline_rows takes besides
+
+
+class Rung:
+    """One file of pipelined kernels: its tiles, the widest first, and their specialisations.
+
+    The last two tiles are for up to 32 and 16 columns; the one before them, the smallest of the
+    others, is also that of volumes and of channels that do not come in fours. terms: in how many
+    products of TF32 a product is made, by precision; 0 for float arithmetic.
+    """
+
+    def __init__(self, name: str, tiles: tuple[Tile, ...], terms: dict[str, int]) -> None:
+        self.name, self.tiles, self.terms = name, tiles, terms
+        self.smallest = len(tiles) - 3
+        self.index: dict[tuple[int, int, int, int], int] = {}  # (tile, terms, vector, dims)
+        macros: list[dict[str, int]] = []
+        for count in dict.fromkeys(terms.values()):
+            generic = ((self.smallest, 1, 2), (self.smallest, 4, 3), (self.smallest, 1, 3))
+            fast = ((t, 4, 2) for t in range(self.first(count), len(tiles)))
+            for tile, vector, dims in (*fast, *generic):
+                self.index[tile, count, vector, dims] = len(macros)
+                macros.append(tiles[tile].macros(count, vector, dims))
+        self.kernels = KernelFile(f"conv2d_{name}", *macros)
+
+    def first(self, terms: int) -> int:
+        """The widest tile whose sums and operands fit the registers."""
+        return 1 if terms == 3 else 0
+
+    def tile(
+        self,
+        rows: int,
+        columns: int,
+        s: ConvGeometry,
+        terms: int,
+        vector: int,
+        shared: int,
+        by_rows: bool,
+    ) -> int:
+        """The widest tile that the columns half fill, that makes enough blocks and finds the
+        ``shared`` bytes of memory.
+        """
+        if vector == 1 or s.dims == 3:
+            return self.smallest
+        if columns <= 32:
+            return self.smallest + (2 if columns <= 16 else 1)
+        for index in range(self.first(terms), self.smallest):
+            tile = self.tiles[index]
+            blocks = -(-rows // tile.rows) * -(-columns // tile.columns) * s.G
+            enough = blocks >= _BUSY_BLOCKS and tile.ring(by_rows) + _PLACES * tile.rows <= shared
+            if enough and columns > tile.columns // 2:
+                return index
+        return self.smallest
+
+    def choose(
+        self, name: str, s: ConvGeometry, rows: int, columns: int, channels: int, *arrays: Array
+    ) -> tuple[Kernel, Tile]:
+        """The kernel for a product of ``rows`` × ``columns``, and its tile.
+
+        channels: a number that four divides if every run of channels that the kernel reads is made
+        of fours; arrays: what it reads.
+        """
+        like = arrays[0]
+        vector = 4 if channels % 4 == 0 and all(_address(a) % 16 == 0 for a in arrays) else 1
+        terms, dims = self.terms[precision_of(like)], 3 if s.dims == 3 else 2
+        shared = 227 * 1024
+        if not isinstance(like, np.ndarray):
+            capability, shared = _limits(like.device.id)
+            if terms and capability < 80:
+                raise DeviceError(
+                    f"conv2d: the variant {self.name} needs a GPU of compute capability 8.0 or "
+                    f"newer, this one has {capability / 10}; choose another by use_variant"
+                )
+        index = self.tile(rows, columns, s, terms, vector, shared, name != "weight_gradient")
+        kernel = self.kernels[f"conv2d_{self.name}_{name}", self.index[index, terms, vector, dims]]
+        return kernel, self.tiles[index]
+
+    def forward(self, x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
+        s = geometry
+        y = empty(x, s.y_shape)
+        kernel, tile = self.choose("forward", s, s.outputs, s.OCG, s.CG, x, w)
+        blocks = -(-s.outputs // tile.rows) * -(-s.OCG // tile.columns)
+        ring = tile.ring(True)
+        kernel((blocks, s.G), (tile.threads,), y, x, w, b, *s.numbers, shared_mem=ring)
+        return y
+
+    def gather(self, dy: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
+        """The data gradient, with a bias: also the forward pass of a transposed convolution."""
+        s = geometry
+        dx = empty(dy, s.x_shape)
+        taps = s.KD * s.KH * s.KW
+        wt = launch_transpose(w.reshape(s.G, s.OCG, taps, s.CG), (0, 3, 2, 1))
+        wt = wt.reshape(s.C, *s.w_shape[1:-1], s.OCG)
+        axes = ((s.D, s.SD), (s.H, s.SH), (s.W, s.SW))
+        phases = math.prod(min(size, stride) for size, stride in axes)
+        largest = s.N * math.prod(-(-size // stride) for size, stride in axes)
+        kernel, tile = self.choose("data_gradient", s, phases * largest, s.CG, s.OCG, dy, wt)
+        blocks = phases * -(-largest // tile.rows) * -(-s.CG // tile.columns)
+        ring = tile.ring(True)
+        kernel((blocks, s.G), (tile.threads,), dx, dy, wt, b, *s.numbers, shared_mem=ring)
+        return dx
+
+    def data_gradient(self, dy: Array, w: Array, geometry: ConvGeometry) -> Array:
+        return self.gather(dy, w, None, geometry)
+
+    def weight_gradient(self, dy: Array, x: Array, geometry: ConvGeometry) -> Array:
+        s = geometry
+        # The number of slices, and with it the bits, does not depend on the tile that fits the GPU.
+        blocks = -(-s.K // 128) * -(-s.OCG // 64) * s.G
+        count, each = slices(s.outputs, blocks, max(1, GRID_YZ // s.G))
+        channels = math.gcd(s.CG, s.OCG)
+        kernel, tile = self.choose("weight_gradient", s, s.K * count, s.OCG, channels, x, dy)
+        tiles = -(-s.K // tile.rows) * -(-s.OCG // tile.columns)
+        partial = empty(x, (count, *s.w_shape))
+        grid, ring = (tiles, s.G * count), tile.ring(False)
+        kernel(grid, (tile.threads,), partial, dy, x, *s.numbers, each, shared_mem=ring)
+        return launch_sum_slices(partial, None)
+
+
+def _address(a: Array) -> int:
+    return int(a.ctypes.data if isinstance(a, np.ndarray) else a.data.ptr)
+
+
+@functools.cache
+def _limits(gpu: int) -> tuple[int, int]:
+    """(compute capability × 10, bytes of shared memory that a block may ask for)"""
+    import cupy
+
+    device = cupy.cuda.Device(gpu)
+    shared = device.attributes["MaxSharedMemoryPerBlockOptin"]
+    return int(device.compute_capability), int(shared)
+
+
+REGISTER_TILED = Rung(
+    "register_tiled",
+    (
+        Tile(128, 128, 4, 2, 2, 2),
+        Tile(128, 64, 4, 1, 4, 2),
+        Tile(64, 64, 4, 2, 2, 2),
+        Tile(128, 32, 4, 1, 4, 2),
+        Tile(128, 16, 4, 1, 4, 2),
+    ),
+    {"fp32": 0, "tf32": 0},
+)
+IMPLICIT_GEMM = Rung(
+    "implicit_gemm",
+    (
+        Tile(256, 128, 4, 2, 1, 3),
+        Tile(128, 128, 2, 4, 1, 3),
+        Tile(128, 64, 2, 2, 2, 3),
+        Tile(64, 64, 2, 2, 2, 3),
+        Tile(128, 32, 4, 1, 2, 3),
+        Tile(128, 16, 4, 1, 2, 3),
+    ),
+    {"fp32": 3, "tf32": 1},
+)

@@ -1,0 +1,54 @@
+// Convolution, the third rung: implicit matrix products like conv2d_tiled, with sums in registers.
+//
+// What it gains over conv2d_tiled: a thread keeps up to 8 x 8 outputs instead of 4, so that a value
+// read from shared memory feeds eight multiply-adds, not one or four; slabs are 32 k deep and come by
+// asynchronous copies of 16 bytes while the one before is multiplied, so that a block waits at one
+// barrier for every 32 k instead of two for 16.
+//
+// Floats throughout, on any GPU; before sm_80 copies are not asynchronous. Any stride, padding,
+// dilation and groups. VECTOR = 4 needs channels per group that are multiples of four, and aligned
+// arrays; VECTOR = 1 takes any. Passes, grids and layouts: conv2d_passes.cuh; the loop:
+// gemm_pipeline.cuh; the multiplication: register_multiply.cuh.
+
+#include "conv2d_passes.cuh"
+#include "register_multiply.cuh"
+
+// grid (pixel tiles * channel tiles, G)
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, RESIDENT_BLOCKS) conv2d_register_tiled_forward(
+    float* __restrict__ y,        // (N, OD, OH, OW, OC)
+    const float* __restrict__ x,  // (N, D, H, W, C)
+    const float* __restrict__ w,  // (OC, KD, KH, KW, CG)
+    const float* __restrict__ b,  // (OC) or null
+    int N, int D, int H, int W, int C, int OC, int KD, int KH, int KW, int OD, int OH, int OW,
+    int SD, int SH, int SW, int PF, int PT, int PL, int DD, int DH, int DW, int G) {
+    forward_pass<RegisterMultiplier>(
+        y, x, w, b, N, D, H, W, C, OC, KD, KH, KW, OD, OH, OW, SD, SH, SW, PF, PT,
+        PL, DD, DH, DW, G);
+}
+
+// grid (phases * tiles of the largest phase's pixels * channel tiles, G)
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, RESIDENT_BLOCKS) conv2d_register_tiled_data_gradient(
+    float* __restrict__ dx,        // (N, D, H, W, C)
+    const float* __restrict__ dy,  // (N, OD, OH, OW, OC)
+    const float* __restrict__ wt,  // (C, KD, KH, KW, OCG): w with the channels of a group exchanged
+    const float* __restrict__ b,   // (C) or null
+    int N, int D, int H, int W, int C, int OC, int KD, int KH, int KW, int OD, int OH, int OW,
+    int SD, int SH, int SW, int PF, int PT, int PL, int DD, int DH, int DW, int G) {
+    data_gradient_pass<RegisterMultiplier>(
+        dx, dy, wt, b, N, D, H, W, C, OC, KD, KH, KW, OD, OH, OW, SD, SH, SW, PF, PT,
+        PL, DD, DH, DW, G);
+}
+
+// grid (filter tiles * channel tiles, G * slices)
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, RESIDENT_BLOCKS) conv2d_register_tiled_weight_gradient(
+    float* __restrict__ partial,   // (slices, OC, KD, KH, KW, CG)
+    const float* __restrict__ dy,  // (N, OD, OH, OW, OC)
+    const float* __restrict__ x,   // (N, D, H, W, C)
+    int N, int D, int H, int W, int C, int OC, int KD, int KH, int KW, int OD, int OH, int OW,
+    int SD, int SH, int SW, int PF, int PT, int PL, int DD, int DH, int DW, int G,
+    int slice_pixels) {
+    weight_gradient_pass<RegisterMultiplier>(
+        partial, dy, x, N, D, H, W, C, OC, KD, KH, KW, OD, OH, OW, SD, SH, SW, PF, PT,
+        PL, DD, DH, DW, G,
+        slice_pixels);
+}

@@ -1,0 +1,118 @@
+// The Multiplier of gemm_pipeline.cuh on tensor cores: TF32 operands, float sums.
+//
+// A warp's sums are 16 x 8 tiles. Of each slab it reads its rows of a and its columns of b once: with
+// 64 x 64 outputs per warp, 8 reads of 16 bytes a lane feed 32 multiplications of 16 x 8 x 8.
+//
+// TERMS = 1 rounds both operands to TF32, to nearest. TERMS = 3 splits each into a large and a small
+// TF32 number and adds the three larger products, which is nearly float's accuracy.
+
+#include "gemm_pipeline.cuh"
+#include "mma.cuh"
+
+constexpr int MS = WARP_GM / 16, NS = WARP_GN / 8;
+static_assert(WARP_GM % 16 == 0 && WARP_GN % 16 == 0, "a warp loads 16 rows and 16 columns at once");
+
+// One operand's registers for 8 k, as large parts and, for TERMS = 3, what those leave.
+template <int WORDS>
+struct Fragment {
+    unsigned large[WORDS], small[TERMS == 3 ? WORDS : 1];
+    __device__ __forceinline__ void set(int i, float value) {
+        large[i] = to_tf32(value);
+        if (TERMS == 3) small[i] = to_tf32(value - __uint_as_float(large[i]));
+    }
+};
+
+struct TensorMultiplier {
+    float sums[MS][NS][4];
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int i = 0; i < MS; ++i)
+#pragma unroll
+            for (int j = 0; j < NS; ++j)
+#pragma unroll
+                for (int e = 0; e < 4; ++e) sums[i][j][e] = 0.0f;
+    }
+
+    // The small products first: they are added to each other before the large ones absorb them.
+    __device__ __forceinline__ void add(const Fragment<4> (&a)[MS], const Fragment<2> (&b)[NS]) {
+#pragma unroll
+        for (int i = 0; i < MS; ++i)
+#pragma unroll
+            for (int j = 0; j < NS; ++j) {
+#if TERMS == 3
+                mma_tf32(sums[i][j], a[i].small, b[j].large);
+                mma_tf32(sums[i][j], a[i].large, b[j].small);
+#endif
+                mma_tf32(sums[i][j], a[i].large, b[j].large);
+            }
+    }
+
+    __device__ __forceinline__ void rows(const float* tile_a, const float* tile_b) {
+        // load_matrices: four 8 x 4 pieces. For a: rows 0-7, 8-15 of k 0-3, the same of k 4-7. For b:
+        // columns 0-7 of k 0-3, of k 4-7, and columns 8-15 of both.
+        const int lane = threadIdx.x % 32;
+        const int row_a = warp_m() + lane % 16, piece_a = lane / 16;
+        const int row_b = warp_n() + lane % 8 + lane / 16 * 8, piece_b = lane / 8 % 2;
+#pragma unroll
+        for (int step = 0; step < TILE_GK / 8; ++step) {
+            Fragment<4> a[MS];
+            Fragment<2> b[NS];
+            unsigned words[4];
+#pragma unroll
+            for (int i = 0; i < MS; ++i) {
+                load_matrices(words, tile_a + swizzled(row_a + i * 16, step * 2 + piece_a));
+#pragma unroll
+                for (int e = 0; e < 4; ++e) a[i].set(e, __uint_as_float(words[e]));
+            }
+#pragma unroll
+            for (int j = 0; j < NS; j += 2) {
+                load_matrices(words, tile_b + swizzled(row_b + j * 8, step * 2 + piece_b));
+#pragma unroll
+                for (int e = 0; e < 4; ++e) b[j + e / 2].set(e % 2, __uint_as_float(words[e]));
+            }
+            add(a, b);
+        }
+    }
+
+    __device__ __forceinline__ void columns(const float* tile_a, const float* tile_b) {
+        const int lane = threadIdx.x % 32, m = warp_m() + lane / 4, n = warp_n() + lane / 4;
+#pragma unroll
+        for (int step = 0; step < TILE_GK / 8; ++step) {
+            Fragment<4> a[MS];
+            Fragment<2> b[NS];
+            const int k = step * 8 + lane % 4;
+#pragma unroll
+            for (int i = 0; i < MS; ++i)
+#pragma unroll
+                for (int e = 0; e < 4; ++e)
+                    a[i].set(e, tile_a[(k + e / 2 * 4) * STRIDE_M + m + i * 16 + e % 2 * 8]);
+#pragma unroll
+            for (int j = 0; j < NS; ++j)
+#pragma unroll
+                for (int e = 0; e < 2; ++e)
+                    b[j].set(e, tile_b[(k + e * 4) * STRIDE_N + n + j * 8]);
+            add(a, b);
+        }
+    }
+
+    template <class Store>
+    __device__ __forceinline__ void store_rows(int first_m, int first_n, Store store) const {
+        const int lane = threadIdx.x % 32;
+        const int m = first_m + warp_m() + lane / 4, n = first_n + warp_n() + lane % 4 * 2;
+#pragma unroll
+        for (int i = 0; i < MS; ++i)
+#pragma unroll
+            for (int j = 0; j < NS; ++j)
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const float v[2] = {sums[i][j][2 * half], sums[i][j][2 * half + 1]};
+                    store(m + i * 16 + half * 8, n + j * 8, v);
+                }
+    }
+
+    template <class Store>
+    __device__ __forceinline__ void store_columns(int first_m, int first_n, Store store) const {
+        store_rows(first_m, first_n, store);
+    }
+};
