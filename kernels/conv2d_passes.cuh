@@ -15,11 +15,17 @@
 #include "conv2d_phases.cuh"
 #include "gemm_pipeline.cuh"
 
-// WIDTH neighbours of a row of channels, of which `count` exist from the first one on.
+// WIDTH neighbours in memory, of which `count` exist from the first one on.
 template <int WIDTH>
 __device__ __forceinline__ void store_run(float* to, int count, const float (&v)[WIDTH]) {
-    if (WIDTH == 2 && count >= 2 && (reinterpret_cast<unsigned long long>(to) & 7) == 0) {
-        *reinterpret_cast<float2*>(to) = make_float2(v[0], v[WIDTH - 1]);
+    const unsigned misaligned = (unsigned)reinterpret_cast<unsigned long long>(to) % (4 * WIDTH);
+    if (WIDTH == 2 && count >= 2 && !misaligned) {
+        *reinterpret_cast<float2*>(to) = make_float2(v[0], v[WIDTH > 1]);
+        return;
+    }
+    if (WIDTH == 4 && count >= 4 && !misaligned) {
+        *reinterpret_cast<float4*>(to) =
+            make_float4(v[0], v[WIDTH > 1], v[WIDTH > 2 ? 2 : 0], v[WIDTH - 1]);
         return;
     }
 #pragma unroll
@@ -59,7 +65,7 @@ __device__ __forceinline__ void forward_pass(
         blockIdx.x / tiles_n, blockIdx.x % tiles_n, P, lattice, filter,
         [&](int p, int oc, const auto& v) {
             if (p < P && oc < OCG)
-                store_run(y + (long long)p * OC + oc0 + oc, OCG - oc, v, b ? b + oc0 + oc : nullptr);
+                store_run(y + (p * OC + oc0 + oc), OCG - oc, v, b ? b + oc0 + oc : nullptr);
         });
 }
 
@@ -86,7 +92,7 @@ __device__ __forceinline__ void data_gradient_pass(
         pixels.tile, blockIdx.x % tiles_n, pixels.count, lattice, filter,
         [&](int p, int c, const auto& v) {
             if (p < pixels.count && c < CG)
-                store_run(dx + pixels.offset(p, D, H, W, C) + c0 + c, CG - c, v,
+                store_run(dx + (pixels.offset(p, D, H, W, C) + c0 + c), CG - c, v,
                           b ? b + c0 + c : nullptr);
         });
 }
@@ -110,9 +116,6 @@ __device__ __forceinline__ void weight_gradient_pass(
     pipeline_columns<Multiplier>(
         blockIdx.x / tiles_n, blockIdx.x % tiles_n, OCG, first, end, lattice, dy + oc0, OC,
         [&](int m, int oc, const auto& v) {
-            constexpr int WIDTH = sizeof(v) / sizeof(float);
-#pragma unroll
-            for (int i = 0; i < WIDTH; ++i)
-                if (m < K && oc + i < OCG) out[(long long)(oc + i) * K + m] = v[i];
+            if (m < K && oc < OCG) store_run(out + (oc * K + m), K - m, v);
         });
 }

@@ -42,11 +42,11 @@ struct PhasedPixels {
                 Axis{OW, w.cells, w.taps, w.origin, 1, -w.hop}, OC, OCG, dy};
     }
 
-    // Where pixel p of the phase begins in dx.
-    __device__ __forceinline__ long long offset(int p, int D, int H, int W, int C) const {
+    // Where pixel p of the phase begins in dx, which has fewer than 2^31 elements.
+    __device__ __forceinline__ int offset(int p, int D, int H, int W, int C) const {
         const int iw = w.begin + p % w.cells * SW, ih = h.begin + p / w.cells % h.cells * SH;
         const int row = p / w.cells / h.cells;
         const int id = DIMS == 3 ? d.begin + row % d.cells * SD : 0, n = row / d.cells;
-        return ((((long long)n * D + id) * H + ih) * W + iw) * C;
+        return (((n * D + id) * H + ih) * W + iw) * C;
     }
 };

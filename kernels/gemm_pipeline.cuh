@@ -13,9 +13,10 @@
 //                                   void columns(const float* a, const float* b);
 //                                   void store_rows(int first_m, int first_n, store);
 //                                   void store_columns(int first_m, int first_n, store);
+//                                   PLACES_AT_ONCE                               see copy_windows
 //
-// store(m, n, v) takes an array v of neighbours in n, of which the first is output (m, n), and checks
-// the range itself.
+// store(m, n, v) takes an array v of neighbours, of which the first is output (m, n), and checks the
+// range itself. Neighbours lie in n, of store_columns in m: along what is contiguous in memory.
 //
 // VECTOR = 4 copies 16 bytes at a time: every channel count and every address is a multiple of four
 // floats; VECTOR = 1 takes any. A tap that leaves the image is copied as zeros.
@@ -68,6 +69,25 @@ struct Reach {
                (DIMS == 2 || (unsigned)(at.d + d) < (unsigned)lattice.d.cells);
     }
 };
+
+// Copies what COUNT windows see at one reach. Their places are read AT_ONCE at a time: between copies
+// each read costs a pause, ahead of them each takes four registers.
+template <class Multiplier, int COUNT, class From, class To>
+__device__ __forceinline__ void copy_windows(
+    From place, To to, const Lattice& lattice, const Reach& reach) {
+    constexpr int AT_ONCE = Multiplier::PLACES_AT_ONCE < COUNT ? Multiplier::PLACES_AT_ONCE : COUNT;
+    static_assert(COUNT % AT_ONCE == 0, "whole portions");
+#pragma unroll
+    for (int first = 0; first < COUNT; first += AT_ONCE) {
+        Place at[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i) at[i] = read_place(place(first + i));
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i)
+            copy_async<4 * VECTOR>(to(first + i), lattice.x + (at[i].offset + reach.offset),
+                                   reach.inside(lattice, at[i]));
+    }
+}
 
 // ---- k is the fast direction of both operands: forward pass and data gradient --------------------
 
@@ -135,15 +155,9 @@ __device__ __forceinline__ void pipeline_rows(
         const bool inside_k = cursor.k < K;
         const Reach reach(lattice, cursor.d * lattice.d.tap_step, cursor.h * lattice.h.tap_step,
                           cursor.w * lattice.w.tap_step, cursor.c, inside_k);
-        // The reads of shared memory first: between the copies each would cost a pause.
-        Place at[TILE_GM / STEP];
-#pragma unroll
-        for (int i = 0; i < TILE_GM / STEP; ++i) at[i] = read_place(places + row0 + i * STEP);
-#pragma unroll
-        for (int i = 0; i < TILE_GM / STEP; ++i)
-            copy_async<4 * VECTOR>(tile_a + swizzled(row0 + i * STEP, k0 / 4) + k0 % 4,
-                                   lattice.x + (at[i].offset + reach.offset),
-                                   reach.inside(lattice, at[i]));
+        copy_windows<Multiplier, TILE_GM / STEP>(
+            [&](int i) { return places + row0 + i * STEP; },
+            [&](int i) { return tile_a + swizzled(row0 + i * STEP, k0 / 4) + k0 % 4; }, lattice, reach);
         const int tap = cursor.d * filter.tap_d + cursor.h * filter.tap_h +
                         cursor.w * filter.tap_w + cursor.c;
 #pragma unroll
@@ -207,15 +221,10 @@ __device__ __forceinline__ void pipeline_columns(
     auto copy_slab = [&](int slab) {
         float* tile_a = slab_ring + slab % STAGES * COLUMN_STAGE;
         float* tile_b = tile_a + TILE_GK * STRIDE_M;
-        Place at[TILE_GK / STEP_M];
-#pragma unroll
-        for (int i = 0; i < TILE_GK / STEP_M; ++i)
-            at[i] = read_place(places[slab & 1] + thread / LANES_M + i * STEP_M);
-#pragma unroll
-        for (int i = 0; i < TILE_GK / STEP_M; ++i)
-            copy_async<4 * VECTOR>(tile_a + (thread / LANES_M + i * STEP_M) * STRIDE_M + m0,
-                                   lattice.x + (at[i].offset + reach.offset),
-                                   reach.inside(lattice, at[i]));
+        copy_windows<Multiplier, TILE_GK / STEP_M>(
+            [&](int i) { return places[slab & 1] + thread / LANES_M + i * STEP_M; },
+            [&](int i) { return tile_a + (thread / LANES_M + i * STEP_M) * STRIDE_M + m0; }, lattice,
+            reach);
         const int p = first + slab * TILE_GK;
 #pragma unroll
         for (int i = 0; i < TILE_GK / STEP_N; ++i) {

@@ -1,10 +1,10 @@
 // The Multiplier of gemm_pipeline.cuh in float: a thread keeps TM x TN sums in registers.
 //
 // A value that a thread read from shared memory takes part in TN (or TM) multiply-adds. With 8 x 8
-// sums, a read of 16 bytes feeds 16 of them: the arithmetic units are the bound, no longer the reads
-// (conv2d_tiled: 2). A warp is 4 x 8 threads:
+// sums, 16 reads of 8 bytes feed 128 of them: the arithmetic units are the bound, no longer the reads
+// (conv2d_tiled: 2 reads for 4). A warp is 4 x 8 threads:
 //
-//   rows     sums of rows tm, tm + 4, tm + 8, ... and columns tn, tn + 8, ...: a thread reads four k of
+//   rows     sums of rows tm, tm + 4, tm + 8, ... and columns tn, tn + 8, ...: a thread reads two k of
 //            a row at once. Eight lanes read the same row of a, which costs one row, and eight
 //            neighbouring ones of b, whose swizzled pieces lie in different banks.
 //   columns  sums of runs of four neighbouring rows and of RUN neighbouring columns, read at once.
@@ -27,6 +27,7 @@ __device__ __forceinline__ void read_run(float* to, const float* shared) {
 }
 
 struct RegisterMultiplier {
+    static constexpr int PLACES_AT_ONCE = 1;
     float sums[TM][TN];
 
     __device__ __forceinline__ void clear() {
@@ -38,17 +39,18 @@ struct RegisterMultiplier {
 
     __device__ __forceinline__ void rows(const float* tile_a, const float* tile_b) {
         const int tm = warp_m() + threadIdx.x % 32 / 8, tn = warp_n() + threadIdx.x % 8;
+#pragma unroll 1  // or the reads of the next k crowd the sums out of the registers
+        for (int k0 = 0; k0 < TILE_GK; k0 += 2) {
+            float a[TM][2];
 #pragma unroll
-        for (int piece = 0; piece < TILE_GK / 4; ++piece) {
-            float a[TM][4];
-#pragma unroll
-            for (int i = 0; i < TM; ++i) read_run<4>(a[i], tile_a + swizzled(tm + i * 4, piece));
+            for (int i = 0; i < TM; ++i)
+                read_run<2>(a[i], tile_a + swizzled(tm + i * 4, k0 / 4) + k0 % 4);
 #pragma unroll
             for (int j = 0; j < TN; ++j) {
-                float b[4];
-                read_run<4>(b, tile_b + swizzled(tn + j * 8, piece));
+                float b[2];
+                read_run<2>(b, tile_b + swizzled(tn + j * 8, k0 / 4) + k0 % 4);
 #pragma unroll
-                for (int k = 0; k < 4; ++k)
+                for (int k = 0; k < 2; ++k)
 #pragma unroll
                     for (int i = 0; i < TM; ++i) sums[i][j] = fmaf(a[i][k], b[k], sums[i][j]);
             }
@@ -57,7 +59,7 @@ struct RegisterMultiplier {
 
     __device__ __forceinline__ void columns(const float* tile_a, const float* tile_b) {
         const int m = warp_m() + threadIdx.x % 32 / 8 * 4, n = warp_n() + threadIdx.x % 8 * RUN;
-#pragma unroll 4
+#pragma unroll 2
         for (int k = 0; k < TILE_GK; ++k) {
             float a[TM], b[TN];
 #pragma unroll
@@ -89,13 +91,11 @@ struct RegisterMultiplier {
         const int m = first_m + warp_m() + threadIdx.x % 32 / 8 * 4;
         const int n = first_n + warp_n() + threadIdx.x % 8 * RUN;
 #pragma unroll
-        for (int i = 0; i < TM; ++i)
+        for (int i = 0; i < TM; i += 4)
 #pragma unroll
-            for (int j = 0; j < TN; j += RUN) {
-                float v[RUN];
-#pragma unroll
-                for (int e = 0; e < RUN; ++e) v[e] = sums[i][j + e];
-                store(m + i / 4 * 16 + i % 4, n + j * 8, v);
+            for (int j = 0; j < TN; ++j) {
+                const float v[4] = {sums[i][j], sums[i + 1][j], sums[i + 2][j], sums[i + 3][j]};
+                store(m + i * 4, n + j / RUN * RUN * 8 + j % RUN, v);
             }
     }
 };

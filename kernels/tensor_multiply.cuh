@@ -23,6 +23,7 @@ struct Fragment {
 };
 
 struct TensorMultiplier {
+    static constexpr int PLACES_AT_ONCE = 8;
     float sums[MS][NS][4];
 
     __device__ __forceinline__ void clear() {
@@ -113,6 +114,16 @@ struct TensorMultiplier {
 
     template <class Store>
     __device__ __forceinline__ void store_columns(int first_m, int first_n, Store store) const {
-        store_rows(first_m, first_n, store);
+        const int lane = threadIdx.x % 32;
+        const int m = first_m + warp_m() + lane / 4, n = first_n + warp_n() + lane % 4 * 2;
+#pragma unroll
+        for (int i = 0; i < MS; ++i)
+#pragma unroll
+            for (int j = 0; j < NS; ++j)
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    const float v[1] = {sums[i][j][e]};
+                    store(m + i * 16 + e / 2 * 8, n + j * 8 + e % 2, v);
+                }
     }
 };
