@@ -63,11 +63,13 @@ def test_definition_is_the_formula(case: ConvCase) -> None:
         assert_close(a, e, "float64", dy.size)
 
 
+@pytest.mark.parametrize("variant", ["tiled", "register_tiled", "implicit_gemm"])
 @cases
-def test_kernel(case: ConvCase, kernel_device: str) -> None:
+def test_kernel(case: ConvCase, variant: str, kernel_device: str) -> None:
     s = geometry(case)
     terms = s.OCG * s.KH * s.KW
-    check_kernel(conv_transpose2d_forward, kernel_device, arrays(case), s, terms=terms)
+    with gpucnn.use_variant(conv_transpose2d=variant):
+        check_kernel(conv_transpose2d_forward, kernel_device, arrays(case), s, terms=terms)
 
 
 def test_many_tiles(kernel_device: str) -> None:

@@ -49,14 +49,16 @@ def test_definition_is_the_formula(case: LinearCase) -> None:
     assert_close(linear_weight_gradient(dy, x, s), dw, "float64", case.M)
 
 
+@pytest.mark.parametrize("variant", ["tiled", "register_tiled", "implicit_gemm"])
 @cases
-def test_kernels(case: LinearCase, kernel_device: str) -> None:
+def test_kernels(case: LinearCase, variant: str, kernel_device: str) -> None:
     x, w, b = arrays(case)
     s = linear_geometry(x, w, b)
     dy = randn(case.M, case.O, seed=5)
-    check_kernel(linear_forward, kernel_device, [x, w, b], s, terms=case.I)
-    check_kernel(linear_data_gradient, kernel_device, [dy, w], s, terms=case.O)
-    check_kernel(linear_weight_gradient, kernel_device, [dy, x], s, terms=case.M)
+    with gpucnn.use_variant(linear=variant):
+        check_kernel(linear_forward, kernel_device, [x, w, b], s, terms=case.I)
+        check_kernel(linear_data_gradient, kernel_device, [dy, w], s, terms=case.O)
+        check_kernel(linear_weight_gradient, kernel_device, [dy, x], s, terms=case.M)
 
 
 @cases

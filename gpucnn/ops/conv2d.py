@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import Kernel, KernelFile
-from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED
+from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, wants_tensor_cores
 from gpucnn.ops.conv_geometry import ConvGeometry, conv_geometry
 from gpucnn.ops.geometry import Padding, Pair
 from gpucnn.ops.reduce import column_sum, launch_sum_slices
 from gpucnn.ops.tile import GRID_YZ, SPECIALISATIONS, THREADS, slices, tile
-from gpucnn.precision import precision_of
 from gpucnn.primitive import Primitive, primitive
 from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks, scratch
@@ -219,8 +218,7 @@ def _untiled(s: ConvGeometry) -> bool:
 
 
 def _best(primitive: Primitive, x: Array, s: ConvGeometry) -> Callable[..., Array]:
-    """The launcher for a problem: tensor cores where wanted, if there are channels for them."""
-    tensor = precision_of(x) == "tf32" and min(s.CG, s.OCG) >= 8
+    tensor = wants_tensor_cores(x, s)
     return primitive.launchers["naive" if _untiled(s) else "implicit_gemm" if tensor else "tiled"]
 
 

@@ -208,3 +208,8 @@ IMPLICIT_GEMM = Rung(
     ),
     {"fp32": 3, "tf32": 1},
 )
+
+
+def wants_tensor_cores(x: Array, s: ConvGeometry) -> bool:
+    """Whether a problem goes to tensor cores by itself: in TF32, with channels to fill them."""
+    return precision_of(x) == "tf32" and min(s.CG, s.OCG) >= 8 and s.G <= GRID_YZ

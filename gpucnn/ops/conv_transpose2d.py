@@ -16,6 +16,7 @@ from gpucnn.ops.conv2d import (
     conv2d_weight_gradient,
     gather_grid,
 )
+from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, wants_tensor_cores
 from gpucnn.ops.conv_geometry import ConvGeometry, conv_transpose_geometry
 from gpucnn.ops.geometry import AXES, Padding, Pair, integer, padding_of_axes, sizes
 from gpucnn.ops.reduce import column_sum
@@ -116,7 +117,13 @@ _kernels = KernelFile(
 
 
 @conv_transpose2d_forward.kernel()
-def _launch_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
+def _forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
+    chosen = "implicit_gemm" if wants_tensor_cores(x, geometry) else "tiled"
+    return conv_transpose2d_forward.launchers[chosen](x, w, b, geometry)
+
+
+@conv_transpose2d_forward.kernel("tiled")
+def _tiled_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
     s = geometry
     y = empty(x, s.x_shape)
     index, grid = gather_grid(s)
@@ -124,6 +131,16 @@ def _launch_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry)
     launch = _kernels["conv_transpose2d_forward", index + volumes]
     launch(grid, (THREADS,), y, x, w, b, *s.numbers)
     return y
+
+
+@conv_transpose2d_forward.kernel("register_tiled")
+def _register_tiled_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
+    return REGISTER_TILED.gather(x, w, b, geometry)
+
+
+@conv_transpose2d_forward.kernel("implicit_gemm")
+def _implicit_gemm_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
+    return IMPLICIT_GEMM.gather(x, w, b, geometry)
 
 
 # tape
@@ -193,7 +210,10 @@ def conv_transpose2d(
 
     Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit,
     also for an empty image and for padding that leaves no output; DeviceError if the tensors live
-    on two devices. The gradients use the kernels of conv2d and their variants.
+    on two devices. Variants: ``use_variant(conv_transpose2d="tiled" | "register_tiled" |
+    "implicit_gemm")``; by default "implicit_gemm" where the precision is "tf32" and a group has
+    eight channels or more on both sides, else "tiled". The gradients are passes of conv2d and take
+    its variants.
 
     Source: torch.nn.functional.conv_transpose2d; Dumoulin and Visin, arXiv:1603.07285.
     """

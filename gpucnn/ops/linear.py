@@ -10,6 +10,8 @@ import numpy as np
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
+from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, Rung
+from gpucnn.ops.conv_geometry import ConvGeometry
 from gpucnn.ops.geometry import same_float_dtype
 from gpucnn.ops.reduce import column_sum, launch_sum_slices
 from gpucnn.ops.tile import GRID_YZ, SPECIALISATIONS, THREADS, slices, tile
@@ -112,23 +114,50 @@ def _product(
     return partial, count == 1
 
 
-@linear_forward.kernel()
+@linear_forward.kernel("tiled")
 def _launch_forward(x: Array, w: Array, b: Array | None, geometry: LinearGeometry) -> Array:
     s = geometry
     partial, direct = _product("linear_forward", s.M, s.O, s.I, (x, w, b), s)
     return launch_sum_slices(partial, None if direct else b)
 
 
-@linear_data_gradient.kernel()
+@linear_data_gradient.kernel("tiled")
 def _launch_data_gradient(dy: Array, w: Array, geometry: LinearGeometry) -> Array:
     s = geometry
     return launch_sum_slices(_product("linear_data_gradient", s.M, s.I, s.O, (dy, w), s)[0], None)
 
 
-@linear_weight_gradient.kernel()
+@linear_weight_gradient.kernel("tiled")
 def _launch_weight_gradient(dy: Array, x: Array, geometry: LinearGeometry) -> Array:
     s = geometry
     return launch_sum_slices(_product("linear_weight_gradient", s.O, s.I, s.M, (dy, x), s)[0], None)
+
+
+def _pointwise(s: LinearGeometry) -> ConvGeometry:
+    """A linear layer as the 1×1 convolution of images of one pixel."""
+    pixel = (1, 1, 1)
+    sizes = (s.M, *pixel, s.I, s.O, *pixel, *pixel)
+    return ConvGeometry(2, *sizes, *(1, 1, 1), *(0, 0, 0), *(1, 1, 1), 1)
+
+
+def _register_rung(rung: Rung) -> None:
+    """Make a rung of the convolutions a variant of the three passes."""
+
+    @linear_forward.kernel(rung.name)
+    def forward(x: Array, w: Array, b: Array | None, geometry: LinearGeometry) -> Array:
+        return rung.forward(x, w, b, _pointwise(geometry)).reshape(geometry.M, geometry.O)
+
+    @linear_data_gradient.kernel(rung.name)
+    def data_gradient(dy: Array, w: Array, geometry: LinearGeometry) -> Array:
+        return rung.data_gradient(dy, w, _pointwise(geometry)).reshape(geometry.M, geometry.I)
+
+    @linear_weight_gradient.kernel(rung.name)
+    def weight_gradient(dy: Array, x: Array, geometry: LinearGeometry) -> Array:
+        return rung.weight_gradient(dy, x, _pointwise(geometry)).reshape(geometry.O, geometry.I)
+
+
+for _rung in (REGISTER_TILED, IMPLICIT_GEMM):
+    _register_rung(_rung)
 
 
 # tape
@@ -202,7 +231,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     dtype. bias: (out_features) or None. Returns (N, out_features).
 
     Raises ValueError or TypeError naming the argument if a shape or dtype does not fit, also for an
-    x without features; DeviceError if the tensors live on two devices.
+    x without features; DeviceError if the tensors live on two devices. Variants:
+    ``use_variant(linear="tiled" | "register_tiled" | "implicit_gemm")``, "tiled" by default.
 
     Source: torch.nn.functional.linear.
     """
