@@ -95,6 +95,15 @@ def test_a_launch_that_faults_is_not_listed() -> None:
     assert counted.launches[0].global_requests == 2
 
 
+def test_other_processors_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flops, "available", lambda: False)
+    source = 'extern "C" __global__ void seen_nowhere_else(float* y) { y[0] = 1.0f; }'
+    kernel = emulator.RawKernel(source, "seen_nowhere_else")
+    with count(), pytest.raises(emulator.Unsupported, match="on x86-64 only"):
+        kernel((1,), (1,), (np.zeros(1, np.float32),))
+    kernel((1,), (1,), (np.zeros(1, np.float32),))
+
+
 def test_lanes_that_run_far_apart_are_all_counted() -> None:
     far = r"""
     extern "C" __global__ void far(float* y, const float* x, int turns) {

@@ -7,8 +7,8 @@ changes no flag and no register, so the code around it needs no thought.
 Each of these is one operation: addition, subtraction, multiplication, division, square root,
 comparison, minimum, maximum, and a call of exp, log, sin, tanh, erf, pow and the like. A fused
 multiply-add is two. Negations, absolute values, copies, conversions and roundings to integers are
-none. What is counted is what g++ compiles: it leaves out results that nobody uses and computes
-constants beforehand, but neither reorders nor shares floating-point arithmetic.
+none. What is counted is what g++ compiles, which, as a GPU's compiler, leaves out results that
+nobody uses, computes constants beforehand, and may compute once what the source asks for twice.
 """
 
 from __future__ import annotations

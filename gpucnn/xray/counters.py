@@ -37,12 +37,12 @@ result is used for; negations, absolute values, copies and conversions count not
 a read of 16 bytes by each lane; an asynchronous copy is a global read and a shared write, where it
 is issued.
 
-**What a GPU may do otherwise.** What is counted is what the source says. A GPU's compiler keeps a
-value that the source loads twice, or loads in a loop without need, in a register where it can prove
-that it does not change; it may also join neighbouring loads. An assignment of a ``float2`` or
-``float4`` is one access of 8 or 16 bytes; a copy of any other structure, and ``memcpy``, counts in
-pieces as wide as its size and addresses allow. Variables and arrays on the stack are registers and
-are not counted, nor are ``__constant__`` and other constants of the file.
+**What a GPU may do otherwise.** The accesses counted are those of the source. A GPU's compiler
+keeps a value that the source loads twice, or loads in a loop without need, in a register where it
+can prove that it does not change; it may also join neighbouring loads. An assignment of a
+``float2`` or ``float4`` is one access of 8 or 16 bytes; a copy of any other structure, and
+``memcpy``, counts in pieces as wide as its size and addresses allow. Variables and arrays on the
+stack are registers and are not counted, nor are ``__constant__`` and other constants of the file.
 """
 
 from __future__ import annotations
