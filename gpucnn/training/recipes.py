@@ -37,7 +37,7 @@ OPTIMIZERS: Final = {
     "adamw": Method(optim.AdamW),
     "adamax": Method(optim.Adamax, share=3.0),
     "nadam": Method(optim.Nadam),
-    "lion": Method(optim.Lion, share=0.1),
+    "lion": Method(optim.Lion, share=0.3),
 }
 
 
