@@ -70,13 +70,14 @@ def parameter_list(signature: Signature) -> str:
 
 
 def _read(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
+    data = path.read_bytes()
+    if b"\0" in data:
         raise Refused(f"{path} is not a text file: CUDA C is expected")
-    return text
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")  # comments in an older encoding
+    return text.replace("\r\n", "\n")
 
 
 def _chosen(path: Path, text: str, found: Mapping[str, Signature], kernel: str | None) -> Signature:

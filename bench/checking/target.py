@@ -14,7 +14,7 @@ from gpucnn.signature import Parameter
 from ..problems import Problem, all_problems
 
 Dims = Mapping[str, int]
-_PLAINEST = "naive"  # the rung whose parameters are asked for
+_PLAINEST = ("naive", "tiled")  # the rung whose parameters are asked for, where there are several
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def cases_of(problem: Problem, variant: str) -> list[Case]:
 def _found(primitive: str) -> tuple[dict[str, Target], tuple[str, ...]]:
     """(targets by the name of our kernel, all kernels that the primitive launches)."""
     made = PRIMITIVES[primitive]
-    variant = _PLAINEST if _PLAINEST in made.launchers else next(iter(made.launchers))
+    variant = next(name for name in (*_PLAINEST, *made.launchers) if name in made.launchers)
     problems = [p for p in all_problems() if p.primitive == primitive and p.group == "edge"]
     own = [p for p in problems if p.family == made.family] or problems
     cases: dict[str, list[Case]] = {}
