@@ -22,12 +22,11 @@ ask for, 32 bytes per sector what the first cache is asked for, and ``read_footp
 the distinct sectors touched in the whole launch, which is the least that must come from DRAM.
 
 **Shared memory.** There are 32 banks of 4-byte words. A request takes as many *wavefronts* as the
-most distinct words that it asks of one bank; lanes that ask for the same word share it. Requests of
-8 bytes a lane are served in two half-warps, of 16 bytes in four quarter-warps. Conflicts are the
-wavefronts beyond one for each of these parts; a GPU may need fewer where parts ask for the same
-words. (CUDA C++ Programming Guide, "Shared Memory" under
-"Compute Capability 5.x", which later ones refer to; for wide accesses, "64-Bit Accesses" and
-"128-Bit Accesses" under 2.x.)
+most distinct words that it asks of one bank; lanes that ask for the same word share it. (CUDA C++
+Programming Guide, "Shared Memory" under "Compute Capability 5.x", to which later ones refer.)
+Requests of 8 bytes a lane are taken to be served in two half-warps, of 16 bytes in four
+quarter-warps: the customary model, the guide being silent; a GPU may need fewer where these parts
+ask for the same words. Conflicts are the wavefronts beyond one for each part.
 
 **FLOPs.** Additions, subtractions, multiplications, divisions, roots, comparisons, minima, maxima
 and calls of functions such as exp and tanh count one each, a fused multiply-add two, whatever its
