@@ -1,10 +1,14 @@
-# make train | test | lint | gpu-check      (PYTHON=python3.12 make … picks another interpreter)
+# make train | test | lint | gpu-check | bench | bench-gpu
+# (PYTHON=python3.12 make … picks another interpreter)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test lint gpu-check clean
+.PHONY: train test lint gpu-check bench bench-gpu bench-results clean
+
+# where bench and bench-gpu write
+OUT ?= runs/bench
 
 train: $(VENV)/.train
 	$(BIN)/gpucnn train shapes
@@ -20,6 +24,18 @@ lint: $(VENV)/.test
 # On a machine with a GPU, from the checkout, with whatever Python has NumPy, CuPy and pytest.
 gpu-check:
 	GPUCNN_REQUIRE_GPU=1 $(PYTHON) -m pytest -m gpu -p no:cacheprovider
+
+# The quick set: on a GPU where one works, else NumPy against PyTorch on the CPU.
+bench: $(VENV)/.test
+	$(BIN)/gpucnn bench --quick --out $(OUT)
+
+# The full set, on a machine with a GPU, with whatever Python has NumPy, CuPy, click and rich.
+bench-gpu:
+	$(PYTHON) -m gpucnn bench --device cuda --minutes 7 --out $(OUT)
+
+# Measure this machine anew for the repository and rewrite the README; the machine should be quiet.
+bench-results: $(VENV)/.test
+	$(BIN)/python -m bench.publish
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -24,7 +24,7 @@ from .rivals import LIBRARIES
 from .rows import OK, Row
 from .run import Bench, Options, Task, known_variants, open_timer
 from .steps import FAMILY, STEPS, Step
-from .tables import gap_lines, microseconds, read_csv, show
+from .tables import gap_lines, read_csv, short, show
 
 QUICK_GROUPS, FULL_GROUPS = ("typical",), ("layer", "edge")
 _SECONDS = {"quick": 0.05, "full": 0.1}
@@ -123,7 +123,7 @@ def _progress(rows: list[Row], number: int, count: int) -> None:
     for row in rows[:1]:
         head = f"[{number}/{count}] {row['primitive']} {row['case']}"
         times = [
-            f"{r['variant']} {microseconds(r['median_us'])} µs"
+            f"{r['variant']} {short(r['median_us'])} µs"
             if r["status"] == OK
             else f"{r['variant']} {r['status']}"
             for r in rows

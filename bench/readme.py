@@ -13,6 +13,9 @@ from pathlib import Path
 
 import click
 
+from gpucnn.data import SHAPES_TRAIN_IMAGES
+from gpucnn.training.recipes import recipe
+
 from .machine import read_machine
 from .output import CSV, MACHINE
 from .rivals import COLUMNS as RIVALS
@@ -23,6 +26,7 @@ from .tables import families, machine_title, read_csv, roofs
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- python -m bench.readme: begin -->", "<!-- python -m bench.readme: end -->"
 _OURS = ("default", "numpy")
+FASHION_MNIST_IMAGES = 60_000
 _NAMES = {
     "torch": "PyTorch",
     "torch_channels_last": "channels_last",
@@ -71,6 +75,25 @@ def steps_table(rows: Sequence[Row]) -> str:
     return _table(header, body)
 
 
+def epochs(rows: Sequence[Row]) -> str:
+    """Seconds per epoch of the datasets whose network and batch size are among the steps."""
+    images = {"shapes": SHAPES_TRAIN_IMAGES, "fashion-mnist": FASHION_MNIST_IMAGES}
+    sentences = []
+    for dataset, count in images.items():
+        own = recipe(dataset)
+        case = f"{own.model}-b{own.batch_size}"
+        timed = [
+            r for r in rows if r["family"] == FAMILY and r["case"] == case and r["status"] == OK
+        ]
+        seconds = {r["variant"]: r["median_us"] / 1e6 * (count // own.batch_size) for r in timed}
+        mine = next((seconds[name] for name in _OURS if name in seconds), None)
+        if mine is not None:
+            rivals = [value for name, value in seconds.items() if name in RIVALS]
+            versus = f", with PyTorch {min(rivals):.1f} s" if rivals else ""
+            sentences.append(f"{dataset} ({count:,} images) {mine:.1f} s{versus}")
+    return f"The steps of an epoch take: {'; '.join(sentences)}." if sentences else ""
+
+
 def families_table(rows: Sequence[Row]) -> str:
     """Per family: how many rows, the median share of the floor, the median ratio to the best."""
     body = []
@@ -93,7 +116,7 @@ def section(folder: Path, root: Path = ROOT) -> str:
     parts = [f"**{machine_title(machine)}**, {machine.date} ({subject}); {roofs(machine)}."]
     if machine.remark:
         parts.append(f"Not to be trusted: {machine.remark}.")
-    parts.append(steps_table(rows).rstrip())
+    parts += [steps_table(rows).rstrip(), epochs(rows)]
     if (folder / "training-steps.png").exists():
         parts.append(f"![Milliseconds per training step]({where}/training-steps.png)")
     parts.append(
@@ -101,12 +124,13 @@ def section(folder: Path, root: Path = ROOT) -> str:
         f"fastest rival's time by ours; every row is in [{CSV}]({where}/{CSV})."
     )
     parts.append(families_table(rows).rstrip())
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def generated(root: Path = ROOT) -> str:
     """What belongs between the two marks."""
-    return "\n" + "\n".join(section(folder, root) for folder in result_folders(root)) + "\n"
+    sections = [section(folder, root) for folder in result_folders(root)]
+    return "\n".join(sections) or "No measurement is committed: `make bench-results` makes one.\n"
 
 
 def rewritten(text: str, part: str) -> str:

@@ -85,8 +85,8 @@ class Column(NamedTuple):
     text: Callable[[Row], str]
 
 
-def microseconds(value: float) -> str:
-    """Three to four digits, thousands separated."""
+def short(value: float) -> str:
+    """Three digits or all those before the point, thousands separated."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -94,20 +94,24 @@ def _number(name: str, form: str) -> Callable[[Row], str]:
     return lambda row: GAP if row[name] == "" else format(row[name], form)
 
 
+def _rate(name: str) -> Callable[[Row], str]:
+    return lambda row: GAP if row[name] == "" else short(row[name])
+
+
 def _time(row: Row) -> str:
     if row["status"] != OK:
         return str(row["status"])
-    return microseconds(row["median_us"])
+    return short(row["median_us"])
 
 
 def _spread(row: Row) -> str:
     if row["status"] != OK:
         return GAP
-    return f"{microseconds(row['p20_us'])}–{microseconds(row['p80_us'])}"
+    return f"{short(row['p20_us'])}–{short(row['p80_us'])}"
 
 
 def _floor(row: Row) -> str:
-    return GAP if row["floor_us"] == "" else microseconds(row["floor_us"])
+    return GAP if row["floor_us"] == "" else short(row["floor_us"])
 
 
 def _share(name: str) -> Callable[[Row], str]:
@@ -120,8 +124,8 @@ VIEW = (
     Column("variant", "variant", lambda row: row["variant"]),
     Column("median_us", "µs", _time),
     Column("p20_us", "p20–p80", _spread),
-    Column("gb_s", "GB/s", _number("gb_s", ".3g")),
-    Column("gflop_s", "GFLOP/s", _number("gflop_s", ".3g")),
+    Column("gb_s", "GB/s", _rate("gb_s")),
+    Column("gflop_s", "GFLOP/s", _rate("gflop_s")),
     Column("floor_us", "floor µs", _floor),
     Column("floor_share", "of floor", _share("floor_share")),
     *(Column(f"ratio_{name}", f"× {name}", _number(f"ratio_{name}", ".2f")) for name in RIVALS),
@@ -134,7 +138,7 @@ VIEW = (
 
 def columns_for(rows: Sequence[Row], against: Iterable[str] = RIVALS) -> list[Column]:
     """The columns that make sense for these rows; those of the rivals asked for always stay."""
-    kept = {f"ratio_{name}" for name in against}
+    kept = {"median_us", "p20_us", *(f"ratio_{name}" for name in against)}
     return [c for c in VIEW if c.name in kept or any(row[c.name] != "" for row in rows)]
 
 

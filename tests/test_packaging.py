@@ -55,6 +55,20 @@ def test_every_source_is_in_the_wheel(wheel: Path) -> None:
             assert f"gpucnn/emulator/{source.relative_to(emulator)}" in names
 
 
+def test_the_bench_is_in_the_wheel_without_its_results(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    bench = ROOT / "bench"
+    for source in bench.rglob("*"):
+        path = source.relative_to(bench)
+        if source.is_file() and "__pycache__" not in path.parts:
+            shipped = f"gpucnn/_bench/{path.as_posix()}" in names
+            assert shipped is (path.parts[0] != "results"), path
+    assert not any("__pycache__" in name for name in names)
+    roots = {name.split("/")[0] for name in names}
+    assert {root for root in roots if not root.endswith(".dist-info")} == {"gpucnn"}
+
+
 def test_an_installed_wheel_finds_its_kernels(wheel: Path, tmp_path: Path) -> None:
     """In a clean environment: a venv that sees only the wheel and this one's dependencies."""
     site = tmp_path / "site"
@@ -75,3 +89,16 @@ def test_an_installed_wheel_finds_its_kernels(wheel: Path, tmp_path: Path) -> No
     folder, count = result.stdout.split()
     assert Path(folder) == site / "gpucnn" / "_kernels"
     assert int(count) == len(list(kernel_folder().glob("*.cu")))
+    code = (
+        "from gpucnn.cli.bench_package import bench_module as find;"
+        "print(find('command').__name__, find('machine').SOURCE.name, len(find('run').__doc__) > 0)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(site)!r}); {code}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert found.stdout == "gpucnn._bench.command machine.cu True\n"

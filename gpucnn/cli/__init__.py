@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import click
 
 from gpucnn import __version__
+from gpucnn.cli.bench import bench
 from gpucnn.cli.doctor import doctor
 from gpucnn.cli.predict import predict
 from gpucnn.cli.summary import summary
@@ -29,7 +30,7 @@ def cli(ctx: click.Context) -> None:
         ctx.exit(2)
 
 
-for _command in (train, predict, summary, doctor):
+for _command in (train, predict, summary, doctor, bench):
     cli.add_command(_command)
 
 
