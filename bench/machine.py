@@ -123,11 +123,11 @@ def _cpu_copy_gb_s() -> float:
 def _cpu_peak_gflop_s() -> float:
     """A matrix product per thread, or one over all threads, whichever is faster."""
     n = _MATRIX
-    matrices = [np.ones((n, n), np.float32) for _ in range(2)]
+    a, b = (np.ones((n, n), np.float32) for _ in range(2))
     outputs = [np.empty((n, n), np.float32) for _ in range(thread_count())]
 
     def own(i: int) -> None:
-        np.matmul(*matrices, out=outputs[i])
+        np.matmul(a, b, out=outputs[i])
 
     with single_threaded_blas():
         separate = _fastest_us(CpuTimer(), _in_threads(own))
@@ -172,7 +172,13 @@ def _copy_gb_s(timer: Any, copy: Any, blocks: int, moved: int) -> float:
 
 
 def measure_cuda(timer: Any) -> Machine:
-    """The current GPU: the kernels of ``machine.cu``.
+    """The current GPU, by the kernels of ``machine.cu`` on the timer's stream."""
+    with timer.stream:
+        return _measure_cuda(timer)
+
+
+def _measure_cuda(timer: Any) -> Machine:
+    """Measure the two roofs and what a launch costs.
 
     overheads: of a kernel that does nothing, as a node of a graph (node_us) and launched from
     Python (launch_us); the bandwidth of a copy that stays in L2 is kept beside them.

@@ -39,7 +39,7 @@ def publish() -> int:
     """Measure, remove the page (its pictures lie beside it), rewrite the README."""
     device = default_device()
     out = readme.ROOT / "bench" / "results" / _here(device)
-    size = ["--quick"] if device == "cpu" else ["--minutes", "7"]
+    size = ["--quick"] if device == "cpu" else ["--minutes", "6.5"]
     code = main(["bench", "--device", device, *size, "--out", str(out)])
     if code == 0:
         (out / PAGE).unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import os
 import time
@@ -21,7 +22,7 @@ from gpucnn.threads import thread_count
 from .harness.cpu_timer import CpuTimer
 from .harness.launch_facts import launch_facts
 from .harness.ours import DEFAULT, DEFINITION, Ours, sets_for, variants_of
-from .harness.timing import Contender, Run, Timer, Timing, interleave, summarise
+from .harness.timing import Contender, Run, Timing, interleave, summarise
 from .harness.verify import Reference, compare
 from .machine import Machine, measure_cpu, measure_cuda
 from .problems import Problem
@@ -43,6 +44,7 @@ from .tolerances import BARS
 
 Task = tuple[Problem | Step, str]  # what to measure, and its precision
 
+_BY_PRECISION = (DEFAULT, "implicit_gemm")  # the others compute in float32 whatever is chosen
 _POOL_LIMIT = 1 << 33  # bytes that CuPy's own pool may keep
 
 
@@ -87,6 +89,12 @@ def _busy(threads: int) -> str:
     return f"the machine was busy before the run (load {load:.1f} on {threads} threads)"
 
 
+@functools.cache
+def _expected_losses(step: Step) -> Any:
+    """The losses of the first steps by the definitions in float64."""
+    return first_losses(our_step(step, "cpu", np.float64))
+
+
 def open_timer(device: str) -> Any:
     """The clock of a device."""
     if device == "cpu":
@@ -101,7 +109,7 @@ class Bench:
 
     def __init__(self, options: Options, timer: Any = None, machine: Machine | None = None) -> None:
         self.options = options
-        self.timer: Timer = open_timer(options.device) if timer is None else timer
+        self.timer: Any = open_timer(options.device) if timer is None else timer
         remark = _busy(thread_count())
         if machine is None:
             cuda = options.device == "cuda"
@@ -142,10 +150,12 @@ class Bench:
         self._precision = precision
         if "torch" in self._rivals:
             self._rivals["torch"].use_precision(precision)
-        step = isinstance(problem, Step)
         with gpucnn.precision(precision):
             try:
-                rows = self._step_rows(problem) if step else self._rows(problem)
+                if isinstance(problem, Step):
+                    rows = self._step_rows(problem)
+                else:
+                    rows = self._rows(problem)
             except Exception as error:  # nothing that one problem does may end the run
                 rows = [self._failed(problem, "", error)]
         self._clean_up()
@@ -176,6 +186,8 @@ class Bench:
     def _variants(self, problem: Problem) -> list[str]:
         known = variants_of(problem.primitive, self.options.device)
         wanted = self.options.variants
+        if self._precision != "fp32":
+            known = tuple(name for name in known if name in _BY_PRECISION)
         return [name for name in known if not wanted or name in wanted]
 
     def _rows(self, problem: Problem) -> list[Row]:
@@ -217,7 +229,7 @@ class Bench:
             row["max_error"] = float(f"{verdict.error:.3g}")
             if device == "cuda":
                 row["source_hash"] = kernel_hash(one.kernel.spec for one in case.launches)
-                row |= launch_facts(self.timer.cupy, case.launches)  # type: ignore[attr-defined]
+                row |= launch_facts(self.timer.cupy, case.launches)
             else:
                 row["source_hash"] = definition_hash(problem.primitive)
         except Exception as error:  # a row says so, and the rest goes on
@@ -233,9 +245,7 @@ class Bench:
         bar = self._bar("torch")
         for library, opened in self._rivals.items():
             try:
-                offered = opened.rivals(
-                    reference.problem.primitive, reference.problem.make(0), sets
-                )
+                offered = opened.rivals(reference.problem.primitive, reference.arguments, sets)
             except Exception as error:
                 offered = [Gap(library, _one_line(error))]
             self._keep_right_ones(offered, lambda got: reference.compare(got, bar), found)
@@ -261,7 +271,8 @@ class Bench:
 
     def _prepare(self, contender: Contender) -> Run | Exception:
         try:
-            return self.timer.prepare(contender)
+            ready: Run = self.timer.prepare(contender)
+            return ready
         except Exception as error:  # a row or a gap says so
             return error
 
@@ -316,7 +327,7 @@ class Bench:
             return []
         row = self._row(step, variant)
         launches: list[Any] = []
-        expected = [first_losses(our_step(step, "cpu", np.float64))]
+        expected = [_expected_losses(step)]
         try:
             run = our_step(step, device)
             with observe_launches(launches.append):

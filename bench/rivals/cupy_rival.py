@@ -31,7 +31,9 @@ class Cupy:
                 [None if a is None else self.cupy.asarray(a) for a in arguments[:-1]]
                 for _ in range(sets)
             ]
-        passes = dict(zip(_PASSES, (forward, data_gradient, weight_gradient), strict=True))
+        passes: dict[str, Any] = dict(
+            zip(_PASSES, (forward, data_gradient, weight_gradient), strict=True)
+        )
         run = passes[primitive]
 
         def call(i: int) -> Any:

@@ -52,7 +52,7 @@ def _activation(torch: Any, name: str, parameters: tuple[float, ...]) -> Any:
             lambda x: aten.elu(x, alpha, scale, 1.0),
             lambda dy, kept: aten.elu_backward(dy, alpha, scale, 1.0, False, kept),
         )
-    found = {
+    found: Any = {
         "leaky_relu": lambda: (
             lambda x: F.leaky_relu(x, *parameters),
             lambda dy, x: aten.leaky_relu_backward(dy, x, *parameters, False),

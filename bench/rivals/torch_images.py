@@ -42,7 +42,9 @@ def _convolution(torch: Any, x: Any, w: Any, b: Any, s: Any) -> Expression | Non
     return Expression([channels_first(x), channels_first(w), b], run, _images)
 
 
-def _convolution_backward(torch: Any, s: Any, mask: list[bool], inputs: list[Any]) -> Any:
+def _convolution_backward(
+    torch: Any, s: Any, mask: list[bool], inputs: list[Any]
+) -> Expression | None:
     steps, pads, spread = _settings(s)
     if pads is None:
         return None

@@ -52,7 +52,7 @@ class _Twins:
         self.torch = torch
         self._channels, self._flattened = 0, False
 
-    def of(self, m: nn.Module) -> Any:
+    def of(self, m: Any) -> Any:
         t = self.torch.nn
         if isinstance(m, nn.Sequential):
             return t.Sequential(*(self.of(child) for _, child in m.named_children()))
@@ -68,12 +68,13 @@ class _Twins:
             )
         if isinstance(m, nn.ConvTranspose2d):
             self._channels = m.out_channels
-            sizes = m.in_channels, m.out_channels, m.kernel_size, m.stride, _pads(m)
+            window = (m.in_channels, m.out_channels, m.kernel_size, m.stride, _pads(m))
             rest = m.output_padding, m.groups, m.bias is not None, m.dilation
-            return _copy(self.torch, t.ConvTranspose2d(*sizes, *rest), **_parameters(m))
+            return _copy(self.torch, t.ConvTranspose2d(*window, *rest), **_parameters(m))
         if isinstance(m, nn.BatchNorm2d):
             norm = t.BatchNorm2d(m.num_features, m.eps, m.momentum)
-            return _copy(self.torch, norm, weight=m.weight.numpy(), bias=m.bias.numpy())
+            vectors: Any = {"weight": m.weight, "bias": m.bias}
+            return _copy(self.torch, norm, **{name: v.numpy() for name, v in vectors.items()})
         if isinstance(m, nn.Linear):
             return self._linear(m)
         if isinstance(m, nn.Flatten):
@@ -90,7 +91,7 @@ class _Twins:
             return t.ReLU() if isinstance(m, nn.ReLU) else t.Tanh()
         raise TypeError(f"no PyTorch layer for {m!r}")
 
-    def _linear(self, m: nn.Linear) -> Any:
+    def _linear(self, m: Any) -> Any:
         arrays = _parameters(m)
         if self._flattened:
             side = math.isqrt(m.in_features // self._channels)

@@ -32,9 +32,10 @@ class Torch:
     """
 
     def __init__(self, device: str, timer: Any, compile_seconds: float) -> None:
-        import torch
+        import torch as library
 
         _register()
+        torch: Any = library  # its functions are not all typed
         self.torch, self.device, self._timer = torch, device, timer
         self._compile_seconds = compile_seconds
         if device == "cuda":

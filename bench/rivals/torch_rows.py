@@ -63,7 +63,7 @@ def _batch_norm_inference(
     return Expression([_images(x), gamma, beta, mean, var], run, lambda r: [_back(r[0]), None])
 
 
-def _batch_norm_backward(torch: Any, arrays: list[Any], mask: list[bool]) -> Any:
+def _batch_norm_backward(torch: Any, arrays: list[Any], mask: list[bool]) -> Expression:
     def run(dy: Any, x: Any, gamma: Any, mean: Any, invstd: Any) -> Any:
         made = torch.ops.aten.native_batch_norm_backward(
             dy, x, gamma, None, None, mean, invstd, True, 1e-5, mask
@@ -107,7 +107,9 @@ def _group_norm(torch: Any, x: Any, weight: Any, bias: Any, groups: int, eps: fl
     return Expression([_grouped(x), weight, bias], run, lambda r: [r[0].transpose(0, 2, 1), None])
 
 
-def _group_norm_backward(torch: Any, arrays: list[Any], groups: int, mask: list[bool]) -> Any:
+def _group_norm_backward(
+    torch: Any, arrays: list[Any], groups: int, mask: list[bool]
+) -> Expression:
     N, C, P = arrays[0].shape
 
     def run(dy: Any, x: Any, mean: Any, invstd: Any, weight: Any) -> Any:
