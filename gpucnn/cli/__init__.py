@@ -14,6 +14,7 @@ import click
 from gpucnn import __version__
 from gpucnn.cli.bench import bench
 from gpucnn.cli.doctor import doctor
+from gpucnn.cli.kernels import kernels
 from gpucnn.cli.predict import predict
 from gpucnn.cli.summary import summary
 from gpucnn.cli.train import train
@@ -30,7 +31,7 @@ def cli(ctx: click.Context) -> None:
         ctx.exit(2)
 
 
-for _command in (train, predict, summary, doctor, bench):
+for _command in (train, predict, summary, doctor, bench, kernels):
     cli.add_command(_command)
 
 

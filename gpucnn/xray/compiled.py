@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import re
+import struct
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -17,8 +18,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
 from gpucnn.cache import cache_folder, published
-from gpucnn.kernel import Specialisation, nvrtc_cubin, nvrtc_version, translation_unit
-from gpucnn.signature import strip_comments
+from gpucnn.kernel import Specialisation, nvrtc_cubin, nvrtc_version
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
@@ -115,16 +115,30 @@ def compile_each(
             done(*running[future], "" if error is None else str(error))
 
 
-def launch_bound(spec: Specialisation, kernel: str) -> int | None:
-    """The block size of a kernel's ``__launch_bounds__``, None if it has none."""
-    text = strip_comments(translation_unit(spec.family))
-    bound = re.search(rf"__launch_bounds__\s*\(\s*(\w+)[^()]*\)\s*{kernel}\s*\(", text)
-    if bound is None:
-        return None
-    if bound[1].isdigit():
-        return int(bound[1])
-    constant = dict(spec.macros).get(bound[1])
-    if constant is not None:
-        return constant
-    named = re.search(rf"\b{bound[1]}\s*=?\s*(\d+)\b", text)
-    return int(named[1]) if named else None
+_SVAL, _MAX_THREADS = 4, 5  # of an attribute in a section .nv.info.KERNEL
+
+
+def launch_bound(cubin: bytes, kernel: str) -> int | None:
+    """The block size of a kernel's ``__launch_bounds__`` in a cubin, None if it has none."""
+    info = _section(cubin, f".nv.info.{kernel}")
+    at = 0
+    while at + 4 <= len(info):
+        form, attribute, size = struct.unpack_from("<BBH", info, at)
+        if form == _SVAL and attribute == _MAX_THREADS:
+            x, y, z = struct.unpack_from("<III", info, at + 4)
+            return int(x * y * z)
+        at += 4 + (size if form == _SVAL else 0)
+    return None
+
+
+def _section(elf: bytes, name: str) -> bytes:
+    """The contents of a section of a 64-bit ELF file, empty if there is none."""
+    (table,) = struct.unpack_from("<Q", elf, 0x28)
+    entry_bytes, count, names = struct.unpack_from("<HHH", elf, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQ", elf, table + i * entry_bytes) for i in range(count)]
+    strings = sections[names][4]
+    for name_at, _, _, _, start, size in sections:
+        begin = strings + name_at
+        if elf[begin : elf.index(b"\0", begin)] == name.encode():
+            return elf[start : start + size]
+    return b""

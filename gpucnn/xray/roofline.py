@@ -36,14 +36,25 @@ class Prediction:
 
 
 def predict(
-    gpu: GPU, moved: float, flops: float, *, launches: int = 1, precision: str = "fp32"
+    gpu: GPU,
+    moved: float,
+    flops: float,
+    *,
+    precision: str = "fp32",
+    matrix_flops: float = 0,
+    matrix_precision: str = "tf32",
+    launches: int = 1,
 ) -> Prediction:
     """The time on ``gpu`` of moving ``moved`` bytes and computing ``flops`` at a precision.
 
-    Raises ValueError for a precision that the GPU does not compute in.
+    matrix_flops: those that tensor cores do at the same time, at their own precision. Raises
+    ValueError for a precision that the GPU does not compute in.
     """
+    math = flops / gpu.rate(precision)
+    if matrix_flops:
+        math = max(math, matrix_flops / gpu.rate(matrix_precision))
     return Prediction(
         memory_us=moved / (gpu.bandwidth * 1e9) * 1e6,
-        math_us=flops / gpu.rate(precision) * 1e6,
+        math_us=math * 1e6,
         launch_us=launches * LAUNCH_US,
     )

@@ -1,0 +1,251 @@
+"""The x-ray as tables for a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from gpucnn.xray.counters import Site
+from gpucnn.xray.gpus import GPU
+from gpucnn.xray.measure import Problem
+from gpucnn.xray.report import Row, Tools
+from gpucnn.xray.roofline import predict
+
+_WIDE = 400  # columns of a pipe or a file
+
+
+def console() -> Console:
+    """Stdout as wide as the terminal, and wide enough for every table where it is none."""
+    return Console(width=None if sys.stdout.isatty() else _WIDE)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number as short as it reads well; nothing for None."""
+    if value is None:
+        return ""
+    if isinstance(value, int) or value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}f}"
+
+
+Thing = TypeVar("Thing")
+
+
+def _of(thing: Thing | None, get: Callable[[Thing], float | None]) -> float | None:
+    """What is known of a thing; None where there is no thing."""
+    return None if thing is None else get(thing)
+
+
+def percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.0f}%"
+
+
+def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for heading in left:
+        table.add_column(heading, overflow="fold", no_wrap=heading == "kernel")
+    for heading in right:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+_MEANING = """\
+least: the distinct 32-byte sectors touched. sectors / least: how often one is asked for.
+sectors/request, ideal: what a warp's request touches, and the fewest that could hold its words.
+conflicts: wavefronts of shared memory beyond the fewest possible. FLOP/byte: over the least bytes.
+floor: each sector moved once. uncached: no request served by a cache."""
+
+Column = tuple[str, Callable[[Row], "str | Text"]]
+
+
+def _flag(text: str, bad: bool) -> Text:
+    return Text(text, "red" if bad else "")
+
+
+def _spills(row: Row) -> Text:
+    spills = row.usage.spills + row.usage.stack if row.usage else 0
+    return _flag(number(spills) if row.usage else "", spills > 0)
+
+
+def _occupied(row: Row) -> Text:
+    occupied = row.occupancy
+    return _flag(percent(_of(occupied, lambda o: o.share)), bool(occupied and occupied.share < 0.5))
+
+
+def _sectors(row: Row) -> Text:
+    c = row.counters
+    if c is None or not c.global_requests:
+        return Text("")
+    found, ideal = c.sectors_per_request, c.ideal_sectors_per_request
+    return _flag(f"{found:.2f} / {ideal:.2f}", found > 1.25 * ideal)
+
+
+def _conflicts(row: Row) -> Text:
+    conflicts = row.conflicts_per_request
+    return _flag(number(conflicts), bool(conflicts and conflicts > 0.1))
+
+
+_COMPILED: list[Column] = [
+    ("regis-\nters", lambda row: number(_of(row.usage, lambda u: u.registers))),
+    ("spilled\nbytes", _spills),
+    ("shared\nbytes", lambda row: number(row.shared)),
+    ("occu-\npancy", _occupied),
+]
+_MIX: list[Column] = [("math\n/load", lambda row: number(_of(row.mix, lambda m: m.math_per_load)))]
+_COUNTED: list[Column] = [
+    ("read\nKB", lambda row: number(_of(row.counters, lambda c: c.read_bytes / 1e3), 1)),
+    ("written\nKB", lambda row: number(_of(row.counters, lambda c: c.written_bytes / 1e3), 1)),
+    ("least\nKB", lambda row: number(_of(row.footprint, lambda b: b / 1e3), 1)),
+    ("sectors\n/ least", lambda row: number(row.traffic_ratio)),
+    ("sectors/\nrequest, ideal", _sectors),
+    ("coal-\nesced", lambda row: percent(_of(row.counters, lambda c: c.coalesced_share))),
+    ("conflicts\n/request", _conflicts),
+    ("bar-\nriers", lambda row: number(_of(row.counters, lambda c: c.barriers))),
+    ("MFLOP", lambda row: number(_of(row.counters, lambda c: c.flops / 1e6))),
+    ("FLOP\n/byte", lambda row: number(row.intensity)),
+]
+
+
+def _predicted(gpu: GPU) -> list[Column]:
+    def us(row: Row, which: int) -> str:
+        both = row.predictions(gpu)
+        return number(_of(both, lambda b: b[which].us))
+
+    return [
+        (f"{gpu.name}\nfloor µs", lambda row: us(row, 0)),
+        ("uncached\nµs", lambda row: us(row, 1)),
+    ]
+
+
+def overviews(rows: Sequence[Row], tools: Tools, gpu: GPU | None, width: int) -> list[Table]:
+    """One line per row: what the compiler, the disassembler and the emulator say.
+
+    One table if it is no wider than ``width``, else one for the compiler and one for the emulator.
+    """
+    said = (_COMPILED if tools.compiler else []) + (_MIX if tools.disassembler else [])
+    counted = _COUNTED + (_predicted(gpu) if gpu else []) if tools.emulator else []
+    archs = ", ".join(dict.fromkeys(row.arch for row in rows))
+    of_compiler, of_emulator = f"compiled for {archs}", "counted by the emulator"
+    if said and counted:
+        both = _overview(rows, said + counted, f"{of_compiler}, {of_emulator}", on=True)
+        wide = Console(width=_WIDE)
+        if Measurement.get(wide, wide.options, both).maximum <= width:
+            return [both]
+    tables = [_overview(rows, said, of_compiler)] if said else []
+    return tables + ([_overview(rows, counted, of_emulator, on=True)] if counted else [])
+
+
+def _overview(
+    rows: Sequence[Row], columns: Sequence[Column], title: str, on: bool = False
+) -> Table:
+    several = len({row.arch for row in rows}) > 1
+    left = ["kernel", "macros", *(["arch"] if several else [])]
+    table = _table(title, left, [heading for heading, _ in columns])
+    if on:
+        table.add_column("counted on", overflow="fold")
+        table.caption_justify = "left"
+        table.caption = _MEANING
+    for row in rows:
+        cells = [cell(row) for _, cell in columns]
+        call = str(row.call) if row.call else "no problem reaches it"
+        named = [row.kernel, row.macros, *([row.arch] if several else [])]
+        table.add_row(*named, *cells, *([call] if on else []))
+    return table
+
+
+def architectures(rows: Sequence[Row]) -> Table:
+    """Registers and occupancy of each kernel, architectures side by side."""
+    archs = list(dict.fromkeys(row.arch for row in rows))
+    table = _table(
+        "registers, occupancy and what limits it", ["kernel", "macros", "threads", "shared"], archs
+    )
+    by_kernel: dict[tuple[Any, str], list[Row]] = {}
+    for row in rows:
+        by_kernel.setdefault((row.spec, row.kernel), []).append(row)
+    for found in by_kernel.values():
+        cells = []
+        for row in found:
+            occupied, usage = row.occupancy, row.usage
+            limits = ", ".join(occupied.limits) if occupied and occupied.share < 1 else ""
+            share = percent(_of(occupied, lambda o: o.share))
+            cells.append(f"{usage.registers if usage else ''}  {share}\n{limits}".rstrip())
+        first = found[0]
+        table.add_row(
+            first.kernel, first.macros, number(first.threads), number(first.shared), *cells
+        )
+    return table
+
+
+def instructions(rows: Sequence[Row]) -> Table:
+    """The instructions of each kernel's main loop, or of all of it where it has no loop."""
+    table = _table("instructions, most frequent first", ["kernel", "macros", "where", "count"], [])
+    for row in rows:
+        if row.mix:
+            mix = row.mix.loop or row.mix.all
+            counts = ", ".join(f"{count} {name}" for name, count in mix.items())
+            table.add_row(row.kernel, row.macros, "main loop" if row.mix.loop else "kernel", counts)
+    return table
+
+
+def sites(rows: Sequence[Row]) -> Table:
+    """The source lines that access memory: requests, sectors and bank conflicts of each."""
+    right = ("requests", "lanes", "bytes\n/lane", "sectors/\nrequest, ideal", "conflicts\n/request",
+             "worst")  # fmt: skip
+    table = _table("memory accesses by source line", ["kernel", "macros", "line", "access"], right)
+    for row in rows:
+        for site in row.counters.sites if row.counters else ():
+            table.add_row(
+                row.kernel,
+                row.macros,
+                f"{site.file}:{site.line}",
+                f"{site.space} {site.access}",
+                number(site.requests),
+                f"{site.lanes / site.requests:.1f}",
+                f"{site.bytes_per_lane:g}",
+                *_site_cells(site),
+            )
+        table.add_section()
+    return table
+
+
+def _site_cells(site: Site) -> tuple[Text, Text, Text]:
+    if site.space == "global":
+        found, ideal = site.sectors_per_request, site.ideal_sectors_per_request
+        return _flag(f"{found:.2f} / {ideal:.2f}", found > 1.25 * ideal), Text(""), Text("")
+    conflicts = site.conflicts / site.requests
+    return (
+        Text(""),
+        _flag(number(conflicts), conflicts > 0.1),
+        _flag(f"{site.worst_conflict}-way", site.worst_conflict > 1),
+    )
+
+
+def roofline(problems: Sequence[Problem], gpu: GPU, precision: str) -> Table:
+    """The least time of whole calls on a GPU: every array moved once, every FLOP computed once."""
+    right = ("MB", "GFLOP", "FLOP\n/byte", "memory µs", "math µs", "predicted µs", "bound by")
+    table = _table(
+        f"predicted for {gpu.name} in {precision}: {gpu.bandwidth:g} GB/s, "
+        f"{gpu.rate(precision) / 1e12:g} TFLOP/s, one launch",
+        ["primitive", "case"],
+        right,
+    )
+    for problem in problems:
+        expected = predict(gpu, problem.bytes, problem.flops, precision=precision)
+        table.add_row(
+            problem.primitive,
+            problem.case,
+            number(problem.bytes / 1e6),
+            number(problem.flops / 1e9, 3),
+            number(problem.flops / problem.bytes),
+            number(expected.memory_us),
+            number(expected.math_us),
+            number(expected.us),
+            expected.bound,
+        )
+    return table
