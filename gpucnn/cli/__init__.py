@@ -1,8 +1,8 @@
 """The ``gpucnn`` command.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 ``doctor`` found something
-broken, 2 a wrong argument or file, 3 training diverged, 130 Ctrl-C, 143 SIGTERM. An error is one
-line, never a traceback.
+broken or ``check`` a wrong kernel, 2 a wrong argument or file, 3 training diverged, 130 Ctrl-C, 143
+SIGTERM. An error is one line, never a traceback.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import click
 
 from gpucnn import __version__
 from gpucnn.cli.bench import bench
+from gpucnn.cli.check import check
 from gpucnn.cli.doctor import doctor
 from gpucnn.cli.kernels import kernels
+from gpucnn.cli.parity import parity
 from gpucnn.cli.predict import predict
 from gpucnn.cli.summary import summary
 from gpucnn.cli.train import train
@@ -31,7 +33,7 @@ def cli(ctx: click.Context) -> None:
         ctx.exit(2)
 
 
-for _command in (train, predict, summary, doctor, bench, kernels):
+for _command in (train, predict, summary, doctor, bench, kernels, check, parity):
     cli.add_command(_command)
 
 
