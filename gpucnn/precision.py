@@ -1,4 +1,4 @@
-"""How exactly matrix products are computed: ``gpucnn.precision("fp32" | "tf32")``."""
+"""How exactly matrix products are computed: ``gpucnn.precision("tf32")``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ class precision:
     """Choose how tensor cores compute: ``precision("tf32")``, also as ``with precision(…)``.
 
     "fp32": float32 products and sums; on tensor cores each product is made of three TF32 ones,
-    whose error against float64 stays near float32's. "tf32": operands are rounded to 10 bits of
-    mantissa, to nearest; sums are float32. ``None`` returns to the default: "tf32" on GPUs that
-    have it (compute capability 8.0 and newer), "fp32" elsewhere. The device ``cpu`` computes in the
-    dtype of its arrays whatever is chosen. Raises ValueError for another mode.
+    whose error against float64 stays near float32's. "tf32", "bf16", "fp16": the operands of matrix
+    products are rounded to nearest with 10, 7 or 10 bits of mantissa, "fp16" with a range of only
+    6e-8 to 65504; sums and all that is stored are float32. ``None`` returns to the default: "tf32"
+    on GPUs that have it (compute capability 8.0 and newer; "fp16" from 7.5), "fp32" elsewhere. Only
+    kernels on tensor cores round. The device ``cpu`` computes in the dtype of its arrays whatever
+    is chosen. Raises ValueError for another mode.
     """
 
-    modes = ("fp32", "tf32")
+    modes = ("fp32", "tf32", "bf16", "fp16")
 
     def __init__(self, mode: str | None) -> None:
         global _chosen

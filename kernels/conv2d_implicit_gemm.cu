@@ -2,11 +2,12 @@
 //
 // What it gains: one instruction of a warp does 1024 multiply-adds, so that the reads of shared
 // memory and the arithmetic on addresses, no longer the multiply-adds, are what is to be kept small.
-// A warp owns up to 64 x 64 outputs for that reason. Operands are TF32 (10 bits of mantissa), rounded
-// to nearest on their way into registers; with TERMS = 3 products are those of float, nearly.
+// A warp owns up to 64 x 64 outputs for that reason. Operands are rounded to nearest on their way into
+// registers: to TF32 (10 bits of mantissa), in three terms nearly to float (TERMS = 3), to bfloat16 or
+// float16 (HALF = 1, 2). Sums are float.
 //
 // Any stride, padding, dilation and groups. VECTOR = 4 needs channels per group that are multiples of
-// four, and aligned arrays; VECTOR = 1 takes any. sm_80 and newer. Passes, grids and layouts:
+// four, and aligned arrays; VECTOR = 1 takes any. sm_80 and newer, float16 sm_75. Passes, grids and layouts:
 // conv2d_passes.cuh; the loop: gemm_pipeline.cuh; the multiplication: tensor_multiply.cuh.
 
 #include "conv2d_passes.cuh"

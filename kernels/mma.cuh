@@ -5,7 +5,8 @@
 //   TF32, K = 8:         a[0..3]  (g, t) (g+8, t) (g, t+4) (g+8, t+4)          b[0..1]  (t, g) (t+4, g)
 //   16 bits, K = 16:     two consecutive k to a register, 2t and 2t+1 (+8) in place of t (+4)
 //
-// (PTX ISA, "Matrix fragments".) TF32 has float's range and 10 bits of mantissa. sm_80 and newer.
+// (PTX ISA, "Matrix fragments".) TF32 has float's range and 10 bits of mantissa, bfloat16 the same
+// range and 7 bits, float16 10 bits up to 65504. sm_80 and newer; float16 also sm_75.
 
 // Nearest TF32 number, halves away from zero; without this the tensor core would cut off the bits.
 __device__ __forceinline__ unsigned to_tf32(float x) {
@@ -33,6 +34,55 @@ __device__ __forceinline__ void mma_tf32(float (&d)[4], const unsigned (&a)[4], 
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
     __trap();
+#endif
+}
+
+// Two numbers rounded to 16 bits, to nearest: bfloat16 (HALF = 1) or float16, `low` in the lower half.
+template <int HALF_KIND>
+__device__ __forceinline__ unsigned pack_halves(float low, float high) {
+#if defined(GPUCNN_EMULATED)
+    return HALF_KIND == 1 ? gpucnn_float_to_bfloat16_bits(low) |
+                                (unsigned)gpucnn_float_to_bfloat16_bits(high) << 16
+                          : gpucnn_float_to_half_bits(low) |
+                                (unsigned)gpucnn_float_to_half_bits(high) << 16;
+#elif __CUDA_ARCH__ >= 800
+    unsigned word;
+    if (HALF_KIND == 1)
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    else
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+#else
+    unsigned short halves[2];
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(halves[0]) : "f"(low));
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(halves[1]) : "f"(high));
+    return halves[0] | (unsigned)halves[1] << 16;
+#endif
+}
+
+// d += a b, 16-bit operands. float16 also on sm_75, in two steps of 8 k.
+template <int HALF_KIND>
+__device__ __forceinline__ void mma_half(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#if defined(GPUCNN_EMULATED)
+    gpucnn_matrix_multiply(HALF_KIND == 1 ? gpucnn_bf16_16x8x16 : gpucnn_f16_16x8x16, d, a, b);
+#elif __CUDA_ARCH__ >= 800
+    if (HALF_KIND == 1)
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+            "{%8,%9}, {%0,%1,%2,%3};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    else
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+            "{%8,%9}, {%0,%1,%2,%3};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    if (HALF_KIND == 1) __trap();
+    for (int half = 0; half < 2; ++half)
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
+            "{%0,%1,%2,%3};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
 #endif
 }
 

@@ -1,10 +1,12 @@
-// The Multiplier of gemm_pipeline.cuh on tensor cores: TF32 operands, float sums.
+// The Multiplier of gemm_pipeline.cuh on tensor cores: rounded operands, float sums.
 //
 // A warp's sums are 16 x 8 tiles. Of each slab it reads its rows of a and its columns of b once: with
 // 64 x 64 outputs per warp, 8 reads of 16 bytes a lane feed 32 multiplications of 16 x 8 x 8.
 //
-// TERMS = 1 rounds both operands to TF32, to nearest. TERMS = 3 splits each into a large and a small
-// TF32 number and adds the three larger products, which is nearly float's accuracy.
+// HALF = 0, TF32: TERMS = 1 rounds both operands to nearest; TERMS = 3 splits each into a large and a
+// small TF32 number and adds the three larger products, which is nearly float's accuracy.
+// HALF = 1, bfloat16, or 2, float16: half the multiplications, 16 x 8 x 16, and two numbers are rounded
+// by one instruction (TF32: two for one). Slabs hold floats in all cases.
 
 #include "gemm_pipeline.cuh"
 #include "mma.cuh"
@@ -12,13 +14,19 @@
 constexpr int MS = WARP_GM / 16, NS = WARP_GN / 8;
 static_assert(WARP_GM % 16 == 0 && WARP_GN % 16 == 0, "a warp loads 16 rows and 16 columns at once");
 
-// One operand's registers for 8 k, as large parts and, for TERMS = 3, what those leave.
+constexpr int STEP_K = HALF ? 16 : 8;  // k of one multiplication
+
+// One operand's registers for STEP_K k. Each comes from the floats of one k, or of two that the
+// instruction takes for neighbours: the order of the k is free, as long as both operands agree.
 template <int WORDS>
 struct Fragment {
     unsigned large[WORDS], small[TERMS == 3 ? WORDS : 1];
     __device__ __forceinline__ void set(int i, float value) {
         large[i] = to_tf32(value);
         if (TERMS == 3) small[i] = to_tf32(value - __uint_as_float(large[i]));
+    }
+    __device__ __forceinline__ void set(int i, float first, float second) {
+        large[i] = pack_halves<HALF>(first, second);
     }
 };
 
@@ -41,11 +49,15 @@ struct TensorMultiplier {
         for (int i = 0; i < MS; ++i)
 #pragma unroll
             for (int j = 0; j < NS; ++j) {
+#if HALF
+                mma_half<HALF>(sums[i][j], a[i].large, b[j].large);
+#else
 #if TERMS == 3
                 mma_tf32(sums[i][j], a[i].small, b[j].large);
                 mma_tf32(sums[i][j], a[i].large, b[j].small);
 #endif
                 mma_tf32(sums[i][j], a[i].large, b[j].large);
+#endif
             }
     }
 
@@ -56,21 +68,43 @@ struct TensorMultiplier {
         const int row_a = warp_m() + lane % 16, piece_a = lane / 16;
         const int row_b = warp_n() + lane % 8 + lane / 16 * 8, piece_b = lane / 8 % 2;
 #pragma unroll
-        for (int step = 0; step < TILE_GK / 8; ++step) {
+        for (int step = 0; step < TILE_GK / STEP_K; ++step) {
             Fragment<4> a[MS];
             Fragment<2> b[NS];
-            unsigned words[4];
+            unsigned words[STEP_K / 8][4];
+            const int piece = step * STEP_K / 4;
 #pragma unroll
             for (int i = 0; i < MS; ++i) {
-                load_matrices(words, tile_a + swizzled(row_a + i * 16, step * 2 + piece_a));
 #pragma unroll
-                for (int e = 0; e < 4; ++e) a[i].set(e, __uint_as_float(words[e]));
+                for (int h = 0; h < STEP_K / 8; ++h)
+                    load_matrices(words[h],
+                                  tile_a + swizzled(row_a + i * 16, piece + 2 * h + piece_a));
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+#if HALF
+                    const unsigned(&pair)[4] = words[e / 2];
+                    a[i].set(e, __uint_as_float(pair[e % 2]), __uint_as_float(pair[e % 2 + 2]));
+#else
+                    a[i].set(e, __uint_as_float(words[0][e]));
+#endif
+                }
             }
 #pragma unroll
             for (int j = 0; j < NS; j += 2) {
-                load_matrices(words, tile_b + swizzled(row_b + j * 8, step * 2 + piece_b));
 #pragma unroll
-                for (int e = 0; e < 4; ++e) b[j + e / 2].set(e % 2, __uint_as_float(words[e]));
+                for (int h = 0; h < STEP_K / 8; ++h)
+                    load_matrices(words[h],
+                                  tile_b + swizzled(row_b + j * 8, piece + 2 * h + piece_b));
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+#if HALF
+                    const unsigned(&pair)[4] = words[e % 2];
+                    b[j + e / 2].set(e % 2, __uint_as_float(pair[e / 2 * 2]),
+                                     __uint_as_float(pair[e / 2 * 2 + 1]));
+#else
+                    b[j + e / 2].set(e % 2, __uint_as_float(words[0][e]));
+#endif
+                }
             }
             add(a, b);
         }
@@ -79,20 +113,33 @@ struct TensorMultiplier {
     __device__ __forceinline__ void columns(const float* tile_a, const float* tile_b) {
         const int lane = threadIdx.x % 32, m = warp_m() + lane / 4, n = warp_n() + lane / 4;
 #pragma unroll
-        for (int step = 0; step < TILE_GK / 8; ++step) {
+        for (int step = 0; step < TILE_GK / STEP_K; ++step) {
             Fragment<4> a[MS];
             Fragment<2> b[NS];
-            const int k = step * 8 + lane % 4;
+            const float* slab_a = tile_a + (step * STEP_K + lane % 4) * STRIDE_M + m;
+            const float* slab_b = tile_b + (step * STEP_K + lane % 4) * STRIDE_N + n;
 #pragma unroll
             for (int i = 0; i < MS; ++i)
 #pragma unroll
-                for (int e = 0; e < 4; ++e)
-                    a[i].set(e, tile_a[(k + e / 2 * 4) * STRIDE_M + m + i * 16 + e % 2 * 8]);
+                for (int e = 0; e < 4; ++e) {
+                    const float* at = slab_a + e / 2 * (STEP_K / 2) * STRIDE_M + i * 16 + e % 2 * 8;
+#if HALF
+                    a[i].set(e, at[0], at[4 * STRIDE_M]);
+#else
+                    a[i].set(e, at[0]);
+#endif
+                }
 #pragma unroll
             for (int j = 0; j < NS; ++j)
 #pragma unroll
-                for (int e = 0; e < 2; ++e)
-                    b[j].set(e, tile_b[(k + e * 4) * STRIDE_N + n + j * 8]);
+                for (int e = 0; e < 2; ++e) {
+                    const float* at = slab_b + e * (STEP_K / 2) * STRIDE_N + j * 8;
+#if HALF
+                    b[j].set(e, at[0], at[4 * STRIDE_N]);
+#else
+                    b[j].set(e, at[0]);
+#endif
+                }
             add(a, b);
         }
     }

@@ -38,6 +38,19 @@ def tf32(a: np.ndarray) -> np.ndarray:
     return np.ldexp(rounded, exponent - 11).astype(np.float32)
 
 
+def bf16(a: np.ndarray) -> np.ndarray:
+    """The nearest numbers with 7 bits of mantissa, halves to even, by arithmetic."""
+    mantissa, exponent = np.frexp(a.astype(np.float64))
+    return np.ldexp(np.rint(mantissa * 2**8), exponent - 8).astype(np.float32)
+
+
+def fp16(a: np.ndarray) -> np.ndarray:
+    """The nearest half-precision numbers."""
+    return a.astype(np.float16).astype(np.float32)
+
+
+ROUNDED = {"tf32": tf32, "bf16": bf16, "fp16": fp16}
+
 FRAGMENTS = r"""
 extern "C" __global__ void fragments(float* d, const float* a, const float* b) {
     const int g = threadIdx.x / 4, t = threadIdx.x % 4;
@@ -195,30 +208,30 @@ def test_a_copy_outside_an_array_is_found() -> None:
         compiled("copies", COPIES)((1,), (64,), (y, x, 64))
 
 
-def check_passes(
-    device: str, x: np.ndarray, w: np.ndarray, s: ConvGeometry, *, rounded: bool
-) -> None:
-    """All three passes against float64 products, in TF32 of rounded operands: both sum alike."""
+def check_passes(device: str, x: np.ndarray, w: np.ndarray, s: ConvGeometry, mode: str) -> None:
+    """All three passes against float64 products of operands rounded by NumPy."""
+    rounded = ROUNDED.get(mode, lambda a: a)
     dy = randn(*s.y_shape, seed=2)
     for primitive, operands, terms in (
         (conv2d_forward, (x, w, None), s.K),
         (conv2d_data_gradient, (dy, w), s.K // s.CG * s.OCG),
         (conv2d_weight_gradient, (dy, x), s.outputs),
     ):
-        wide = [
-            None if a is None else (tf32(a) if rounded else a).astype(np.float64) for a in operands
-        ]
+        wide = [None if a is None else rounded(a).astype(np.float64) for a in operands]
         actual = primitive.on(device)(*on(device, *operands), s)
         assert_close(to_host(actual), primitive(*wide, s), "float32", terms, primitive.name)
 
 
+@pytest.mark.parametrize("mode", ROUNDED)
 @pytest.mark.parametrize("case", [c for c in CONV2D if c.weight[3] > 2], ids=str)
-def test_tf32_rounds_the_operands_and_nothing_else(case: Conv2dCase, kernel_device: str) -> None:
+def test_operands_are_rounded_and_nothing_else(
+    case: Conv2dCase, mode: str, kernel_device: str
+) -> None:
     x, w = randn(*case.x), randn(*case.weight, seed=1)
     options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **case.options}
     s = conv2d_geometry(x, w, None, *options.values())
-    with gpucnn.use_variant(conv2d="implicit_gemm"), gpucnn.precision("tf32"):
-        check_passes(kernel_device, x, w, s, rounded=True)
+    with gpucnn.use_variant(conv2d="implicit_gemm"), gpucnn.precision(mode):
+        check_passes(kernel_device, x, w, s, mode)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +239,7 @@ def test_tf32_rounds_the_operands_and_nothing_else(case: Conv2dCase, kernel_devi
     [
         *((REGISTER_TILED, i, "fp32") for i in range(5)),
         *((IMPLICIT_GEMM, i, "fp32") for i in range(1, 6)),
-        *((IMPLICIT_GEMM, i, "tf32") for i in range(6)),
+        *((IMPLICIT_GEMM, i, mode) for i in range(6) for mode in ROUNDED),
     ],
     ids=lambda v: getattr(v, "name", str(v)),
 )
@@ -238,21 +251,21 @@ def test_every_tile(
     x, w = randn(1, 17, 18, 8), randn(rung.tiles[index].columns + 4, 3, 2, 8, seed=1)
     s = conv2d_geometry(x, w, None, (1, 2), (1, 0), 1, 1)
     with gpucnn.use_variant(conv2d=rung.name), gpucnn.precision(mode):
-        check_passes(kernel_device, x, w, s, rounded=mode == "tf32")
+        check_passes(kernel_device, x, w, s, mode)
 
 
 def test_the_widest_tile_that_fits_is_chosen() -> None:
     s = conv2d_geometry(randn(1, 8, 8, 64), randn(64, 1, 1, 64), None, 1, 0, 1, 1)
     tile = IMPLICIT_GEMM.tile
     plenty, little, many = 227 * 1024, 99 * 1024, 1 << 20
-    assert tile(many, 128, s, 1, 4, plenty, True) == 0
-    assert tile(many, 128, s, 3, 4, plenty, True) == 1  # three terms need more registers
-    assert tile(many, 128, s, 1, 4, little, True) == 1  # the widest takes 144 KiB
-    assert tile(many, 128, s, 1, 4, little, False) == 2
-    assert tile(many, 64, s, 1, 4, plenty, True) == 2
-    assert tile(1 << 10, 128, s, 1, 4, plenty, True) == 3  # few blocks
-    assert tile(many, 32, s, 1, 4, plenty, True) == 4
-    assert tile(many, 10, s, 1, 4, plenty, True) == 5
+    assert tile(many, 128, s, "tf32", 4, plenty, True) == 0
+    assert tile(many, 128, s, "fp32", 4, plenty, True) == 1  # three terms need more registers
+    assert tile(many, 128, s, "tf32", 4, little, True) == 1  # the widest takes 144 KiB
+    assert tile(many, 128, s, "tf32", 4, little, False) == 2
+    assert tile(many, 64, s, "tf32", 4, plenty, True) == 2
+    assert tile(1 << 10, 128, s, "tf32", 4, plenty, True) == 3  # few blocks
+    assert tile(many, 32, s, "tf32", 4, plenty, True) == 4
+    assert tile(many, 10, s, "tf32", 4, plenty, True) == 5
 
 
 def test_precision_chooses_the_rung(kernel_device: str) -> None:
@@ -268,11 +281,13 @@ def test_precision_chooses_the_rung(kernel_device: str) -> None:
             ):
                 conv2d_forward.on(kernel_device)(x, w, None, s)
     tiled, tensor = "conv2d_tiled_forward", "conv2d_implicit_gemm_forward"
-    assert names == [tiled, tensor, tiled, tiled]
+    assert names == [tiled, tensor, tensor, tensor, *[tiled] * 4]
 
 
 def test_precision_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"precision is one of fp32, tf32, or None, got 'fp8'"):
+    with pytest.raises(
+        ValueError, match=r"precision is one of fp32, tf32, bf16, fp16, or None, got 'fp8'"
+    ):
         gpucnn.precision("fp8")
     with gpucnn.precision("tf32"), gpucnn.precision(None):
         assert precision_of(np.zeros(1)) == "fp32"

@@ -365,8 +365,8 @@ def conv2d(
     also for an empty image and for a dilated window larger than the padded image; DeviceError if
     the tensors live on two devices. Variants: ``use_variant(conv2d="tiled" | "naive" |
     "register_tiled" | "implicit_gemm")``; by default "naive" where groups leave each output one
-    channel (depthwise), else "implicit_gemm", on tensor cores, where the precision is "tf32" and a
-    group has eight channels or more on both sides, else "tiled".
+    channel (depthwise), else "implicit_gemm", on tensor cores, where the precision is not "fp32"
+    and a group has eight channels or more on both sides, else "tiled".
 
     Source: torch.nn.functional.conv2d; arithmetic: Dumoulin and Visin, arXiv:1603.07285.
     """

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpucnn.device import Array, DeviceError, empty
-from gpucnn.kernel import Kernel, KernelFile
+from gpucnn.kernel import Kernel, KernelFile, Macros
 from gpucnn.ops.conv_geometry import ConvGeometry
 from gpucnn.ops.reduce import launch_sum_slices
 from gpucnn.ops.tile import GRID_YZ, slices
 from gpucnn.ops.transpose import launch_transpose
-from gpucnn.precision import precision_of
+from gpucnn.precision import precision, precision_of
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,27 @@ class Tile:
         """Bytes of dynamic shared memory: the slabs of pipeline_rows, or of pipeline_columns."""
         return 4 * self.stages * (self.rows + self.columns + (0 if by_rows else 16)) * 32
 
-    def macros(self, terms: int, vector: int, dims: int) -> dict[str, int]:
+    def macros(self, arithmetic: Macros, vector: int, dims: int) -> dict[str, int]:
         return {
             "TILE_GM": self.rows,
             "TILE_GN": self.columns,
             "WARPS_M": self.warps_m,
             "WARPS_N": self.warps_n,
-            "RESIDENT_BLOCKS": 1 if terms == 3 else self.resident,
+            "RESIDENT_BLOCKS": 1 if _splits(arithmetic) else self.resident,
             "STAGES": self.stages,
             "VECTOR": vector,
             "DIMS": dims,
-            **({"TERMS": terms} if terms else {}),
+            **arithmetic,
         }
 
 
+def _splits(arithmetic: Macros) -> bool:
+    """Whether each operand takes two registers."""
+    return arithmetic.get("TERMS") == 3
+
+
 _BUSY_BLOCKS = 264  # two for each multiprocessor of a large GPU; a constant, as are the bits
+_CAPABILITY = {"fp32": 80, "tf32": 80, "bf16": 80, "fp16": 75}  # of the GPU, × 10
 _PLACES = 16  # bytes of static shared memory that a row of pipeline_rows takes besides
 
 
@@ -60,33 +66,37 @@ class Rung:
     """One file of pipelined kernels: its tiles, the widest first, and their specialisations.
 
     The last two tiles are for up to 32 and 16 columns; the one before them, the smallest of the
-    others, is also that of volumes and of channels that do not come in fours. terms: in how many
-    products of TF32 a product is made, by precision; 0 for float arithmetic.
+    others, is also that of volumes and of channels that do not come in fours. arithmetic: how
+    products are made, by precision: the macros of its Multiplier.
     """
 
-    def __init__(self, name: str, tiles: tuple[Tile, ...], terms: dict[str, int]) -> None:
-        self.name, self.tiles, self.terms = name, tiles, terms
+    def __init__(
+        self, name: str, tiles: tuple[Tile, ...], arithmetic: dict[str, dict[str, int]]
+    ) -> None:
+        self.name, self.tiles, self.arithmetic = name, tiles, arithmetic
         self.smallest = len(tiles) - 3
-        self.index: dict[tuple[int, int, int, int], int] = {}  # (tile, terms, vector, dims)
+        self.index: dict[tuple[int, str, int, int], int] = {}  # (tile, precision, vector, dims)
         macros: list[dict[str, int]] = []
-        for count in dict.fromkeys(terms.values()):
+        for mode, chosen in arithmetic.items():
             generic = ((self.smallest, 1, 2), (self.smallest, 4, 3), (self.smallest, 1, 3))
-            fast = ((t, 4, 2) for t in range(self.first(count), len(tiles)))
+            fast = ((t, 4, 2) for t in range(self.widest(mode), len(tiles)))
             for tile, vector, dims in (*fast, *generic):
-                self.index[tile, count, vector, dims] = len(macros)
-                macros.append(tiles[tile].macros(count, vector, dims))
+                made = tiles[tile].macros(chosen, vector, dims)
+                if made not in macros:
+                    macros.append(made)
+                self.index[tile, mode, vector, dims] = macros.index(made)
         self.kernels = KernelFile(f"conv2d_{name}", *macros)
 
-    def first(self, terms: int) -> int:
+    def widest(self, mode: str) -> int:
         """The widest tile whose sums and operands fit the registers."""
-        return 1 if terms == 3 else 0
+        return 1 if _splits(self.arithmetic[mode]) else 0
 
     def tile(
         self,
         rows: int,
         columns: int,
         s: ConvGeometry,
-        terms: int,
+        mode: str,
         vector: int,
         shared: int,
         by_rows: bool,
@@ -98,7 +108,7 @@ class Rung:
             return self.smallest
         if columns <= 32:
             return self.smallest + (2 if columns <= 16 else 1)
-        for index in range(self.first(terms), self.smallest):
+        for index in range(self.widest(mode), self.smallest):
             tile = self.tiles[index]
             blocks = -(-rows // tile.rows) * -(-columns // tile.columns) * s.G
             enough = blocks >= _BUSY_BLOCKS and tile.ring(by_rows) + _PLACES * tile.rows <= shared
@@ -116,17 +126,19 @@ class Rung:
         """
         like = arrays[0]
         vector = 4 if channels % 4 == 0 and all(_address(a) % 16 == 0 for a in arrays) else 1
-        terms, dims = self.terms[precision_of(like)], 3 if s.dims == 3 else 2
+        mode, dims = precision_of(like), 3 if s.dims == 3 else 2
         shared = 227 * 1024
         if not isinstance(like, np.ndarray):
             capability, shared = _limits(like.device.id)
-            if terms and capability < 80:
+            needed = _CAPABILITY[mode] if self.arithmetic[mode] else 0
+            if capability < needed:
                 raise DeviceError(
-                    f"conv2d: the variant {self.name} needs a GPU of compute capability 8.0 or "
-                    f"newer, this one has {capability / 10}; choose another by use_variant"
+                    f"conv2d: the variant {self.name} in {mode} needs a GPU of compute capability "
+                    f"{needed / 10} or newer, this one has {capability / 10}; choose another by "
+                    "use_variant or precision"
                 )
-        index = self.tile(rows, columns, s, terms, vector, shared, name != "weight_gradient")
-        kernel = self.kernels[f"conv2d_{self.name}_{name}", self.index[index, terms, vector, dims]]
+        index = self.tile(rows, columns, s, mode, vector, shared, name != "weight_gradient")
+        kernel = self.kernels[f"conv2d_{self.name}_{name}", self.index[index, mode, vector, dims]]
         return kernel, self.tiles[index]
 
     def forward(self, x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
@@ -194,7 +206,7 @@ REGISTER_TILED = Rung(
         Tile(128, 32, 4, 1, 4, 2),
         Tile(128, 16, 4, 1, 4, 2),
     ),
-    {"fp32": 0, "tf32": 0},
+    {mode: {} for mode in precision.modes},
 )
 IMPLICIT_GEMM = Rung(
     "implicit_gemm",
@@ -206,10 +218,15 @@ IMPLICIT_GEMM = Rung(
         Tile(128, 32, 4, 1, 2, 3),
         Tile(128, 16, 4, 1, 2, 3),
     ),
-    {"fp32": 3, "tf32": 1},
+    {
+        "fp32": {"TERMS": 3, "HALF": 0},
+        "tf32": {"TERMS": 1, "HALF": 0},
+        "bf16": {"TERMS": 1, "HALF": 1},
+        "fp16": {"TERMS": 1, "HALF": 2},
+    },
 )
 
 
 def wants_tensor_cores(x: Array, s: ConvGeometry) -> bool:
-    """Whether a problem goes to tensor cores by itself: in TF32, with channels to fill them."""
-    return precision_of(x) == "tf32" and min(s.CG, s.OCG) >= 8 and s.G <= GRID_YZ
+    """Whether a problem goes to tensor cores by itself: not in float32, nor with few channels."""
+    return precision_of(x) != "fp32" and min(s.CG, s.OCG) >= 8 and s.G <= GRID_YZ

@@ -211,7 +211,7 @@ def conv_transpose2d(
     Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit,
     also for an empty image and for padding that leaves no output; DeviceError if the tensors live
     on two devices. Variants: ``use_variant(conv_transpose2d="tiled" | "register_tiled" |
-    "implicit_gemm")``; by default "implicit_gemm" where the precision is "tf32" and a group has
+    "implicit_gemm")``; by default "implicit_gemm" where the precision is not "fp32" and a group has
     eight channels or more on both sides, else "tiled". The gradients are passes of conv2d and take
     its variants.
 
