@@ -109,7 +109,9 @@ def bars(family: str, rows: Sequence[Row], styles: dict[str, tuple[str, str]]) -
     axes.set_xscale("log")
     axes.set_xlim(left=min(_shortest(by) for _, by in shown) / 3)
     axes.set_xlabel("microseconds per call, logarithmic (median, 20–80 %)")
-    axes.set_title(f"{family}: {machine_title(shown[0][1][own[0]])}", fontsize=10, loc="left")
+    some = f" (the {len(shown)} longest of {len(groups)})" if len(shown) < len(groups) else ""
+    where = machine_title(next(iter(shown[0][1].values())))
+    axes.set_title(f"{family}{some}: {where}", fontsize=10, loc="left")
     _legend(axes, [(name, styles[name][0]) for name in names])
     return figure
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench import command, crosscheck
+from bench import command, crosscheck, plots
 from bench.harness import timing
 from bench.problems import all_problems
 from bench.run import Bench
@@ -27,6 +27,7 @@ def _fast(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(
         command, "run", lambda *a, **k: run(*a, **k, make_bench=lambda o: Bench(o, machine=MACHINE))
     )
+    monkeypatch.setattr(plots, "available", lambda: "no pictures in this test")
     monkeypatch.chdir(tmp_path)
 
 
