@@ -18,6 +18,7 @@ from bench.harness.ours import Ours, sets_for
 from bench.harness.timing import Contender, interleave, summarise
 from bench.harness.verify import Reference
 from bench.problems import Problem, all_problems
+from bench.rivals import Gap, Rival
 from bench.run import Bench, Options
 from gpucnn import emulator, kernel
 from gpucnn.primitive import PRIMITIVES
@@ -132,6 +133,13 @@ def tiny() -> Problem:
     return found[1]
 
 
+def own_memory(case: Ours) -> bool:
+    """Whether the last result lies in the memory that is overwritten before each sample."""
+    assert case._workspace is not None
+    address = case._last.data.ptr
+    return any(start <= address < start + size for start, size in case._workspace._chunks)
+
+
 @pytest.mark.emulated
 def test_a_short_kernel_is_timed_in_a_graph_of_copies(timer: Any) -> None:
     """7 µs a launch, so 7 µs a copy: neither the writing of NaN nor the flush is in the window."""
@@ -142,6 +150,7 @@ def test_a_short_kernel_is_timed_in_a_graph_of_copies(timer: Any) -> None:
     memsets = fake_cuda.Clock.memsets
     assert run.sample() == pytest.approx(fake_cuda.LAUNCH_US)
     assert fake_cuda.Clock.memsets - memsets >= 2  # the results' memory, and the cache
+    assert own_memory(case)
     assert case.last_results_hold()
 
 
@@ -153,6 +162,7 @@ def test_a_long_kernel_is_timed_call_by_call(timer: Any, monkeypatch: pytest.Mon
     run = timer.prepare(case.contender)
     assert run.timer == "calls: 1"
     assert run.sample() == pytest.approx(80.0)
+    assert own_memory(case)
     assert case.last_results_hold()
 
 
@@ -183,6 +193,22 @@ def test_a_launcher_that_waits_for_the_gpu_is_called_in_a_row(timer: Any) -> Non
     assert run.timer == "calls: 200"
     assert fake_cuda.Clock.captured is None
     assert run.sample() == 0
+
+
+def test_cupy_computes_in_memory_of_its_own(timer: Any) -> None:
+    """Its graph goes on writing to what it has freed: nobody else may get that."""
+    from bench.harness.cuda_timer import Workspace
+    from bench.rivals.cupy_rival import Cupy
+
+    rival = Cupy.__new__(Cupy)
+    rival.cupy, rival._timer = timer.cupy, timer
+    found = problem("conv2d_forward", "16to32-b16")
+    (offered,) = rival.rivals("conv2d_forward", found.make(0), 2)
+    assert isinstance(offered, Rival)
+    assert isinstance(offered.contender.outputs, Workspace)
+    assert isinstance(rival.rivals("relu_forward", (), 1)[0], Gap)
+    grouped = problem("conv2d_forward", "depthwise-32-b16")
+    assert isinstance(rival.rivals("conv2d_forward", grouped.make(0), 1)[0], Gap)
 
 
 def test_out_of_memory_is_not_taken_for_a_refusal(timer: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..harness.cuda_timer import Workspace
 from ..harness.timing import Contender
 from .rival import Gap, Rival
 
@@ -43,7 +44,8 @@ class Cupy:
             with self._timer.stream:
                 return [self.cupy.asnumpy(call(0))]
 
-        return [Rival(Contender("cupy", call, sets), results)]
+        contender = Contender("cupy", call, sets, outputs=Workspace(self.cupy))
+        return [Rival(contender, results)]
 
 
 def _windows(xp: Any, x: Any, s: Any) -> Any:
