@@ -32,7 +32,6 @@ NO_ARITHMETIC = {
 }
 # Sums of products of the inputs: with ones in every array a result counts its terms.
 COUNTING = [
-    "avg_repeat_backward",
     "axis_sum",
     "batch_norm_sums",
     "column_sum",
@@ -131,7 +130,6 @@ def test_results_are_finite_and_repeat_by_seed(primitive: str) -> None:
 
 @pytest.mark.parametrize("primitive", COUNTING)
 def test_terms_are_the_longest_sum(primitive: str) -> None:
-    reached = False
     for problem in (p for p in EDGE if p.primitive == primitive):
         arguments = list(problem.make(0))
         for a in arrays(arguments):
@@ -144,8 +142,8 @@ def test_terms_are_the_longest_sum(primitive: str) -> None:
             result = result[1]
         most = max(float(a.max()) for a in arrays(result))
         assert most <= problem.terms * (1 + 1e-5), problem
-        reached |= most >= problem.terms * (1 - 1e-5)
-    assert reached
+        if "padding" not in problem.case:  # which cuts windows off
+            assert most >= problem.terms * (1 - 1e-5), problem
 
 
 def test_flops_of_textbook_layers() -> None:

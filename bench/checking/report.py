@@ -91,7 +91,7 @@ _HEADINGS = (
 
 def _print_ranking(ranking: Ranking) -> None:
     timed = any(s.us is not None for s in ranking.standings)
-    by = "median time" if timed else "global memory traffic asked for"
+    by = "median time" if timed else "the memory traffic that the source asks for"
     table = Table(title=Text(f"{ranking.problem}, by {by}"), title_justify="left")
     table.add_column("#", justify="right")
     table.add_column("kernel")

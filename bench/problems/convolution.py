@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..cases import (
     Conv2dCase,
     ConvCase,
 )
-from .problem import Problem, Shape, draws, shaped, words
+from .problem import Problem, Shape, draws, holding, shaped, words
 
 _SAME3 = {"padding": 1}
 
@@ -85,6 +86,12 @@ def _geometry(dims: int, case: Conv2dCase | ConvCase) -> ConvGeometry:
     return conv_geometry(dims, shaped(*case.x), shaped(*case.weight), None, **options)
 
 
+def _meeting(s: ConvGeometry) -> int:
+    """The most windows that hold one pixel."""
+    axes = (s.KD, s.SD, s.DD, s.OD), (s.KH, s.SH, s.DH, s.OH), (s.KW, s.SW, s.DW, s.OW)
+    return math.prod(holding(*axis) for axis in axes)
+
+
 def _bias(case: Conv2dCase | ConvCase, *shape: int) -> Shape | None:
     return shape if case.bias else None
 
@@ -94,10 +101,9 @@ def passes(family: str, dims: int, name: str, case: Any, group: str) -> Iterator
     s = _geometry(dims, case)
     flops = 2 * s.outputs * s.OC * s.K
     x, w, y, b = s.x_shape, s.w_shape, s.y_shape, _bias(case, s.OC)
-    taps = s.KD * s.KH * s.KW
     for primitive, inputs, moved, terms in (
         ("conv2d_forward", (x, w, b), words(y, x, w, b), s.K + case.bias),
-        ("conv2d_data_gradient", (y, w), words(x, y, w), taps * s.OCG),
+        ("conv2d_data_gradient", (y, w), words(x, y, w), _meeting(s) * s.OCG),
         ("conv2d_weight_gradient", (y, x), words(w, y, x), s.outputs),
     ):
         make = draws(*inputs, then=(s,))
@@ -112,7 +118,7 @@ def transposed(name: str, case: ConvCase, group: str) -> Iterator[Problem]:
     b = _bias(case, s.C)
     moved, flops = words(s.x_shape, s.y_shape, s.w_shape, b), 2 * s.outputs * s.OC * s.K
     make = draws(s.y_shape, s.w_shape, b, then=(s,))
-    terms = s.KH * s.KW * s.OCG + case.bias
+    terms = _meeting(s) * s.OCG + case.bias
     primitive = "conv_transpose2d_forward"
     yield Problem("conv_transpose2d", primitive, name, group, make, moved, flops, terms)
 
@@ -124,7 +130,7 @@ def local(name: str, case: ConvCase, group: str) -> Iterator[Problem]:
     b = _bias(case, s.OH, s.OW, s.OC)
     for direction, inputs, moved, terms in (
         ("forward", (x, w, b), words(y, x, w, b), s.K + case.bias),
-        ("data_gradient", (y, w), words(x, y, w), s.KH * s.KW * s.OCG),
+        ("data_gradient", (y, w), words(x, y, w), _meeting(s) * s.OCG),
         ("weight_gradient", (y, x), words(w, y, x), s.N),
     ):
         primitive, make = f"locally_connected2d_{direction}", draws(*inputs, then=(s,))

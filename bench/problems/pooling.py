@@ -17,7 +17,7 @@ from gpucnn.ops.unpool2d import unpool_geometry
 from gpucnn.ops.window import Pool2dGeometry, unpool2d_geometry
 
 from ..cases import ADAPTIVE_POOL2D, AVG_POOL2D, POOL2D, POOL3D, UNPOOL2D, Pool2dCase
-from .problem import Arguments, Problem, Shape, draws, label, normal, shaped, size, words
+from .problem import Arguments, Problem, Shape, draws, holding, label, normal, shaped, size, words
 
 _OVERLAP = {"stride": 2}
 
@@ -63,8 +63,8 @@ LAYERS_3D: dict[str, Any] = {
 
 def _holding(s: Pool2dGeometry) -> int:
     """The most windows that hold one cell."""
-    rows = min(s.OH, -(-s.KH // s.SH) if s.DH == 1 else s.KH)
-    return rows * min(s.OW, -(-s.KW // s.SW) if s.DW == 1 else s.KW)
+    rows, columns = (s.KH, s.SH, s.DH, s.OH), (s.KW, s.SW, s.DW, s.OW)
+    return holding(*rows) * holding(*columns)
 
 
 def max_pool(name: str, case: Pool2dCase, group: str) -> Iterator[Problem]:

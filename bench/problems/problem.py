@@ -76,6 +76,12 @@ def size(shape: Shape) -> int:
     return math.prod(shape)
 
 
+def holding(kernel: int, stride: int, dilation: int, outputs: int) -> int:
+    """The most windows along an axis that hold one cell."""
+    common = math.gcd(stride, dilation)
+    return min(-(-kernel // (stride // common)), -(-outputs // (dilation // common)))
+
+
 def words(*shapes: Shape | None) -> int:
     """Bytes of 4-byte arrays of these shapes; None is an absent array."""
     return 4 * sum(size(shape) for shape in shapes if shape is not None)
