@@ -45,10 +45,8 @@ def _one_of(name: str, given: Iterable[str], known: Sequence[str]) -> tuple[str,
     return tuple(dict.fromkeys(given))
 
 
-def _everything() -> list[Problem | Step]:
-    quick = list(scaling.problems(quick=True))
-    full = list(scaling.problems(quick=False))
-    return [*STEPS, *all_problems(), *quick, *full]
+def _everything(quick: bool) -> list[Problem | Step]:
+    return [*STEPS, *all_problems(), *scaling.problems(quick)]
 
 
 def selected(families: Sequence[str], cases: Sequence[str], quick: bool) -> list[Problem | Step]:
@@ -56,7 +54,7 @@ def selected(families: Sequence[str], cases: Sequence[str], quick: bool) -> list
 
     Raises click.UsageError for a name that does not exist.
     """
-    everything = _everything()
+    everything = _everything(quick)
     known = list(dict.fromkeys(p.family for p in everything))
     families = _one_of("family", families, sorted(known))
     mine = [p for p in everything if not families or p.family in families]

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from bench import compare as comparing
-from bench import page, plots, readme
+from bench import page, plots, publish, readme
 from bench.compare import FASTER, SAME, SLOWER, compare, lines, verdict
 from bench.crosscheck import Agreement, chosen
 from bench.machine import Machine, read_machine
 from bench.output import as_json, write_all, write_rows
 from bench.problems import all_problems
+from bench.publish import folder_name
 from bench.rows import COLUMNS, Row, add_ratios, add_timing
 from bench.run import Results
 from bench.tables import columns_for, markdown, read_csv, roofs, short, title, write_csv
@@ -316,6 +317,35 @@ def test_gpus_come_first(tmp_path: Path) -> None:
 def test_the_readme_says_what_was_measured() -> None:
     text = (readme.ROOT / "README.md").read_text(encoding="utf-8")
     assert readme.rewritten(text, readme.generated()) == text
+
+
+def test_folders_are_named_after_machines() -> None:
+    assert folder_name("cpu", "AMD EPYC (9) @2.5GHz", 2) == "cpu-amd-epyc-9-2-5ghz-2-threads"
+    assert folder_name("cuda", "NVIDIA H200", 0) == "nvidia-h200"
+
+
+@pytest.mark.parametrize("code", [0, 130])
+def test_publishing_measures_and_rewrites_the_readme(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+
+    def measure(arguments: list[str]) -> int:
+        calls.append(arguments)
+        folder = Path(arguments[-1])
+        write_rows(folder, results())
+        (folder / "bench.html").write_text("page")
+        return code
+
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    monkeypatch.setattr(publish, "main", measure)
+    monkeypatch.setattr(readme.main, "main", lambda **_: calls.append("readme"))
+    assert publish.publish() == code
+    arguments, *rest = calls
+    assert arguments[:4] == ["bench", "--device", "cpu", "--quick"]
+    assert Path(arguments[-1]).parent == tmp_path / "bench" / "results"
+    assert rest == (["readme"] if code == 0 else [])
+    assert (Path(arguments[-1]) / "bench.html").exists() is (code != 0)
 
 
 # the second clock

@@ -44,7 +44,7 @@ from gpucnn.cli.options import finite, json_option
     type=click.Choice(["cpu", "cuda"]),
     help="Where to measure. Default: GPUCNN_DEVICE, or cuda where a GPU works, else cpu.",
 )
-@click.option("--quick", is_flag=True, help="Layers of small networks alone; minutes become one.")
+@click.option("--quick", is_flag=True, help="Only layers of small networks: one or two minutes.")
 @click.option(
     "--minutes",
     type=click.FloatRange(min=0, min_open=True),
@@ -76,7 +76,8 @@ def bench(ctx: click.Context, /, families: tuple[str, ...], as_json: bool, **giv
 
     Each implementation is first compared with its NumPy definition and is not timed if it is wrong.
     Rivals are timed in turns with ours, in the same process; one that is missing leaves a gap.
-    Without a GPU the NumPy definitions are timed against PyTorch on the CPU.
+    Without a GPU the NumPy definitions are timed against PyTorch on the CPU, where --quick is the
+    set to begin with: the full one is made for GPUs.
 
     The folder of the results gets bench.csv, bench.md, bench.html, machine.json and PNG plots.
     Ctrl-C keeps what was measured and exits with 130.
