@@ -7,8 +7,9 @@ inside, all images have three axes.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import Kernel, KernelFile
+from gpucnn.ops import depthwise
 from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, wants_tensor_cores
 from gpucnn.ops.conv_geometry import ConvGeometry, conv_geometry
 from gpucnn.ops.geometry import Padding, Pair
@@ -41,10 +43,6 @@ def conv2d_geometry(
 
 _CHUNK_BYTES = 1 << 20  # of scratch per thread: what a core's L2 cache holds
 _SHORT_RUN = 12  # floats: below this a copy of one row of a window is mostly loop overhead
-
-
-def _images_per_chunk(scratch_elements: int, itemsize: int) -> int:
-    return max(1, _CHUNK_BYTES // (scratch_elements * itemsize))
 
 
 def _padded_shape(s: ConvGeometry, n: int) -> tuple[int, int, int, int, int]:
@@ -85,20 +83,43 @@ def windows(x: NDArray[Any], s: ConvGeometry) -> NDArray[Any]:
     )
 
 
-def _unfold(x: NDArray[Any], s: ConvGeometry) -> NDArray[Any]:
-    """The windows as matrices (G, pixels, K), a view of a scratch buffer or of x itself."""
-    view = windows(x, s)
+def _unfold(view: NDArray[Any], s: ConvGeometry) -> NDArray[Any]:
+    """Windows as matrices (G, pixels, K), a view of a scratch buffer or of the images."""
     pixels = math.prod(view.shape[1:5])
     if s.G == 1 and view.flags.c_contiguous and s.K == s.C:
         return view.reshape(1, pixels, s.C)
     if s.KW * s.CG < _SHORT_RUN:
-        columns = scratch("conv2d columns", (s.G, s.K, pixels), x.dtype)
+        columns = scratch("conv2d columns", (s.G, s.K, pixels), view.dtype)
         into = columns.reshape(s.G, *view.shape[5:], *view.shape[1:5])
         np.copyto(into, view.transpose(0, 5, 6, 7, 8, 1, 2, 3, 4))
         return cast("NDArray[Any]", columns.transpose(0, 2, 1))
-    columns = scratch("conv2d columns", (s.G, pixels, s.K), x.dtype)
+    columns = scratch("conv2d columns", (s.G, pixels, s.K), view.dtype)
     np.copyto(columns.reshape(view.shape), view)
     return columns
+
+
+def _unfolded(
+    x: NDArray[Any], y: NDArray[Any], s: ConvGeometry
+) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """The unfolded windows of a few images, and the outputs (…, OC) that belong to them.
+
+    Planes or rows of outputs at a time where the windows of an image are too many for the cache.
+    """
+    view, y = windows(x, s), y.reshape(-1, s.OD, s.OH, s.OW, s.OC)
+    rows = max(1, _CHUNK_BYTES // (len(x) * s.OW * s.K * s.G * x.itemsize))
+    planes = max(1, rows // s.OH)
+    if len(x) > 1:
+        rows, planes = s.OH, s.OD
+    for od, oh in itertools.product(range(0, s.OD, planes), range(0, s.OH, rows)):
+        deep, high = slice(od, od + planes), slice(oh, oh + rows)
+        yield _unfold(view[:, :, deep, high], s), y[:, deep, high]
+
+
+def _images_per_chunk(s: ConvGeometry, itemsize: int) -> int:
+    each = s.outputs // s.N * s.K * s.G
+    if depthwise.is_depthwise(s):
+        each = depthwise.scratch_elements(s)
+    return max(1, _CHUNK_BYTES // (each * itemsize))
 
 
 def _by_group(y: NDArray[Any], s: ConvGeometry, channels: int) -> NDArray[Any]:
@@ -119,14 +140,15 @@ def conv2d_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) 
 
     def images(start: int, stop: int) -> None:
         out = y[start:stop]
-        if s.G == 1:
-            np.matmul(_unfold(x[start:stop], s), weights, out=out.reshape(1, -1, s.OC))
+        if depthwise.is_depthwise(s):
+            depthwise.forward(x[start:stop], w, s, out)
         else:
-            np.copyto(_by_group(out, s, s.OCG), np.matmul(_unfold(x[start:stop], s), weights))
+            for columns, outputs in _unfolded(x[start:stop], out, s):
+                np.matmul(columns, weights, out=_by_group(outputs, s, s.OCG))
         if b is not None:
             out += b
 
-    map_chunks(images, s.N, _images_per_chunk(s.outputs // s.N * s.K * s.G, x.itemsize))
+    map_chunks(images, s.N, _images_per_chunk(s, x.itemsize))
     return y
 
 
@@ -143,12 +165,15 @@ def conv2d_data_gradient(dy: Array, w: Array, geometry: ConvGeometry) -> Array:
 
     def images(start: int, stop: int) -> None:
         n = stop - start
+        if depthwise.is_depthwise(s):
+            depthwise.data_gradient(dy[start:stop], w, s, dx[start:stop])
+            return
         padded = scratch("conv2d padded", _padded_shape(s, n), dy.dtype)
         padded[...] = 0
-        product = scratch("conv2d columns", (s.G, n * s.outputs // s.N, s.CG), dy.dtype)
+        product = scratch("conv2d columns", (n, s.OD, s.OH, s.OW, s.C), dy.dtype)
         outputs = _by_group(dy[start:stop], s, s.OCG)
         for tap in np.ndindex(s.KD, s.KH, s.KW):
-            np.matmul(outputs, taps[tap], out=product)
+            np.matmul(outputs, taps[tap], out=_by_group(product, s, s.CG))
             front, top, left = tap[0] * s.DD, tap[1] * s.DH, tap[2] * s.DW
             cells = padded[
                 :,
@@ -156,13 +181,11 @@ def conv2d_data_gradient(dy: Array, w: Array, geometry: ConvGeometry) -> Array:
                 top : top + (s.OH - 1) * s.SH + 1 : s.SH,
                 left : left + (s.OW - 1) * s.SW + 1 : s.SW,
             ]
-            shape = (n, s.OD, s.OH, s.OW, s.G, s.CG)
-            cells = cells.reshape(shape) if s.G > 1 else cells[..., None, :]
-            cells += product.transpose(1, 0, 2).reshape(shape)
+            cells += product
         dx[start:stop].reshape(n, s.D, s.H, s.W, s.C)[...] = _inside(padded, s)
 
     cells = math.prod(_padded_shape(s, 1)) + s.outputs // s.N * s.C
-    map_chunks(images, s.N, _images_per_chunk(cells, dy.itemsize))
+    map_chunks(images, s.N, max(1, _CHUNK_BYTES // (cells * dy.itemsize)))
     return dx
 
 
@@ -174,11 +197,13 @@ def conv2d_weight_gradient(dy: Array, x: Array, geometry: ConvGeometry) -> Array
     """
     s = geometry
 
-    def images(start: int, stop: int) -> NDArray[Any]:
-        outputs = _by_group(dy[start:stop], s, s.OCG).transpose(0, 2, 1)
-        return cast("NDArray[Any]", np.matmul(outputs, _unfold(x[start:stop], s)))
+    def images(start: int, stop: int) -> Any:
+        if depthwise.is_depthwise(s):
+            return depthwise.weight_gradient(dy[start:stop], x[start:stop], s)
+        parts = _unfolded(x[start:stop], dy[start:stop], s)
+        return sum(np.matmul(_by_group(part, s, s.OCG).mT, columns) for columns, part in parts)
 
-    dw = sum(map_chunks(images, s.N, _images_per_chunk(s.outputs // s.N * s.K * s.G, x.itemsize)))
+    dw = sum(map_chunks(images, s.N, _images_per_chunk(s, x.itemsize)))
     return cast("Array", dw).reshape(s.w_shape)
 
 
@@ -214,7 +239,7 @@ def _untiled(s: ConvGeometry) -> bool:
     """Whether a tile would stay 7/8 empty: a group has one channel, and few outputs made from it;
     or there are more groups than a grid has planes.
     """
-    return (s.G > 1 and s.CG == 1 and s.OCG < 4) or s.G > GRID_YZ
+    return depthwise.is_depthwise(s) or s.G > GRID_YZ
 
 
 def _best(primitive: Primitive, x: Array, s: ConvGeometry) -> Callable[..., Array]:
