@@ -40,7 +40,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str, code: int = 2) -> st
         (["nosuch"], "Files: activation, adam, adaptive_pool2d, "),
         (["--gpu", "H2000"], "must be one of T4, A10, A100, L4, RTX 4090, H100, H200, B200. Did "),
         (["--gpu", "T4", "--precision", "tf32"], "T4 has no tensor cores for it"),
-        (["--gpu", "H200", "--precision", "int8"], "one of fp32, tf32, bf16, got 'int8'"),
+        (["--gpu", "H200", "--precision", "int8"], "one of fp32, tf32, bf16, fp16, got 'int8'"),
         (["--precision", "bf16"], "--precision belongs to --gpu"),
         (["--arch", "sm_42"], "'sm_42' is not one of sm_75, sm_80, sm_86"),
         (["conv2d", "--problem", "16to33-b16"], "Did you mean '16to32-b16'"),

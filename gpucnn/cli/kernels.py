@@ -50,7 +50,7 @@ def _said() -> None:
     "--precision",
     default="fp32",
     show_default=True,
-    help="The arithmetic of whole calls predicted: fp32, or dense tf32 or bf16 on tensor cores.",
+    help="The arithmetic of whole calls: fp32, or on tensor cores dense tf32, bf16 or fp16.",
 )
 @click.option("--problem", "case", help="Count this case of bench/problems: 16to32-b16, say.")
 @click.option("--annotate", is_flag=True, help="Print the source with the counters in the margin.")

@@ -12,15 +12,15 @@ import difflib
 import re
 from dataclasses import dataclass
 
-PRECISIONS = ("fp32", "tf32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
 class GPU:
     """One product.
 
-    clock: boost, GHz. fp32, tf32, bf16: dense TFLOP/s, the last two of the tensor cores (None where
-    they lack the format). bandwidth: GB/s of the memory. l2: MB.
+    clock: boost, GHz. fp32: TFLOP/s. tf32, bf16, fp16: dense TFLOP/s of the tensor cores with
+    float32 sums (None where they lack the format). bandwidth: GB/s of the memory. l2: MB.
     """
 
     name: str
@@ -30,6 +30,7 @@ class GPU:
     fp32: float
     tf32: float | None
     bf16: float | None
+    fp16: float
     bandwidth: float
     l2: float
 
@@ -46,14 +47,14 @@ class GPU:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        GPU("T4", "sm_75", 40, 1.590, 8.1, None, None, 320, 4),
-        GPU("A10", "sm_86", 72, 1.695, 31.2, 62.5, 125, 600, 6),
-        GPU("A100", "sm_80", 108, 1.410, 19.5, 156, 312, 2039, 40),
-        GPU("L4", "sm_89", 58, 2.040, 30.3, 60, 121, 300, 48),
-        GPU("RTX 4090", "sm_89", 128, 2.520, 82.6, 82.6, 165.2, 1008, 72),
-        GPU("H100", "sm_90", 132, 1.980, 66.9, 494.7, 989.4, 3350, 50),
-        GPU("H200", "sm_90", 132, 1.980, 66.9, 494.7, 989.4, 4800, 60),
-        GPU("B200", "sm_100", 148, 1.965, 74.4, 1125, 2250, 8000, 126),
+        GPU("T4", "sm_75", 40, 1.590, 8.1, None, None, 65, 320, 4),
+        GPU("A10", "sm_86", 72, 1.695, 31.2, 62.5, 125, 125, 600, 6),
+        GPU("A100", "sm_80", 108, 1.410, 19.5, 156, 312, 312, 2039, 40),
+        GPU("L4", "sm_89", 58, 2.040, 30.3, 60, 121, 121, 300, 48),
+        GPU("RTX 4090", "sm_89", 128, 2.520, 82.6, 82.6, 165.2, 165.2, 1008, 72),
+        GPU("H100", "sm_90", 132, 1.980, 66.9, 494.7, 989.4, 989.4, 3350, 50),
+        GPU("H200", "sm_90", 132, 1.980, 66.9, 494.7, 989.4, 989.4, 4800, 60),
+        GPU("B200", "sm_100", 148, 1.965, 74.4, 1125, 2250, 2250, 8000, 126),
     )
 }
 

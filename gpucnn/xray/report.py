@@ -97,9 +97,11 @@ class Row:
         None where nothing was counted, or where the GPU lacks the tensor cores.
         """
         c = self.counters
-        if c is None or self.footprint is None or self.traffic is None:
+        if c is None or self.call is None or self.footprint is None or self.traffic is None:
             return None
-        if c.matrix_flops and gpu.tf32 is None:
+        # float32 on tensor cores is made of TF32 products
+        units = self.call.precision if self.call.precision != "fp32" else "tf32"
+        if c.matrix_flops and getattr(gpu, units) is None:
             return None
         floor, uncached = (
             predict(
@@ -107,6 +109,7 @@ class Row:
                 moved,
                 c.flops - c.matrix_flops,
                 matrix_flops=c.matrix_flops,
+                matrix_precision=units,
                 launches=self.launches,
             )
             for moved in (self.footprint, self.traffic)

@@ -91,10 +91,17 @@ def _conflicts(row: Row) -> Text:
     return _flag(number(conflicts), bool(conflicts and conflicts > 0.1))
 
 
+def _shared(row: Row) -> str:
+    """Static and dynamic bytes."""
+    if row.usage is None or not row.dynamic_shared:
+        return number(row.shared)
+    return f"{row.usage.static_shared:,}+{row.dynamic_shared:,}"
+
+
 _COMPILED: list[Column] = [
     ("regis-\nters", lambda row: number(_of(row.usage, lambda u: u.registers))),
     ("spilled\nbytes", _spills),
-    ("shared\nbytes", lambda row: number(row.shared)),
+    ("shared\nbytes", _shared),
     ("occu-\npancy", _occupied),
 ]
 _MIX: list[Column] = [("math\n/load", lambda row: number(_of(row.mix, lambda m: m.math_per_load)))]
@@ -176,9 +183,7 @@ def architectures(rows: Sequence[Row]) -> Table:
             share = percent(_of(occupied, lambda o: o.share))
             cells.append(f"{usage.registers if usage else ''}  {share}\n{limits}".rstrip())
         first = found[0]
-        table.add_row(
-            first.kernel, first.macros, number(first.threads), number(first.shared), *cells
-        )
+        table.add_row(first.kernel, first.macros, number(first.threads), _shared(first), *cells)
     return table
 
 
