@@ -18,6 +18,7 @@ from bench.rivals import (
     torch_elements,
     torch_images,
     torch_rows,
+    torch_training,
 )
 from bench.rivals.expression import EXPRESSIONS
 from gpucnn.primitive import PRIMITIVES
@@ -72,7 +73,8 @@ def test_expressions_belong_to_primitives() -> None:
     for module, primitive in (
         (torch_images, "conv2d_forward"),
         (torch_elements, "relu_forward"),
-        (torch_rows, "adam_step"),
+        (torch_rows, "softmax_forward"),
+        (torch_training, "adam_step"),
     ):
         assert EXPRESSIONS[primitive].__module__ == module.__name__
     assert len(EXPRESSIONS) > 60

@@ -22,7 +22,7 @@ from .torch_models import as_torch
 
 
 def _register() -> None:
-    from . import torch_elements, torch_images, torch_rows  # noqa: F401
+    from . import torch_elements, torch_images, torch_rows, torch_training  # noqa: F401
 
 
 class Torch:
