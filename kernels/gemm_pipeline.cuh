@@ -211,6 +211,9 @@ __device__ __forceinline__ void pipeline_columns(
     constexpr int LANES_N = TILE_GN / VECTOR, STEP_N = TILE_THREADS / LANES_N;
     static_assert(STEP_M >= 1 && STEP_N >= 1 && TILE_GK % STEP_M == 0, "every thread copies the same");
     const int m0 = thread % LANES_M * VECTOR, n0 = thread % LANES_N * VECTOR;
+    // Eight lanes copy at once. Where they cover two rows, these are k and k + 2: k and k + 1 share banks.
+    const int row = thread / LANES_N;
+    const int k_n = LANES_N == 4 ? (row & ~3) | (row & 1) << 1 | (row >> 1 & 1) : row;
     const Tap tap = lattice.tap_at(first_m + m0, lattice.taps() * lattice.CG);
     const Reach reach(lattice, tap.d, tap.h, tap.w, tap.c, tap.c >= 0);
 
@@ -228,7 +231,7 @@ __device__ __forceinline__ void pipeline_columns(
         const int p = first + slab * TILE_GK;
 #pragma unroll
         for (int i = 0; i < TILE_GK / STEP_N; ++i) {
-            const int k = thread / LANES_N + i * STEP_N;
+            const int k = k_n + i * STEP_N;
             copy_async<4 * VECTOR>(tile_b + k * STRIDE_N + n0,
                                    b_base + ((p + k) * b_stride + first_n + n0),
                                    p + k < end && first_n + n0 < columns);

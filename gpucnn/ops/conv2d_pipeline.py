@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +52,9 @@ class Tile:
             "DIMS": dims,
             **arithmetic,
         }
+
+    def __str__(self) -> str:
+        return f"{self.rows}×{self.columns}"
 
 
 def _splits(arithmetic: Macros) -> bool:
@@ -126,6 +131,7 @@ class Rung:
         """
         like = arrays[0]
         vector = 4 if channels % 4 == 0 and all(_address(a) % 16 == 0 for a in arrays) else 1
+        forced = _forced.get(self.name)
         mode, dims = precision_of(like), 3 if s.dims == 3 else 2
         shared = 227 * 1024
         if not isinstance(like, np.ndarray):
@@ -137,7 +143,10 @@ class Rung:
                     f"{needed / 10} or newer, this one has {capability / 10}; choose another by "
                     "use_variant or precision"
                 )
-        index = self.tile(rows, columns, s, mode, vector, shared, name != "weight_gradient")
+        if forced is not None:
+            index, vector = forced[0], min(vector, forced[1])
+        else:
+            index = self.tile(rows, columns, s, mode, vector, shared, name != "weight_gradient")
         kernel = self.kernels[f"conv2d_{self.name}_{name}", self.index[index, mode, vector, dims]]
         return kernel, self.tiles[index]
 
@@ -181,6 +190,26 @@ class Rung:
         grid, ring = (tiles, s.G * count), tile.ring(False)
         kernel(grid, (tile.threads,), partial, dy, x, *s.numbers, each, shared_mem=ring)
         return launch_sum_slices(partial, None)
+
+
+_forced: dict[str, tuple[int, int]] = {}  # rung -> (tile, the widest vector)
+
+
+@contextlib.contextmanager
+def use_tile(rung: Rung, index: int, vector: int = 4) -> Iterator[None]:
+    """Inside the ``with`` block the rung's launches take the tile of this index.
+
+    vector: 1 for copies of single numbers also where four at a time would do. There must be a
+    specialisation of that tile (``rung.index``).
+    """
+    before = _forced.get(rung.name)
+    _forced[rung.name] = index, vector
+    try:
+        yield
+    finally:
+        del _forced[rung.name]
+        if before is not None:
+            _forced[rung.name] = before
 
 
 def _address(a: Array) -> int:

@@ -1,0 +1,134 @@
+"""The kernels of the pipelined convolutions one by one: what the main loop of each must hold by its
+tile, and a problem that shows it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpucnn.kernel import Specialisation
+from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, Rung, Tile, use_tile
+from gpucnn.ops.conv_geometry import ConvGeometry, conv_geometry
+from gpucnn.precision import precision
+from gpucnn.primitive import PRIMITIVES
+from gpucnn.xray.counters import LaunchCounters, count
+
+PASSES = ("forward", "data_gradient", "weight_gradient")
+_SLAB = 32  # k
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Instructions of one thread for one slab of 32 k, counted from the tile.
+
+    math: matrix instructions of its warp. operands: reads of shared memory that bring their
+    operands, LDSM of four 8 × 4 pieces, or LDS of a number where k is not the fast direction.
+    copies: of 16 bytes, or of 4, from global into shared memory. places: reads that say where the
+    windows of the copies lie.
+    """
+
+    math: int
+    operands: int
+    copies: int
+    places: int
+
+    @property
+    def math_per_load(self) -> float:
+        return self.math / (self.operands + self.copies + self.places)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One kernel of ``conv2d_implicit_gemm.cu`` in one specialisation."""
+
+    rung: Rung
+    direction: str  # of PASSES
+    index: int  # of rung.tiles
+    precision: str
+    vector: int
+    dims: int
+
+    def __str__(self) -> str:
+        kind = "volumes" if self.dims == 3 else "images"
+        return f"{self.direction} {self.tile} {self.precision} by {4 * self.vector} bytes, {kind}"
+
+    @property
+    def kernel(self) -> str:
+        return f"conv2d_{self.rung.name}_{self.direction}"
+
+    @property
+    def tile(self) -> Tile:
+        return self.rung.tiles[self.index]
+
+    @property
+    def spec(self) -> Specialisation:
+        key = (self.index, self.precision, self.vector, self.dims)
+        return self.rung.kernels.specialisations[self.rung.index[key]]
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether k is the fast direction of the operands in memory."""
+        return self.direction != "weight_gradient"
+
+    @property
+    def dynamic_shared(self) -> int:
+        """Bytes of a block."""
+        return self.tile.ring(self.by_rows)
+
+    @property
+    def loop(self) -> Loop:
+        """What the main loop must hold: one slab."""
+        tile = self.tile
+        rows, columns = tile.rows // tile.warps_m // 16, tile.columns // tile.warps_n // 8
+        per_step = rows + columns // 2 if self.by_rows else 4 * rows + 2 * columns
+        copies = [n * _SLAB // self.vector // tile.threads for n in (tile.rows, tile.columns)]
+        steps, macros = _SLAB // 8, dict(self.spec.macros)  # of 8 k
+        math = macros["TERMS"] * rows * columns * steps // (2 if macros["HALF"] else 1)
+        return Loop(math, per_step * steps, sum(copies), copies[0])
+
+    def geometry(self) -> ConvGeometry:
+        """A convolution whose channels fill the tile's columns, and more than one tile's rows."""
+        size, window = ((1, 4, 8, 9), (1, 1, 3)) if self.dims == 3 else ((1, 16, 18), (1, 3))
+        other = (_SLAB,) if self.by_rows else (3 * _SLAB,)
+        x, w = (*size, *other), (self.tile.columns, *window, *other)
+        if self.direction == "data_gradient":
+            x, w = (*size, w[0]), (*other, *window, w[0])
+        image, weight = (np.broadcast_to(np.float32(0), shape) for shape in (x, w))
+        padding = (*(0,) * (self.dims - 1), 1)
+        return conv_geometry(self.dims, image, weight, None, 1, padding, 1, 1)
+
+    def counted(self) -> LaunchCounters:
+        """The counters of this kernel on :meth:`geometry`, emulated.
+
+        Raises RuntimeError if the emulator cannot run here, KernelFault if the kernel is faulty.
+        """
+        s = self.geometry()
+        draw = np.random.default_rng(0).standard_normal
+        x, w, y = (draw(shape, np.float32) for shape in (s.x_shape, s.w_shape, s.y_shape))
+        inputs = {"forward": (x, w, None), "data_gradient": (y, w), "weight_gradient": (y, x)}
+        launcher = PRIMITIVES[f"conv2d_{self.direction}"].launchers[self.rung.name]
+        with (
+            use_tile(self.rung, self.index, self.vector),
+            precision(self.precision),
+            count() as found,
+        ):
+            launcher(*inputs[self.direction], s)
+        launches = [launch for launch in found.launches if launch.spec == self.spec]
+        assert len(launches) == 1, f"{self}: {[launch.kernel for launch in found.launches]}"
+        return launches[0]
+
+
+@functools.cache
+def tensor_core_kernels() -> tuple[Pipeline, ...]:
+    """Every kernel on tensor cores."""
+
+    def each() -> Iterator[Pipeline]:
+        for direction in PASSES:
+            for key in IMPLICIT_GEMM.index:
+                yield Pipeline(IMPLICIT_GEMM, direction, *key)
+
+    return tuple(each())
