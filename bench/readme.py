@@ -120,8 +120,8 @@ def section(folder: Path, root: Path = ROOT) -> str:
     if (folder / "training-steps.png").exists():
         parts.append(f"![Milliseconds per training step]({where}/training-steps.png)")
     parts.append(
-        "Medians over the cases of each family, of what the machine allows at most and of the "
-        f"fastest rival's time by ours; every row is in [{CSV}]({where}/{CSV})."
+        "Per family, the medians over its cases: the share of what the machine allows, and the "
+        f"fastest rival's time divided by ours. Every row is in [{CSV}]({where}/{CSV})."
     )
     parts.append(families_table(rows).rstrip())
     return "\n\n".join(part for part in parts if part) + "\n"
