@@ -9,6 +9,7 @@ import pytest
 
 from bench.problems import all_problems
 from gpucnn import emulator, kernel
+from gpucnn.emulator import flops
 from gpucnn.primitive import PRIMITIVES
 from gpucnn.xray import compiled, measure, report, roofline, sass, select
 from gpucnn.xray.annotate import annotated
@@ -75,6 +76,31 @@ def test_compiled_code_is_kept_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert fresh(spec, "sm_80") == first
     assert first.cubin.startswith(b"\x7fELF")
     assert set(first.usage) == set(kernel.signatures("transpose"))
+
+
+@needs_nvrtc
+def test_an_interrupted_compilation_stops() -> None:
+    """What has not begun does not begin."""
+    spec, _ = key("transpose_tiles")
+    begun: list[str] = []
+
+    def stop(spec: kernel.Specialisation, arch: str, error: str) -> None:
+        begun.append(error)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compiled.compile_each([(spec, "sm_80"), (spec, "sm_1"), (spec, "sm_2")] * 50, stop)
+    assert len(begun) == 1
+
+
+@needs_nvrtc
+def test_a_compiler_error_is_handed_over() -> None:
+    spec, _ = key("transpose_tiles")
+    errors: list[str] = []
+    compiled.compile_each([(spec, "sm_1")], lambda spec, arch, error: errors.append(error))
+    (error,) = errors
+    assert "transpose" in error
+    assert "--gpu-architecture" in error
 
 
 @needs_nvrtc
@@ -291,6 +317,8 @@ def test_what_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> N
     (unreached,) = report.examine([relu], {}, ["sm_90"], report.Tools(False, False, True))
     assert unreached.call is unreached.counters is None
 
+    monkeypatch.setattr(flops, "available", lambda: False)
+    assert "no counters: the emulator counts on x86-64 only" in report.Tools.here().missing()
     monkeypatch.setattr(kernel, "nvrtc_version", lambda: None)
     monkeypatch.setattr(emulator, "available", lambda: False)
     tools = report.Tools.here()

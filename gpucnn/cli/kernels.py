@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gpucnn.xray.report import Row, Tools
 
 _DEFAULT_ARCH = "sm_90"
+_MANY = 20  # kernels: where they are not in the cache, they take minutes
 
 
 def _note(text: str) -> None:
@@ -167,6 +168,8 @@ def _examine(
     from gpucnn.emulator import CompileError, KernelFault, Unsupported
     from gpucnn.xray.report import examine
 
+    if len(keys) > _MANY:
+        click.echo(f"x-raying {len(keys)} kernels ...", err=True)
     try:
         return examine(keys, chosen, archs, tools, _say)
     except (RuntimeError, CompileError, KernelFault, Unsupported) as error:

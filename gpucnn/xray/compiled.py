@@ -110,9 +110,13 @@ def compile_each(
     """Compile in parallel threads; ``done`` gets each pair and its error message, empty if fine."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         running = {pool.submit(compiled, *pair): pair for pair in pairs}
-        for future in as_completed(running):
-            error = future.exception()
-            done(*running[future], "" if error is None else str(error))
+        try:
+            for future in as_completed(running):
+                error = future.exception()
+                done(*running[future], "" if error is None else str(error))
+        except BaseException:  # Ctrl-C, say
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 _SVAL, _MAX_THREADS = 4, 5  # of an attribute in a section .nv.info.KERNEL

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gpucnn import emulator, kernel
+from gpucnn.emulator import flops
 from gpucnn.kernel import Specialisation
 from gpucnn.xray import sass
 from gpucnn.xray.compiled import Usage, compile_each, compiled, launch_bound
@@ -129,7 +130,7 @@ class Tools:
     def here(cls) -> Tools:
         compiler = kernel.nvrtc_version() is not None
         disassembler = compiler and sass.disassembler() is not None
-        return cls(compiler, disassembler, emulator.available())
+        return cls(compiler, disassembler, emulator.available() and flops.available())
 
     def missing(self) -> list[str]:
         """One sentence for each tool that is not here."""
@@ -142,7 +143,8 @@ class Tools:
         elif not self.disassembler:
             notes.append(sass.HINT)
         if not self.emulator:
-            notes.append(f"no counters: {emulator.why_unavailable()}")
+            why = emulator.why_unavailable() or "the emulator counts on x86-64 only"
+            notes.append(f"no counters: {why}")
         return notes
 
 
