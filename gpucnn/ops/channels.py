@@ -29,6 +29,11 @@ def fold(x: NDArray[Any], length: int = _LONG_ROW) -> tuple[NDArray[Any], int]:
     return x.reshape(-1, k * C), k
 
 
+def pixels(images: NDArray[Any]) -> NDArray[Any]:
+    """Images whose element is a whole pixel: NumPy copies it in one go. A view (…, 1)."""
+    return images.view(np.dtype((np.void, images.shape[-1] * images.itemsize)))
+
+
 def column_sums(x: NDArray[Any], C: int) -> NDArray[Any]:
     """Per channel, the sum over a piece of x, in float64."""
     rows, k = fold(x.reshape(-1, C), SHORT_ROW)

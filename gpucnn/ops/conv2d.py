@@ -20,6 +20,7 @@ from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import Kernel, KernelFile
 from gpucnn.ops import depthwise
+from gpucnn.ops.channels import pixels
 from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, wants_tensor_cores
 from gpucnn.ops.conv_geometry import ConvGeometry, conv_geometry
 from gpucnn.ops.geometry import Padding, Pair
@@ -85,16 +86,16 @@ def windows(x: NDArray[Any], s: ConvGeometry) -> NDArray[Any]:
 
 def _unfold(view: NDArray[Any], s: ConvGeometry) -> NDArray[Any]:
     """Windows as matrices (G, pixels, K), a view of a scratch buffer or of the images."""
-    pixels = math.prod(view.shape[1:5])
+    count = math.prod(view.shape[1:5])
     if s.G == 1 and view.flags.c_contiguous and s.K == s.C:
-        return view.reshape(1, pixels, s.C)
+        return view.reshape(1, count, s.C)
     if s.KW * s.CG < _SHORT_RUN:
-        columns = scratch("conv2d columns", (s.G, s.K, pixels), view.dtype)
+        columns = scratch("conv2d columns", (s.G, s.K, count), view.dtype)
         into = columns.reshape(s.G, *view.shape[5:], *view.shape[1:5])
         np.copyto(into, view.transpose(0, 5, 6, 7, 8, 1, 2, 3, 4))
         return cast("NDArray[Any]", columns.transpose(0, 2, 1))
-    columns = scratch("conv2d columns", (s.G, pixels, s.K), view.dtype)
-    np.copyto(columns.reshape(view.shape), view)
+    columns = scratch("conv2d columns", (s.G, count, s.K), view.dtype)
+    np.copyto(pixels(columns.reshape(view.shape)), pixels(view))
     return columns
 
 

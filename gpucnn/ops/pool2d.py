@@ -12,6 +12,7 @@ from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.misuse import look_for_zeros_that_won
+from gpucnn.ops.channels import pixels
 from gpucnn.ops.geometry import MAX_SIZE, Padding, Pair, flag
 from gpucnn.ops.window import (
     THREADS,
@@ -41,11 +42,6 @@ def max_pool2d_geometry(
 
 
 # primitives
-
-
-def _pixels(images: NDArray[Any]) -> NDArray[Any]:
-    """Images whose element is a whole pixel: NumPy copies it in one go."""
-    return images.view(np.dtype((np.void, images.shape[-1] * images.itemsize)))
 
 
 def _first_inside(
@@ -98,9 +94,9 @@ def max_pool2d_forward(x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array
         winner = scratch("pool2d winner", best.shape, number)
         candidate = scratch("pool2d candidate", best.shape, number)
         winner[...] = first
-        np.copyto(_pixels(best), cells(_pixels(padded), s, 0, 0))
+        np.copyto(pixels(best), cells(pixels(padded), s, 0, 0))
         for k in range(1, s.KH * s.KW):
-            np.copyto(_pixels(cell), cells(_pixels(padded), s, *divmod(k, s.KW)))
+            np.copyto(pixels(cell), cells(pixels(padded), s, *divmod(k, s.KW)))
             # Cells of the image have increasing offsets: the last winner has the largest.
             np.greater(cell, best, out=wins)
             np.logical_or(wins, np.isnan(cell, out=nan), out=wins)
@@ -157,7 +153,7 @@ def max_pool2d_backward(dy: Array, indices: Array, geometry: Pool2dGeometry) -> 
             np.copyto(keep, won.view(np.int8))  # all bits set, or none
             np.bitwise_and(keep, gradient, out=keep)
             if apart:
-                np.copyto(cells(_pixels(padded), s, kh, kw), _pixels(keep))
+                np.copyto(cells(pixels(padded), s, kh, kw), pixels(keep))
             else:
                 targets = cells(padded, s, kh, kw)
                 np.add(targets, keep.view(dy.dtype), out=targets)
