@@ -11,7 +11,7 @@ import numpy as np
 
 import gpucnn
 from gpucnn import functional as F
-from gpucnn import models, optim
+from gpucnn import models, nn, optim
 from gpucnn.summary import summarize
 
 FAMILY = "training_step"
@@ -19,9 +19,17 @@ LEARNING_RATE = 1e-5  # larger steps of Adam would turn rounding errors into oth
 CHECKED = 2  # steps whose losses are compared before anything is timed
 
 
+BLOCK = "block-16to32"  # the commonest three layers, which label each pixel of (32, 32, 16) images
+
+
+def block() -> nn.Module:
+    """A 3×3 convolution of 16 to 32 channels with batch norm and ReLU."""
+    return nn.Sequential(nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+
+
 @dataclass(frozen=True)
 class Step:
-    """A network of :mod:`gpucnn.models` and a batch size; group as in ``Problem``."""
+    """A network of :mod:`gpucnn.models` or the block, and a batch size; group as in ``Problem``."""
 
     model: str
     batch: int
@@ -43,14 +51,20 @@ class Step:
         """The network with the weights of seed 0."""
         gpucnn.seed(0)
         with gpucnn.use_device("cpu"):
-            return models.create(self.model)
+            return block() if self.model == BLOCK else models.create(self.model)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of an image."""
+        return (32, 32, 16) if self.model == BLOCK else models.input_shape(self.model)
 
     def batch_of_images(self) -> tuple[Any, Any]:
         """Random images (N,H,W,C) and labels int32, one per image or pixel."""
         rng = np.random.default_rng(0)
-        shape = models.input_shape(self.model)
+        shape = self.input_shape
         x = rng.standard_normal((self.batch, *shape), np.float32)
-        rows = (self.batch, *shape[:2]) if models.kind(self.model) == "pixel" else (self.batch,)
+        by_pixel = self.model == BLOCK or models.kind(self.model) == "pixel"
+        rows = (self.batch, *shape[:2]) if by_pixel else (self.batch,)
         return x, rng.integers(0, 3, rows).astype(np.int32)
 
     @property
@@ -60,7 +74,7 @@ class Step:
         Nobody needs the gradient of the images.
         """
         with gpucnn.use_device("cpu"):
-            layers = summarize(self.build(), models.input_shape(self.model))
+            layers = summarize(self.build(), self.input_shape)
         products = [layer.multiply_adds for layer in layers if layer.multiply_adds]
         return 2 * self.batch * (3 * sum(products) - products[0])
 
@@ -68,7 +82,7 @@ class Step:
     def bytes(self) -> int:
         """Images read; parameters, two moments read and written: what no step can do without."""
         parameters = sum(p.size for p in self.build().parameters())
-        images = self.batch * math.prod(models.input_shape(self.model))
+        images = self.batch * math.prod(self.input_shape)
         return 4 * (images + 6 * parameters)
 
 
@@ -78,6 +92,7 @@ STEPS = [
         for name, batch in [
             ("lenet5", 64),
             ("shapenet", 64),
+            (BLOCK, 64),
             ("fashionnet", 128),
             ("resnet20", 16),
             ("resnet9", 4),
