@@ -7,10 +7,11 @@
 //
 // Layout NHWC; w is (OC, KH, KW, CG). With DIMS = 3 images are volumes, NDHWC, w is
 // (OC, KD, KH, KW, CG), and the sum also runs over kd. Lanes run along the last dimension of what
-// they write, so stores coalesce. Every multiply-add reads two floats from global memory (caches help): at 8 bytes
-// per 2 FLOPs this rung is bound by the load units, and the next one, conv2d_tiled, exists to reuse
-// what was loaded. The two backward passes gather: each output of them has one writer, so that
-// they need no atomics and give the same bits every time.
+// they write, so stores coalesce. Every multiply-add reads two floats from global memory (caches
+// help): at 8 bytes per 2 FLOPs this rung is bound by the load units. In the forward pass the lanes'
+// filters lie K floats apart, a sector each. The next rung, conv2d_tiled, exists to reuse what was
+// loaded. The two backward passes gather: each output of them has one writer, so that they need no
+// atomics and give the same bits every time.
 //
 // Any stride, padding, dilation, groups and channel counts.
 

@@ -9,10 +9,12 @@
 //
 // Layout NHWC; w is (OC, KH, KW, C/G). With DIMS = 3 images are volumes, NDHWC, and w is
 // (OC, KD, KH, KW, C/G). A block computes TILE_GM x TILE_GN outputs of one group; the launcher picks
-// TILE_GN = 8, 16 or 32 by the channels of the group. Against the naive rung, a pixel is read from
-// global memory once per TILE_GN channels and a weight once per TILE_GM pixels. What bounds it: per
-// k a warp spends two shared-memory reads (16-byte broadcast + 4-byte row) on 4 multiply-adds, half
-// of what the arithmetic units could take.
+// TILE_GN = 8, 16 or 32 by the channels of the group.
+//
+// What it gains over conv2d_naive: a pixel is read from global memory once per TILE_GN channels and a
+// weight once per TILE_GM pixels, and lanes run along what is contiguous. What bounds it: per k a
+// thread spends two shared-memory reads (a 16-byte broadcast and 4 bytes of a row) on four
+// multiply-adds, half of what the arithmetic units could take; conv2d_register_tiled reads less often.
 //
 // The data gradient goes phase by phase of the stride, so that it visits only taps that meet an
 // output (conv2d_gather.cuh). The weight gradient is cut into slices of pixels, or a small filter
