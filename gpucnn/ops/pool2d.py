@@ -19,9 +19,14 @@ from gpucnn.ops.window import (
     Pool2dGeometry,
     blocks,
     cells,
+    cells_of_column,
     images_per_chunk,
+    into_phases,
+    out_of_phases,
     padded_shape,
+    phases,
     pool2d_geometry,
+    rows_of_windows,
 )
 from gpucnn.primitive import primitive
 from gpucnn.tensor import Function, Tensor
@@ -61,6 +66,28 @@ def _window_origins(s: Pool2dGeometry) -> NDArray[Any]:
     return np.repeat(origins[..., None], s.C, axis=2)
 
 
+def _offset_dtype(s: Pool2dGeometry) -> np.dtype[Any]:
+    """Of an offset from the first cell of a window, and one number more: mostly uint8."""
+    return np.dtype(np.min_scalar_type((s.KH - 1) * s.DH * s.W + (s.KW - 1) * s.DW + 1))
+
+
+def _keep_larger(
+    best: NDArray[Any], winner: NDArray[Any], cell: NDArray[Any], offset: Any, nan: bool
+) -> None:
+    """Where cell is larger, or NaN, it becomes the best and its offset the winner.
+
+    Offsets within the image increase from call to call, so the last winner has the largest.
+    """
+    wins = scratch("pool2d wins", best.shape, np.bool_)
+    np.greater(cell, best, out=wins)
+    if nan:
+        np.logical_or(wins, np.isnan(cell), out=wins)
+    candidate = scratch("pool2d candidate", best.shape, winner.dtype)
+    np.multiply(wins.view(np.uint8), offset, out=candidate)
+    np.maximum(winner, candidate, out=winner)
+    np.maximum(best, cell, out=best)
+
+
 @primitive
 def max_pool2d_forward(x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array]:
     """y[n,oh,ow,c] = max_{kh,kw} x[n, oh·SH−PT+kh·DH, ow·SW−PL+kw·DW, c], and where it was found
@@ -76,35 +103,41 @@ def max_pool2d_forward(x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array
     origins = _window_origins(s)
     first_row, row_inside = _first_inside(s.H, s.OH, s.SH, s.PT, s.KH, s.DH)
     first_column, column_inside = _first_inside(s.W, s.OW, s.SW, s.PL, s.KW, s.DW)
-    offsets = [kh * s.DH * s.W + kw * s.DW for kh in range(s.KH) for kw in range(s.KW)]
-    number = np.dtype(np.min_scalar_type(max(offsets)))  # a byte, mostly
-    first = first_row[:, None] * (s.DH * s.W) + first_column * s.DW
-    first = np.where(row_inside[:, None] & column_inside, first, 0).astype(number)[..., None]
+    number = _offset_dtype(s)
+    first_row = np.where(row_inside, first_row, 0)[:, None].astype(number)
+    first_column = np.where(column_inside, first_column, 0)[:, None].astype(number)
+    width = s.OW * s.C
 
     def images(start: int, stop: int) -> None:
-        best, n = y[start:stop], stop - start
-        padded = x[start:stop]
-        if padded_shape(s, n) != padded.shape:
-            padded = scratch("pool2d padded", padded_shape(s, n), x.dtype)
-            padded[...] = -np.inf
-            padded[:, s.PT : s.PT + s.H, s.PL : s.PL + s.W] = x[start:stop]
-        cell = scratch("pool2d cell", best.shape, x.dtype)
-        wins = scratch("pool2d wins", best.shape, np.bool_)
-        nan = scratch("pool2d nan", best.shape, np.bool_)
-        winner = scratch("pool2d winner", best.shape, number)
-        candidate = scratch("pool2d candidate", best.shape, number)
-        winner[...] = first
-        np.copyto(pixels(best), cells(pixels(padded), s, 0, 0))
-        for k in range(1, s.KH * s.KW):
-            np.copyto(pixels(cell), cells(pixels(padded), s, *divmod(k, s.KW)))
-            # Cells of the image have increasing offsets: the last winner has the largest.
-            np.greater(cell, best, out=wins)
-            np.logical_or(wins, np.isnan(cell, out=nan), out=wins)
-            np.multiply(wins.view(np.uint8), number.type(offsets[k]), out=candidate)
-            np.maximum(winner, candidate, out=winner)
-            np.maximum(best, cell, out=best)
+        n = stop - start
+        padded = x[start:stop, :, None]
+        if s.SW > 1 or padded_shape(s, n) != (n, s.H, s.W, s.C):
+            padded = phases(s, n, -np.inf, x.dtype)
+            into_phases(x[start:stop], s, padded)
+        nan = bool(np.isnan(x[start:stop].min()))
+        # The maximum of each row of a window, and the column where it is; then that of the rows.
+        best = scratch("pool2d rows", (n, padded.shape[1], width), x.dtype)
+        column = scratch("pool2d columns", best.shape, number)
+        column.reshape(n, -1, s.OW, s.C)[...] = first_column * number.type(s.DW)
+        for kw in range(s.KW):
+            cell = cells_of_column(padded, s, kw)
+            if kw:
+                _keep_larger(best, column, cell, number.type(kw * s.DW), nan)
+            else:
+                np.copyto(best, cell)
+        y_rows = y[start:stop].reshape(n, s.OH, width)
+        winner = scratch("pool2d winner", y_rows.shape, number)
+        candidate = scratch("pool2d candidate row", y_rows.shape, number)
+        for kh in range(s.KH):
+            rows = rows_of_windows(s, kh)
+            if kh:
+                np.add(column[:, rows], number.type(kh * s.DH * s.W), out=candidate)
+                _keep_larger(y_rows, winner, best[:, rows], candidate, nan)
+            else:
+                np.copyto(y_rows, best[:, rows])
+                np.add(column[:, rows], first_row * number.type(s.DH * s.W), out=winner)
         index = indices[start:stop]
-        np.copyto(index, winner, casting="same_kind")
+        np.copyto(index, winner.reshape(index.shape), casting="same_kind")
         np.add(index, origins, out=index)
 
     map_chunks(images, s.N, images_per_chunk(s))
@@ -128,36 +161,45 @@ def max_pool2d_backward(dy: Array, indices: Array, geometry: Pool2dGeometry) -> 
     s = geometry
     dx = buffers.empty((s.N, s.H, s.W, s.C), dy.dtype)
     origins = _window_origins(s)
-    bits = np.dtype(f"i{dy.itemsize}")
+    bits, number = np.dtype(f"i{dy.itemsize}"), _offset_dtype(s)
+    nowhere = np.iinfo(number).max
     apart = s.SH > (s.KH - 1) * s.DH and s.SW > (s.KW - 1) * s.DW
     tiled = (s.SH, s.SW, s.DH, s.DW) == (s.KH, s.KW, 1, 1)
 
     def images(start: int, stop: int) -> None:
         n = stop - start
-        shape = padded_shape(s, n)
-        direct = shape[1:] == (s.H, s.W, s.C)
-        padded = dx[start:stop] if direct else scratch("pool2d padded", shape, dy.dtype)
-        if not (tiled and shape[1:3] == (s.OH * s.SH, s.OW * s.SW)):
-            padded[...] = 0
-        offset = scratch("pool2d offset", (n, s.OH, s.OW, s.C), np.int32)
+        if apart:
+            shape = padded_shape(s, n)
+            direct = shape[1:] == (s.H, s.W, s.C)
+            padded = dx[start:stop] if direct else scratch("pool2d padded", shape, dy.dtype)
+            if not (tiled and shape[1:3] == (s.OH * s.SH, s.OW * s.SW)):
+                padded[...] = 0
+        else:
+            padded = phases(s, n, 0, dy.dtype)
+        index = indices[start:stop]
+        offset = scratch("pool2d offset", index.shape, number)
         won = scratch("pool2d wins", offset.shape, np.bool_)
         keep = scratch("pool2d keep", offset.shape, bits)
-        np.subtract(indices[start:stop], origins, out=offset)
+        np.subtract(index, origins, out=offset, casting="unsafe")
+        if index.min() < 0:
+            offset[index < 0] = nowhere
         gradient = dy[start:stop].view(bits)
         for k in range(s.KH * s.KW):
             kh, kw = divmod(k, s.KW)
             # In the padding an offset may stand for a cell of another row; what is written there is
             # cut off below.
-            np.equal(offset, kh * s.DH * s.W + kw * s.DW, out=won)
+            np.equal(offset, number.type(kh * s.DH * s.W + kw * s.DW), out=won)
             np.negative(won.view(np.int8), out=won.view(np.int8))
             np.copyto(keep, won.view(np.int8))  # all bits set, or none
             np.bitwise_and(keep, gradient, out=keep)
             if apart:
                 np.copyto(cells(pixels(padded), s, kh, kw), pixels(keep))
             else:
-                targets = cells(padded, s, kh, kw)
-                np.add(targets, keep.view(dy.dtype), out=targets)
-        if not direct:
+                targets = cells_of_column(padded, s, kw)[:, rows_of_windows(s, kh)]
+                np.add(targets, keep.view(dy.dtype).reshape(targets.shape), out=targets)
+        if not apart:
+            out_of_phases(padded, s, dx[start:stop])
+        elif not direct:
             dx[start:stop] = padded[:, s.PT : s.PT + s.H, s.PL : s.PL + s.W]
 
     map_chunks(images, s.N, images_per_chunk(s))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn.device import Array
+from gpucnn.ops.channels import pixels
 from gpucnn.ops.geometry import (
     MAX_SIZE,
     Pair,
@@ -188,6 +190,50 @@ def cells(images: NDArray[Any], s: Pool2dGeometry, kh: int, kw: int) -> NDArray[
         top : top + (s.OH - 1) * s.SH + 1 : s.SH,
         left : left + (s.OW - 1) * s.SW + 1 : s.SW,
     ]
+
+
+def phases(s: Pool2dGeometry, n: int, fill: float, dtype: Any) -> NDArray[Any]:
+    """Padded images (n, high, SW, wide/SW, C), a scratch buffer: column w is at [w % SW, w // SW].
+
+    Thus what one column of all windows holds is a run in each row, whatever the stride.
+    """
+    n, high, wide, channels = padded_shape(s, n)
+    images = scratch("window phases", (n, high, s.SW, -(-wide // s.SW), channels), dtype)
+    images[...] = fill
+    return images
+
+
+def _columns_of_phases(s: Pool2dGeometry) -> Iterator[tuple[slice, slice]]:
+    """Per phase, its columns of the images and where they are in the phase."""
+    for phase in range(s.SW):
+        first = (phase - s.PL) % s.SW
+        at = (first + s.PL) // s.SW
+        yield slice(first, None, s.SW), slice(at, at + len(range(first, s.W, s.SW)))
+
+
+def into_phases(x: NDArray[Any], s: Pool2dGeometry, images: NDArray[Any]) -> None:
+    """x (n,H,W,C) into the images of :func:`phases`."""
+    inside = pixels(images)[:, s.PT : s.PT + s.H]
+    for phase, (columns, at) in enumerate(_columns_of_phases(s)):
+        np.copyto(inside[:, :, phase, at], pixels(x)[:, :, columns])
+
+
+def out_of_phases(images: NDArray[Any], s: Pool2dGeometry, x: NDArray[Any]) -> None:
+    """The inverse of :func:`into_phases`."""
+    inside = pixels(images)[:, s.PT : s.PT + s.H]
+    for phase, (columns, at) in enumerate(_columns_of_phases(s)):
+        np.copyto(pixels(x)[:, :, columns], inside[:, :, phase, at])
+
+
+def cells_of_column(images: NDArray[Any], s: Pool2dGeometry, kw: int) -> NDArray[Any]:
+    """Column kw of every window, in all rows of :func:`phases`: a view (n, high, OW·C)."""
+    at, phase = divmod(kw * s.DW, s.SW)
+    return images[:, :, phase, at : at + s.OW].reshape(*images.shape[:2], s.OW * s.C)
+
+
+def rows_of_windows(s: Pool2dGeometry, kh: int) -> slice:
+    """The rows of padded images that are row kh of a window."""
+    return slice(kh * s.DH, kh * s.DH + (s.OH - 1) * s.SH + 1, s.SH)
 
 
 def sum_of_cells(x: Array, divisor: Array, s: Pool2dGeometry, y: Array) -> None:
