@@ -9,7 +9,7 @@ import pytest
 
 from gpucnn import emulator, kernel
 from gpucnn.cli import main
-from gpucnn.xray import record, report, sass
+from gpucnn.xray import record, report, sass, select
 from gpucnn.xray.occupancy import LIMITS
 
 needs_nvrtc = pytest.mark.skipif(
@@ -209,6 +209,29 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     path.write_text("kernel,registers\nk,3\n")
     with pytest.raises(ValueError, match="is not a table of kernels"):
         record.read_records(path)
+
+
+@needs_nvrtc
+@pytest.mark.emulated
+def test_a_table_written_and_compared(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    only = select.find_kernels("relu_forward")
+    monkeypatch.setattr(select, "all_kernels", lambda: only)
+    path = tmp_path / "new" / "kernels.csv"
+    _, err = output(capsys, "--write-table", str(path))
+    assert err.splitlines()[-1] == f"1 kernels written to {path}"
+    (written,) = record.read_records(path)
+    assert written["problem"] == "relu_forward[16-b8]"
+    assert (written["sectors_per_request"], written["threads"]) == ("16.0000", "256")
+    assert all(written[f"registers_{arch}"].isdigit() for arch in record.ARCHITECTURES)
+    out, err = output(capsys, "--compare", str(path))
+    assert out == ""
+    assert "0 numbers changed, 0 kernels are new, 0 gone" in err
+
+    path.write_text(path.read_text().replace("16.0000", "8.0000", 1))
+    out, _ = output(capsys, "--compare", str(path), code=1)
+    assert out == "worse   relu_forward: sectors_per_request 8.0000 -> 16.0000\n"
 
 
 def test_kernels_that_came_and_went() -> None:
