@@ -9,7 +9,7 @@ None and never a Python number.
 from __future__ import annotations
 
 import types
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from gpucnn.signature import parse_kernels
 
 
 class Device:
+    compute_capability = "90"
+    attributes: ClassVar = {"MaxSharedMemoryPerBlockOptin": 227 * 1024}
+
     def __init__(self, number: int = 0) -> None:
         self.id = number
 
@@ -39,6 +42,7 @@ class ndarray:  # CuPy's own name
     size = property(lambda self: self._values.size)
     itemsize = property(lambda self: self._values.itemsize)
     flags = property(lambda self: self._values.flags)
+    data = property(lambda self: types.SimpleNamespace(ptr=self._values.ctypes.data))
 
     def get(self) -> np.ndarray:
         return self._values.copy()

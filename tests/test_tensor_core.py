@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import types
+
 import numpy as np
 import pytest
 
 import gpucnn
 from bench.cases import CONV2D, Conv2dCase
 from gpucnn import emulator, kernel
-from gpucnn.device import to_host
+from gpucnn import functional as F
+from gpucnn.device import DeviceError, to_host
 from gpucnn.ops.conv2d import (
     conv2d_data_gradient,
     conv2d_forward,
     conv2d_geometry,
     conv2d_weight_gradient,
 )
-from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, Rung
+from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, Rung, _limits
 from gpucnn.ops.conv_geometry import ConvGeometry
-from gpucnn.precision import precision_of
-from tests.support import assert_close, on, randn
+from gpucnn.precision import _has_tf32, precision_of
+from tests.support import assert_close, gradients, on, randn
 
 emulated = pytest.mark.skipif(
     not emulator.available(), reason=emulator.why_unavailable() or "g++ is here"
@@ -291,3 +294,47 @@ def test_precision_is_refused_by_name() -> None:
         gpucnn.precision("fp8")
     with gpucnn.precision("tf32"), gpucnn.precision(None):
         assert precision_of(np.zeros(1)) == "fp32"
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("mode", gpucnn.precision.modes)
+def test_the_cuda_path_computes_with_kernels_alone(
+    mode: str, cuda_path: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rungs on arrays of a stand-in for CuPy: the bits of the emulated device."""
+    x, w, b = randn(2, 7, 6, 8), randn(12, 3, 3, 8, seed=1), randn(12, seed=2)
+    runs = []
+    with gpucnn.precision(mode):
+        for device in ("emulated", "cuda"):
+            for rung in ("register_tiled", "implicit_gemm"):
+                with gpucnn.use_variant(conv2d=rung):
+                    dy = randn(2, 4, 3, 12, seed=3)
+
+                    def fn(*t: gpucnn.Tensor) -> gpucnn.Tensor:
+                        return F.conv2d(*t, stride=2, padding=1)
+
+                    y, grads = gradients(fn, [x, w, b], dy, device)
+                    runs.append([y.tobytes(), *(g.tobytes() for g in grads)])
+    assert runs[:2] == runs[2:]
+
+
+@pytest.mark.emulated
+def test_gpus_without_tensor_cores_are_told(
+    cuda_path: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_path.cuda.Device, "compute_capability", "75")
+    monkeypatch.setattr(
+        cuda_path.cuda.Device, "attributes", {"MaxSharedMemoryPerBlockOptin": 64 * 1024}
+    )
+    _limits.cache_clear()
+    _has_tf32.cache_clear()
+    x, w = (gpucnn.Tensor(a, device="cuda") for a in (randn(1, 5, 5, 8), randn(8, 3, 3, 8)))
+    with gpucnn.precision(None):
+        assert precision_of(x.data) == "fp32"
+    with gpucnn.use_variant(conv2d="implicit_gemm"):
+        with pytest.raises(DeviceError, match=r"in fp32 needs .* 8\.0 or newer, this one has 7\.5"):
+            F.conv2d(x, w)
+        with gpucnn.precision("fp16"):
+            F.conv2d(x, w)
+    _limits.cache_clear()
+    _has_tf32.cache_clear()
