@@ -9,7 +9,7 @@ import pytest
 
 from gpucnn import emulator, kernel
 from gpucnn.cli import main
-from gpucnn.xray import record, report, sass, select
+from gpucnn.xray import record, report, sass, select, tables
 from gpucnn.xray.occupancy import LIMITS
 
 needs_nvrtc = pytest.mark.skipif(
@@ -101,6 +101,23 @@ def test_details_of_a_kernel(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert text in out
     assert "\x1b" not in out  # no colours in a pipe
+    assert "transpose_forward[to-nchw-16-b8]" in out
+
+
+@needs_nvrtc
+@pytest.mark.emulated
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_narrow_terminal_gets_several_tables(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setattr(tables, "_WIDE", width)
+    out, _ = output(capsys, *CASE)
+    first = out[: out.index("instructions, most")] if "instructions, most" in out else out
+    assert max(map(len, first.splitlines())) <= width
+    assert "…" not in first
+    for text in ("regis-", "524.3", "16.00 / 16.00", "MFLOP", "relu_forward[16-b8]"):
+        assert text in first
+    assert first.count("┏") > 1
 
 
 @pytest.mark.emulated

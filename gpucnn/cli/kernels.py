@@ -199,6 +199,8 @@ def _print(rows: Sequence[Row], details: bool, tools: Tools, gpu: GPU | None) ->
     out = tables.console()
     for table in tables.overviews(rows, tools, gpu, out.width):
         out.print(table)
+    if tools.emulator:
+        out.print(tables.MEANING, style="dim")
     if details and tools.disassembler:
         out.print(tables.instructions(rows))
     if details and tools.emulator:

@@ -22,7 +22,11 @@ _WIDE = 400  # columns of a pipe or a file
 
 def console() -> Console:
     """Stdout as wide as the terminal, and wide enough for every table where it is none."""
-    return Console(width=None if sys.stdout.isatty() else _WIDE)
+    return _console(None if sys.stdout.isatty() else _WIDE)
+
+
+def _console(width: int | None) -> Console:
+    return Console(width=width, markup=False, emoji=False, highlight=False)  # text as it is
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -55,7 +59,7 @@ def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
     return table
 
 
-_MEANING = """\
+MEANING = """\
 least: the distinct 32-byte sectors touched. sectors / least: how often one is asked for.
 sectors/request, ideal: what a warp's request touches, and the fewest that could hold its words.
 conflicts: wavefronts of shared memory beyond the fewest possible. FLOP/byte: over the least bytes.
@@ -105,18 +109,23 @@ _COMPILED: list[Column] = [
     ("occu-\npancy", _occupied),
 ]
 _MIX: list[Column] = [("math\n/load", lambda row: number(_of(row.mix, lambda m: m.math_per_load)))]
-_COUNTED: list[Column] = [
+_BYTES: list[Column] = [
     ("read\nKB", lambda row: number(_of(row.counters, lambda c: c.read_bytes / 1e3), 1)),
     ("written\nKB", lambda row: number(_of(row.counters, lambda c: c.written_bytes / 1e3), 1)),
     ("least\nKB", lambda row: number(_of(row.footprint, lambda b: b / 1e3), 1)),
     ("sectors\n/ least", lambda row: number(row.traffic_ratio)),
+]
+_REQUESTS: list[Column] = [
     ("sectors/\nrequest, ideal", _sectors),
     ("coal-\nesced", lambda row: percent(_of(row.counters, lambda c: c.coalesced_share))),
     ("conflicts\n/request", _conflicts),
     ("bar-\nriers", lambda row: number(_of(row.counters, lambda c: c.barriers))),
+]
+_MATH: list[Column] = [
     ("MFLOP", lambda row: number(_of(row.counters, lambda c: c.flops / 1e6))),
     ("FLOP\n/byte", lambda row: number(row.intensity)),
 ]
+_ON: list[Column] = [("counted on", lambda row: str(row.call or "no problem reaches it"))]
 
 
 def _predicted(gpu: GPU) -> list[Column]:
@@ -133,36 +142,39 @@ def _predicted(gpu: GPU) -> list[Column]:
 def overviews(rows: Sequence[Row], tools: Tools, gpu: GPU | None, width: int) -> list[Table]:
     """One line per row: what the compiler, the disassembler and the emulator say.
 
-    One table if it is no wider than ``width``, else one for the compiler and one for the emulator.
+    In one table if it can be shown in ``width`` columns, else in several.
     """
-    said = (_COMPILED if tools.compiler else []) + (_MIX if tools.disassembler else [])
-    counted = _COUNTED + (_predicted(gpu) if gpu else []) if tools.emulator else []
-    archs = ", ".join(dict.fromkeys(row.arch for row in rows))
-    of_compiler, of_emulator = f"compiled for {archs}", "counted by the emulator"
-    if said and counted:
-        both = _overview(rows, said + counted, f"{of_compiler}, {of_emulator}", on=True)
-        wide = Console(width=_WIDE)
-        if Measurement.get(wide, wide.options, both).maximum <= width:
-            return [both]
-    tables = [_overview(rows, said, of_compiler)] if said else []
-    return tables + ([_overview(rows, counted, of_emulator, on=True)] if counted else [])
+    groups = []
+    if tools.compiler:
+        groups.append(_COMPILED)
+    if tools.disassembler:
+        groups.append(_MIX)
+    if tools.emulator:
+        groups += [_BYTES, _REQUESTS, _MATH + (_predicted(gpu) if gpu else []), _ON]
+    shown: list[list[Column]] = []
+    wide = _console(10_000)  # to measure on
+    for group in groups:
+        together = [*shown[-1], *group] if shown else group
+        least = Measurement.get(wide, wide.options, _overview(rows, together)).minimum
+        if shown and least <= width:
+            shown[-1] = together
+        else:
+            shown.append(group)
+    return [_overview(rows, columns) for columns in shown]
 
 
-def _overview(
-    rows: Sequence[Row], columns: Sequence[Column], title: str, on: bool = False
-) -> Table:
-    several = len({row.arch for row in rows}) > 1
-    left = ["kernel", "macros", *(["arch"] if several else [])]
-    table = _table(title, left, [heading for heading, _ in columns])
-    if on:
-        table.add_column("counted on", overflow="fold")
-        table.caption_justify = "left"
-        table.caption = _MEANING
+def _overview(rows: Sequence[Row], columns: Sequence[Column]) -> Table:
+    archs = dict.fromkeys(row.arch for row in rows)
+    titles = [f"compiled for {', '.join(archs)}"] if columns[0] in _COMPILED + _MIX else []
+    titles += ["counted by the emulator"] if columns[-1] not in _COMPILED + _MIX else []
+    left = ["kernel", "macros", *(["arch"] if len(archs) > 1 else [])]
+    numbers = [name for name, _ in columns if name != _ON[0][0]]
+    table = _table(", ".join(titles), left, numbers)
+    if len(numbers) < len(columns):
+        table.add_column(_ON[0][0], overflow="fold")
     for row in rows:
-        cells = [cell(row) for _, cell in columns]
-        call = str(row.call) if row.call else "no problem reaches it"
-        named = [row.kernel, row.macros, *([row.arch] if several else [])]
-        table.add_row(*named, *cells, *([call] if on else []))
+        named = [row.kernel, row.macros, *([row.arch] if len(archs) > 1 else [])]
+        table.add_row(*named, *(cell(row) for _, cell in columns))
     return table
 
 
