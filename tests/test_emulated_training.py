@@ -40,7 +40,7 @@ def losses(device: str, optimizer: type[Optimizer]) -> list[float]:
     return values
 
 
-@pytest.mark.parametrize("variant", ["tiled", "naive"])
+@pytest.mark.parametrize("variant", gpucnn.primitive.variants("conv2d"))
 @pytest.mark.parametrize("optimizer", [SGD, AdamW])
 def test_losses_agree_at_every_step(
     optimizer: type[Optimizer], variant: str, kernel_device: str
@@ -54,3 +54,15 @@ def test_losses_agree_at_every_step(
 
 def test_training_is_bitwise_reproducible(device: str) -> None:
     assert losses(device, SGD) == losses(device, SGD)
+
+
+@pytest.mark.parametrize("mode", ["tf32", "bf16", "fp16"])
+def test_training_with_rounded_operands(mode: str, kernel_device: str) -> None:
+    """It learns, to the same bits each time, and not to those of float32."""
+    with gpucnn.use_variant(conv2d="implicit_gemm", linear="implicit_gemm"):
+        exact = losses(kernel_device, SGD)
+        with gpucnn.precision(mode):
+            first, second = losses(kernel_device, SGD), losses(kernel_device, SGD)
+    assert first == second
+    assert first != exact
+    assert first[-1] < first[0]
