@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -53,7 +54,8 @@ def percent(share: float | None) -> str:
 def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", header_style="bold")
     for heading in left:
-        table.add_column(heading, overflow="fold", no_wrap=heading == "kernel")
+        least = 24 if heading == "macros" else None
+        table.add_column(heading, overflow="fold", no_wrap=heading == "kernel", min_width=least)
     for heading in right:
         table.add_column(heading, justify="right", no_wrap=True)
     return table
@@ -140,9 +142,10 @@ def _predicted(gpu: GPU) -> list[Column]:
 
 
 def overviews(rows: Sequence[Row], tools: Tools, gpu: GPU | None, width: int) -> list[Table]:
-    """One line per row: what the compiler, the disassembler and the emulator say.
+    """What the compiler, the disassembler and the emulator say.
 
-    In one table if it can be shown in ``width`` columns, else in several.
+    In one table, a line for each row, if it can be shown in ``width`` columns; else in several, and
+    the macros stand below their kernel.
     """
     groups = []
     if tools.compiler:
@@ -151,29 +154,38 @@ def overviews(rows: Sequence[Row], tools: Tools, gpu: GPU | None, width: int) ->
         groups.append(_MIX)
     if tools.emulator:
         groups += [_BYTES, _REQUESTS, _MATH + (_predicted(gpu) if gpu else []), _ON]
+    every = _overview(rows, [column for group in groups for column in group])
+    if _least_width(every) <= width:
+        return [every]
     shown: list[list[Column]] = []
-    wide = _console(10_000)  # to measure on
     for group in groups:
         together = [*shown[-1], *group] if shown else group
-        least = Measurement.get(wide, wide.options, _overview(rows, together)).minimum
-        if shown and least <= width:
+        if shown and _least_width(_overview(rows, together, narrow=True)) <= width:
             shown[-1] = together
         else:
             shown.append(group)
-    return [_overview(rows, columns) for columns in shown]
+    return [_overview(rows, columns, narrow=True) for columns in shown]
 
 
-def _overview(rows: Sequence[Row], columns: Sequence[Column]) -> Table:
+def _least_width(table: Table) -> int:
+    console = _console(10_000)
+    return Measurement.get(console, console.options, table).minimum
+
+
+def _overview(rows: Sequence[Row], columns: Sequence[Column], narrow: bool = False) -> Table:
     archs = dict.fromkeys(row.arch for row in rows)
     titles = [f"compiled for {', '.join(archs)}"] if columns[0] in _COMPILED + _MIX else []
     titles += ["counted by the emulator"] if columns[-1] not in _COMPILED + _MIX else []
-    left = ["kernel", "macros", *(["arch"] if len(archs) > 1 else [])]
+    several = ["arch"] if len(archs) > 1 else []
+    left = ["kernel", *([] if narrow else ["macros"]), *several]
     numbers = [name for name, _ in columns if name != _ON[0][0]]
     table = _table(", ".join(titles), left, numbers)
     if len(numbers) < len(columns):
         table.add_column(_ON[0][0], overflow="fold")
     for row in rows:
-        named = [row.kernel, row.macros, *([row.arch] if len(archs) > 1 else [])]
+        below = textwrap.indent(textwrap.fill(row.macros, 28), "  ")
+        named = [f"{row.kernel}\n{below}".rstrip()] if narrow else [row.kernel, row.macros]
+        named += [row.arch] if several else []
         table.add_row(*named, *(cell(row) for _, cell in columns))
     return table
 
