@@ -6,13 +6,15 @@ from dataclasses import astuple, dataclass
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
+from gpucnn.ops.channels import pixels
 from gpucnn.ops.geometry import MAX_SIZE, flag, image_shape, same_float_dtype, sizes
 from gpucnn.ops.tile import BUSY_BLOCKS
-from gpucnn.ops.window import THREADS, blocks
+from gpucnn.ops.window import THREADS, blocks, keep_larger
 from gpucnn.primitive import primitive
 from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks, scratch
@@ -62,12 +64,15 @@ def _regions(size: int, outputs: int) -> list[slice]:
     return [slice(i * size // outputs, -(-(i + 1) * size // outputs)) for i in range(outputs)]
 
 
+def _starts(size: int, outputs: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Per region along one axis, its first position and how many it holds."""
+    parts = _regions(size, outputs)
+    return np.array([p.start for p in parts]), np.array([p.stop - p.start for p in parts])
+
+
 def _areas(s: AdaptivePool2dGeometry, dtype: Any) -> Array:
     """The cells of each region: (OH, OW, 1)."""
-    rows, columns = (
-        np.array([part.stop - part.start for part in _regions(*axis)])
-        for axis in ((s.H, s.OH), (s.W, s.OW))
-    )
+    rows, columns = _starts(s.H, s.OH)[1], _starts(s.W, s.OW)[1]
     return (rows[:, None, None] * columns[:, None]).astype(dtype)
 
 
@@ -128,6 +133,24 @@ def adaptive_avg_pool2d_backward(dy: Array, geometry: AdaptivePool2dGeometry) ->
     return dx
 
 
+def _largest_of_all(x: Array) -> tuple[Array, Array]:
+    """Per channel, the largest of the pixels (n, P, C) -> (n, C), and the first where it stands.
+
+    A NaN is larger than every number, and the last one is the first.
+    """
+    y = x.max(axis=1, keepdims=True)
+    P = x.shape[1]
+    ranks = np.arange(P, 0, -1, dtype=np.min_scalar_type(P))[:, None]
+    wins = scratch("adaptive wins", x.shape, np.bool_)
+    np.equal(x, y, out=wins)
+    ranked = scratch("adaptive ranks", x.shape, ranks.dtype)
+    at = P - np.multiply(wins.view(np.uint8), ranks, out=ranked).max(axis=1).astype(np.int32)
+    if np.isnan(y).any():
+        nan = np.isnan(x)
+        at = np.where(nan.any(axis=1), P - 1 - nan[:, ::-1].argmax(axis=1), at)
+    return y[:, 0], at
+
+
 @primitive
 def adaptive_max_pool2d_forward(x: Array, geometry: AdaptivePool2dGeometry) -> tuple[Array, Array]:
     """y[n,oh,ow,c] = max of x[n,h,w,c], ⌊oh·H/OH⌋ <= h < ⌈(oh+1)·H/OH⌉, w likewise
@@ -138,21 +161,41 @@ def adaptive_max_pool2d_forward(x: Array, geometry: AdaptivePool2dGeometry) -> t
     s = geometry
     y = buffers.empty((s.N, s.OH, s.OW, s.C), x.dtype)
     indices = buffers.empty(y.shape, np.int32)
+    (top, high), (left, wide) = _starts(s.H, s.OH), _starts(s.W, s.OW)
+    origins = np.repeat((top[:, None] * s.W + left).astype(np.int32), s.C, axis=1)
+    number = np.min_scalar_type((high.max() - 1) * s.W + wide.max() - 1)
 
     def images(start: int, stop: int) -> None:
-        for oh, rows in enumerate(_regions(s.H, s.OH)):
-            for ow, columns in enumerate(_regions(s.W, s.OW)):
-                wide = columns.stop - columns.start
-                cells = x[start:stop, rows, columns].reshape(stop - start, -1, s.C)
-                at = cells.argmax(axis=1)  # the first NaN, if there is one
-                best = np.take_along_axis(cells, at[:, None], axis=1)[:, 0]
-                nan = np.isnan(best)
-                if nan.any():
-                    at[nan] = (cells.shape[1] - 1 - np.isnan(cells[:, ::-1]).argmax(axis=1))[nan]
-                y[start:stop, oh, ow] = best
-                indices[start:stop, oh, ow] = (rows.start + at // wide) * s.W + (
-                    columns.start + at % wide
-                )
+        part, n = x[start:stop], stop - start
+        if s.OH == s.OW == 1:
+            found = _largest_of_all(part.reshape(n, -1, s.C))
+            y[start:stop, 0, 0], indices[start:stop, 0, 0] = found
+            return
+        nan = bool(np.isnan(part.min()))
+        # The maximum of each row of a region, and the column where it is; then that of the rows.
+        # Regions with fewer cells than others meet their last one again.
+        best = scratch("adaptive rows", (n, s.H, s.OW * s.C), x.dtype)
+        column = scratch("adaptive columns", best.shape, number)
+        column[...] = 0
+        cell = scratch("adaptive cells", (n, s.H, s.OW, s.C), x.dtype)
+        for k in range(wide.max()):
+            offset = np.minimum(k, wide - 1)
+            into = cell if k else best.reshape(cell.shape)
+            pixels(part).take(left + offset, axis=2, out=pixels(into), mode="clip")
+            if k:
+                alike = (offset == k).all()
+                offsets = number.type(k) if alike else np.repeat(offset.astype(number), s.C)
+                keep_larger(best, column, cell.reshape(best.shape), offsets, nan)
+        y_rows = y[start:stop].reshape(n, s.OH, -1)
+        winner = scratch("adaptive winner", y_rows.shape, number)
+        for k in range(high.max()):
+            offset = np.minimum(k, high - 1)
+            candidate = column[:, top + offset] + (offset * s.W).astype(number)[:, None]
+            if k:
+                keep_larger(y_rows, winner, best[:, top + offset], candidate, nan)
+            else:
+                y_rows[...], winner[...] = best[:, top], candidate
+        np.add(winner, origins, out=indices[start:stop].reshape(winner.shape))
 
     map_chunks(images, s.N, _images_per_chunk(s))
     return y, indices
@@ -168,14 +211,13 @@ def adaptive_max_pool2d_backward(
     """
     s = geometry
     dx = buffers.empty((s.N, s.H, s.W, s.C), dy.dtype)
-    cells = dx.reshape(s.N, s.H * s.W, s.C)
     c = np.arange(s.C)
 
     def images(start: int, stop: int) -> None:
-        cells[start:stop] = 0
-        n = np.arange(start, stop)[:, None]
-        for oh, ow in np.ndindex(s.OH, s.OW):
-            cells[n, indices[start:stop, oh, ow], c] += dy[start:stop, oh, ow]
+        dx[start:stop] = 0
+        n = np.arange(stop - start).reshape(-1, 1, 1, 1)
+        cells = (n * (s.H * s.W) + indices[start:stop]) * s.C + c
+        np.add.at(dx[start:stop].reshape(-1), cells.reshape(-1), dy[start:stop].reshape(-1))
 
     map_chunks(images, s.N, _images_per_chunk(s))
     return dx

@@ -22,6 +22,7 @@ from gpucnn.ops.window import (
     cells_of_column,
     images_per_chunk,
     into_phases,
+    keep_larger,
     out_of_phases,
     padded_shape,
     phases,
@@ -71,23 +72,6 @@ def _offset_dtype(s: Pool2dGeometry) -> np.dtype[Any]:
     return np.dtype(np.min_scalar_type((s.KH - 1) * s.DH * s.W + (s.KW - 1) * s.DW + 1))
 
 
-def _keep_larger(
-    best: NDArray[Any], winner: NDArray[Any], cell: NDArray[Any], offset: Any, nan: bool
-) -> None:
-    """Where cell is larger, or NaN, it becomes the best and its offset the winner.
-
-    Offsets within the image increase from call to call, so the last winner has the largest.
-    """
-    wins = scratch("pool2d wins", best.shape, np.bool_)
-    np.greater(cell, best, out=wins)
-    if nan:
-        np.logical_or(wins, np.isnan(cell), out=wins)
-    candidate = scratch("pool2d candidate", best.shape, winner.dtype)
-    np.multiply(wins.view(np.uint8), offset, out=candidate)
-    np.maximum(winner, candidate, out=winner)
-    np.maximum(best, cell, out=best)
-
-
 @primitive
 def max_pool2d_forward(x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array]:
     """y[n,oh,ow,c] = max_{kh,kw} x[n, oh·SH−PT+kh·DH, ow·SW−PL+kw·DW, c], and where it was found
@@ -122,7 +106,7 @@ def max_pool2d_forward(x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array
         for kw in range(s.KW):
             cell = cells_of_column(padded, s, kw)
             if kw:
-                _keep_larger(best, column, cell, number.type(kw * s.DW), nan)
+                keep_larger(best, column, cell, number.type(kw * s.DW), nan)
             else:
                 np.copyto(best, cell)
         y_rows = y[start:stop].reshape(n, s.OH, width)
@@ -132,7 +116,7 @@ def max_pool2d_forward(x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array
             rows = rows_of_windows(s, kh)
             if kh:
                 np.add(column[:, rows], number.type(kh * s.DH * s.W), out=candidate)
-                _keep_larger(y_rows, winner, best[:, rows], candidate, nan)
+                keep_larger(y_rows, winner, best[:, rows], candidate, nan)
             else:
                 np.copyto(y_rows, best[:, rows])
                 np.add(column[:, rows], first_row * number.type(s.DH * s.W), out=winner)

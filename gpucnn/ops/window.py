@@ -236,6 +236,23 @@ def rows_of_windows(s: Pool2dGeometry, kh: int) -> slice:
     return slice(kh * s.DH, kh * s.DH + (s.OH - 1) * s.SH + 1, s.SH)
 
 
+def keep_larger(
+    best: NDArray[Any], winner: NDArray[Any], cell: NDArray[Any], offset: Any, nan: bool
+) -> None:
+    """Where cell is larger, or NaN, it becomes the best and its offset the winner.
+
+    Offsets within the image increase from call to call, so the last winner has the largest.
+    """
+    wins = scratch("window wins", best.shape, np.bool_)
+    np.greater(cell, best, out=wins)
+    if nan:
+        np.logical_or(wins, np.isnan(cell), out=wins)
+    candidate = scratch("window candidate", best.shape, winner.dtype)
+    np.multiply(wins.view(np.uint8), offset, out=candidate)
+    np.maximum(winner, candidate, out=winner)
+    np.maximum(best, cell, out=best)
+
+
 def sum_of_cells(x: Array, divisor: Array, s: Pool2dGeometry, y: Array) -> None:
     """y[n,oh,ow,c] = Σ x[n,h,w,c] / divisor[h,w,0] over the cells of each window; dilation is 1.
 
