@@ -93,8 +93,8 @@ def test_details_of_a_kernel(capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = output(capsys, "transpose_tiles", "--gpu", "rtx 4090")
     for text in (
         "compiled for sm_90, counted by the emulator",
-        "memory accesses by source line",
-        "kernels/transpose.cu:",
+        "requests by source line: loads and stores",
+        "transpose.cu:",
         "registers, occupancy and what limits it",
         "predicted for RTX 4090 in fp32: 1008 GB/s, 82.6 TFLOP/s",
         *LIMITS,

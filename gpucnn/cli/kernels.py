@@ -216,7 +216,9 @@ def _print_architectures(
     from gpucnn.xray.compiled import ARCHITECTURES
 
     only = replace(tools, emulator=False, disassembler=False)
-    tables.console().print(tables.architectures(_examine(keys, chosen, ARCHITECTURES, only)))
+    rows, out = _examine(keys, chosen, ARCHITECTURES, only), tables.console()
+    for table in tables.architectures(rows, out.width):
+        out.print(table)
 
 
 def _print_roofline(rows: Sequence[Row], case: str | None, gpu: GPU, precision: str) -> None:

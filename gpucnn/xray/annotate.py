@@ -16,8 +16,13 @@ _EVENTS = {"barrier": "bar", "shuffle": "shfl", "vote": "vote", "reduce": "redux
 _ACCESS = {"read": "ld", "write": "st", "atomic": "at"}
 
 
+def access_code(site: Site) -> str:
+    """``ld.g``, ``st.s``, …: load, store or atomic of global or shared memory."""
+    return f"{_ACCESS[site.access]}.{site.space[0]}"
+
+
 def _cells(site: Site) -> list[str]:
-    access, requests = f"{_ACCESS[site.access]}.{site.space[0]}", _short(site.requests)
+    access, requests = access_code(site), _short(site.requests)
     if site.space == "global":
         sectors, ideal = site.sectors_per_request, site.ideal_sectors_per_request
         return [access, requests, f"{sectors:.2f}", f"{ideal:.2f}", ""]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from gpucnn.xray.annotate import access_code
 from gpucnn.xray.counters import Site
 from gpucnn.xray.gpus import GPU
 from gpucnn.xray.measure import Problem
@@ -167,6 +169,12 @@ def overviews(rows: Sequence[Row], tools: Tools, gpu: GPU | None, width: int) ->
     return [_overview(rows, columns, narrow=True) for columns in shown]
 
 
+def _named(row: Row) -> str:
+    """The kernel, and its macros below it."""
+    below = textwrap.indent(textwrap.fill(row.macros, 28), "  ")
+    return f"{row.kernel}\n{below}".rstrip()
+
+
 def _least_width(table: Table) -> int:
     console = _console(10_000)
     return Measurement.get(console, console.options, table).minimum
@@ -183,59 +191,63 @@ def _overview(rows: Sequence[Row], columns: Sequence[Column], narrow: bool = Fal
     if len(numbers) < len(columns):
         table.add_column(_ON[0][0], overflow="fold")
     for row in rows:
-        below = textwrap.indent(textwrap.fill(row.macros, 28), "  ")
-        named = [f"{row.kernel}\n{below}".rstrip()] if narrow else [row.kernel, row.macros]
+        named = [_named(row)] if narrow else [row.kernel, row.macros]
         named += [row.arch] if several else []
         table.add_row(*named, *(cell(row) for _, cell in columns))
     return table
 
 
-def architectures(rows: Sequence[Row]) -> Table:
-    """Registers and occupancy of each kernel, architectures side by side."""
+def architectures(rows: Sequence[Row], width: int) -> list[Table]:
+    """Registers and occupancy of each kernel, architectures side by side if there is room."""
     archs = list(dict.fromkeys(row.arch for row in rows))
-    table = _table(
-        "registers, occupancy and what limits it", ["kernel", "macros", "threads", "shared"], archs
-    )
+    at_once = max(1, (width - 58) // 12)
     by_kernel: dict[tuple[Any, str], list[Row]] = {}
     for row in rows:
         by_kernel.setdefault((row.spec, row.kernel), []).append(row)
-    for found in by_kernel.values():
-        cells = []
-        for row in found:
-            occupied, usage = row.occupancy, row.usage
-            limits = ", ".join(occupied.limits) if occupied and occupied.share < 1 else ""
-            share = percent(_of(occupied, lambda o: o.share))
-            cells.append(f"{usage.registers if usage else ''}  {share}\n{limits}".rstrip())
-        first = found[0]
-        table.add_row(first.kernel, first.macros, number(first.threads), _shared(first), *cells)
-    return table
+    tables = []
+    for start in range(0, len(archs), at_once):
+        some = archs[start : start + at_once]
+        title = "registers, occupancy and what limits it"
+        table = _table(title, ["kernel"], ["threads", "shared", *some])
+        for found in by_kernel.values():
+            cells = [_resident(row) for row in found if row.arch in some]
+            table.add_row(_named(found[0]), number(found[0].threads), _shared(found[0]), *cells)
+        tables.append(table)
+    return tables
+
+
+def _resident(row: Row) -> str:
+    occupied = row.occupancy
+    limits = "\n".join(occupied.limits) if occupied and occupied.share < 1 else ""
+    registers = row.usage.registers if row.usage else ""
+    return f"{registers}  {percent(_of(occupied, lambda o: o.share))}\n{limits}".rstrip()
 
 
 def instructions(rows: Sequence[Row]) -> Table:
     """The instructions of each kernel's main loop, or of all of it where it has no loop."""
-    table = _table("instructions, most frequent first", ["kernel", "macros", "where", "count"], [])
+    table = _table("instructions, most frequent first", ["kernel", "where", "count"], [])
     for row in rows:
         if row.mix:
             mix = row.mix.loop or row.mix.all
             counts = ", ".join(f"{count} {name}" for name, count in mix.items())
-            table.add_row(row.kernel, row.macros, "main loop" if row.mix.loop else "kernel", counts)
+            table.add_row(_named(row), "main loop" if row.mix.loop else "all", counts)
     return table
 
 
 def sites(rows: Sequence[Row]) -> Table:
     """The source lines that access memory: requests, sectors and bank conflicts of each."""
-    right = ("requests", "lanes", "bytes\n/lane", "sectors/\nrequest, ideal", "conflicts\n/request",
-             "worst")  # fmt: skip
-    table = _table("memory accesses by source line", ["kernel", "macros", "line", "access"], right)
+    right = ("requests", "bytes\n/lane", "sectors,\nideal", "conflicts,\nworst")
+    title = "requests by source line: loads and stores, global (g) and shared (s)"
+    table = _table(title, ["line", ""], right)
     for row in rows:
-        for site in row.counters.sites if row.counters else ():
+        if row.counters is None:
+            continue
+        table.add_row(Text(_named(row), "bold"))
+        for site in row.counters.sites:
             table.add_row(
-                row.kernel,
-                row.macros,
-                f"{site.file}:{site.line}",
-                f"{site.space} {site.access}",
+                f"{PurePosixPath(site.file).name}:{site.line}",
+                access_code(site),
                 number(site.requests),
-                f"{site.lanes / site.requests:.1f}",
                 f"{site.bytes_per_lane:g}",
                 *_site_cells(site),
             )
@@ -243,16 +255,13 @@ def sites(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _site_cells(site: Site) -> tuple[Text, Text, Text]:
+def _site_cells(site: Site) -> tuple[Text, Text]:
     if site.space == "global":
         found, ideal = site.sectors_per_request, site.ideal_sectors_per_request
-        return _flag(f"{found:.2f} / {ideal:.2f}", found > 1.25 * ideal), Text(""), Text("")
+        return _flag(f"{found:.2f}, {ideal:.2f}", found > 1.25 * ideal), Text("")
     conflicts = site.conflicts / site.requests
-    return (
-        Text(""),
-        _flag(number(conflicts), conflicts > 0.1),
-        _flag(f"{site.worst_conflict}-way", site.worst_conflict > 1),
-    )
+    worst = f", {site.worst_conflict}-way" if site.worst_conflict > 1 else ""
+    return Text(""), _flag(f"{conflicts:.2f}{worst}", conflicts > 0.1)
 
 
 def roofline(problems: Sequence[Problem], gpu: GPU, precision: str) -> Table:
