@@ -131,6 +131,17 @@ def test_annotated_source(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.emulated
+def test_the_margin_in_the_readme_is_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    shown = readme[readme.index("\naccess requests") + 1 :].partition("\n```")[0].splitlines()
+    out, _ = output(capsys, "conv2d_tiled", "--annotate")
+    printed = out.splitlines()
+    assert shown[0] in printed
+    at = printed.index(shown[1])
+    assert printed[at : at + len(shown) - 1] == shown[1:]
+
+
+@pytest.mark.emulated
 def test_without_nvrtc_the_counters_stay(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
