@@ -89,7 +89,7 @@ def _against(text: str) -> tuple[str, ...]:
     return () if names == ["none"] else _one_of("rival", names, (*LIBRARIES, "none"))
 
 
-def _precisions(device: str, given: Sequence[str]) -> tuple[str, ...]:
+def precisions_of(device: str, given: Sequence[str]) -> tuple[str, ...]:
     """Those asked for, else all that the device has."""
     import gpucnn
 
@@ -174,7 +174,7 @@ def run(
     if cross_check:
         _one_of("family", families, sorted({p.family for p in all_problems()}))
         return _cross_check(name, families)
-    precisions = _precisions(name, precisions)
+    precisions = precisions_of(name, precisions)
     problems = selected(families, cases, quick)
     variants = _one_of("variant", variants, known_variants(name, problems))
     if variants:

@@ -23,7 +23,8 @@ COLUMNS = (
     *("family", "primitive", "direction", "case", "variant", "device", "precision", "status"),
     *("median_us", "p20_us", "p80_us", "gb_s", "gflop_s", "floor_us", "floor_share"),
     *RATIOS,
-    *("max_error", "registers", "shared_bytes", "occupancy", "host_us", "samples", "timer"),
+    *("max_error", "kernel", "registers", "shared_bytes", "occupancy"),
+    *("host_us", "samples", "timer"),
     *("bytes", "flops", "gpu", "driver", "cupy", "processor", "threads", "numpy", "torch"),
     *("source_hash", "date", "note"),
 )

@@ -18,6 +18,7 @@ import numpy as np
 import gpucnn
 from gpucnn.kernel import observe_launches
 from gpucnn.threads import thread_count
+from gpucnn.tuning import kernel_label
 
 from .harness.cpu_timer import CpuTimer
 from .harness.launch_facts import launch_facts
@@ -44,7 +45,7 @@ from .tolerances import BARS
 
 Task = tuple[Problem | Step, str]  # what to measure, and its precision
 
-_BY_PRECISION = (DEFAULT, "implicit_gemm")  # the others compute in float32 whatever is chosen
+BY_PRECISION = (DEFAULT, "implicit_gemm")  # the others compute in float32 whatever is chosen
 _POOL_LIMIT = 1 << 33  # bytes that CuPy's own pool may keep
 
 
@@ -187,7 +188,7 @@ class Bench:
         known = variants_of(problem.primitive, self.options.device)
         wanted = self.options.variants
         if self._precision != "fp32":
-            known = tuple(name for name in known if name in _BY_PRECISION)
+            known = tuple(name for name in known if name in BY_PRECISION)
         return [name for name in known if not wanted or name in wanted]
 
     def _rows(self, problem: Problem) -> list[Row]:
@@ -229,6 +230,7 @@ class Bench:
             row["max_error"] = float(f"{verdict.error:.3g}")
             if device == "cuda":
                 row["source_hash"] = kernel_hash(one.kernel.spec for one in case.launches)
+                row["kernel"] = kernel_label(case.launches)
                 row |= launch_facts(self.timer.cupy, case.launches)
             else:
                 row["source_hash"] = definition_hash(problem.primitive)

@@ -122,6 +122,7 @@ VIEW = (
     Column("primitive", "primitive", lambda row: row["primitive"]),
     Column("case", "case", lambda row: row["case"]),
     Column("variant", "variant", lambda row: row["variant"]),
+    Column("kernel", "kernel", lambda row: row["kernel"]),
     Column("median_us", "µs", _time),
     Column("p20_us", "p20–p80", _spread),
     Column("gb_s", "GB/s", _rate("gb_s")),

@@ -1,6 +1,7 @@
 """gpucnn: a small CNN library whose compute is hand-written CUDA C."""
 
 from gpucnn import functional, models, nn, optim
+from gpucnn import tuning as tuning  # primitives ask it which kernel to take
 from gpucnn.device import DeviceError, cuda_available, default_device, use_device, why_cpu
 from gpucnn.gradcheck import gradcheck
 from gpucnn.misuse import MisuseWarning

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 
+from gpucnn.kernel import Launch, observe_launches, without_running
 from gpucnn.nn import Linear, LocallyConnected2d, Module, Parameter
 from gpucnn.nn.conv import Convolution
 from gpucnn.receptive_field import Trace
 from gpucnn.tensor import Tensor
+from gpucnn.tuning import kernel_label
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class LayerSummary:
         output_shape: without the batch dimension; () where nothing was called.
         parameters: numbers that are trained; 0 where they were counted at an earlier call.
         multiply_adds: of convolutions and linear layers, padding included; 0 for other layers.
+        kernel: the variant and tile that the device takes at the present precision, "numpy" on the
+            cpu; "" for a layer that is neither a convolution nor linear.
         receptive_field: (rows, columns) of the input that one output can see, the largest over the
             outputs; None behind a layer whose reach is not known.
     """
@@ -30,6 +35,7 @@ class LayerSummary:
     output_shape: tuple[int, ...]
     parameters: int
     multiply_adds: int
+    kernel: str
     receptive_field: tuple[int, ...] | None
 
 
@@ -44,6 +50,12 @@ def _multiply_adds(module: Module, x: Tensor, y: Tensor) -> int:
     if isinstance(module, Linear):
         return math.prod(y.shape[1:]) * module.weight.shape[1]
     return 0
+
+
+def _kernel(module: Module, launches: list[Launch]) -> str:
+    if not isinstance(module, Convolution | Linear):
+        return ""
+    return kernel_label(reversed(launches)) if launches else "numpy"
 
 
 def summarize(model: Module, input_shape: tuple[int, ...]) -> list[LayerSummary]:
@@ -62,12 +74,14 @@ def summarize(model: Module, input_shape: tuple[int, ...]) -> list[LayerSummary]
     """
     rows: list[LayerSummary] = []
     counted: set[int] = set()
+    launched: list[Launch] = []
     trace = Trace(input_shape)
 
     def called(name: str, module: Module, x: Tensor, y: Tensor) -> None:
         fresh = [p for p in module.parameters() if id(p) not in counted]
         counted.update(map(id, fresh))
         field = trace.field(y)
+        launches, launched[:] = list(launched), []
         rows.append(
             LayerSummary(
                 name=name,
@@ -75,11 +89,17 @@ def summarize(model: Module, input_shape: tuple[int, ...]) -> list[LayerSummary]
                 output_shape=tuple(y.shape[1:]),
                 parameters=sum(p.size for p in fresh),
                 multiply_adds=_multiply_adds(module, x, y),
+                kernel=_kernel(module, launches),
                 receptive_field=None if field is None else tuple(axis.size for axis in field),
             )
         )
 
-    with trace.watch(model, called):
+    emulated = trace.blank.device == "emulated"
+    with (
+        trace.watch(model, called),
+        observe_launches(launched.append),
+        without_running() if emulated else contextlib.nullcontext(),
+    ):
         model(trace.blank)
     for name, module in model.named_modules():
         own = [p for p in vars(module).values() if isinstance(p, Parameter)]
@@ -87,5 +107,5 @@ def summarize(model: Module, input_shape: tuple[int, ...]) -> list[LayerSummary]
         if left:
             counted.update(left)
             size = sum(left.values())
-            rows.append(LayerSummary(name, type(module).__name__, (), size, 0, None))
+            rows.append(LayerSummary(name, type(module).__name__, (), size, 0, "", None))
     return rows

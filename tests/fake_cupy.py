@@ -122,7 +122,11 @@ def zeros(shape: Any, dtype: Any) -> ndarray:
 def module() -> types.ModuleType:
     """The module to put in ``sys.modules["cupy"]``: one GPU, device 0."""
     made = types.ModuleType("cupy")
-    runtime = types.SimpleNamespace(getDevice=lambda: 0, getDeviceCount=lambda: 1)
+    runtime = types.SimpleNamespace(
+        getDevice=lambda: 0,
+        getDeviceCount=lambda: 1,
+        getDeviceProperties=lambda device: {"name": b"Stand-in"},
+    )
     stream = types.SimpleNamespace(synchronize=lambda: None, is_capturing=lambda: False)
     made.cuda = types.SimpleNamespace(  # type: ignore[attr-defined]
         runtime=runtime, Device=Device, get_current_stream=lambda: stream

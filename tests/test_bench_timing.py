@@ -329,4 +329,6 @@ def test_every_launcher_is_a_variant() -> None:
         assert variants_of(name, "cpu") == ("numpy",)
         assert implementation(name, "numpy", "cpu") is primitive.definition
         found = [implementation(name, v, "cuda") for v in variants_of(name, "cuda")]
-        assert found == list(primitive.launchers.values())
+        by_name = [f for v, f in primitive.launchers.items() if v]
+        default = [primitive.on("cuda")] if "" in primitive.launchers else []
+        assert found == [*default, *by_name]

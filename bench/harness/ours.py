@@ -37,7 +37,7 @@ def implementation(primitive: str, variant: str, device: str) -> Callable[..., A
     made = PRIMITIVES[primitive]
     if device == "cpu":
         return made.definition
-    return made.launchers["" if variant == DEFAULT else variant]
+    return made.on(device) if variant == DEFAULT else made.launchers[variant]
 
 
 def sets_for(moved: int, l2_bytes: int) -> int:

@@ -20,6 +20,7 @@ from gpucnn.cli.parity import parity
 from gpucnn.cli.predict import predict
 from gpucnn.cli.summary import summary
 from gpucnn.cli.train import train
+from gpucnn.cli.tune import tune
 from gpucnn.device import DeviceError
 
 
@@ -33,7 +34,7 @@ def cli(ctx: click.Context) -> None:
         ctx.exit(2)
 
 
-for _command in (train, predict, summary, doctor, bench, kernels, check, parity):
+for _command in (train, predict, summary, doctor, bench, kernels, check, parity, tune):
     cli.add_command(_command)
 
 

@@ -17,8 +17,9 @@ from gpucnn.cli.options import Name, json_option, model_names
 def summary(model: str, as_json: bool) -> None:
     """Print the layers of MODEL: output shape, parameters, multiply-adds, receptive field.
 
-    Multiply-adds are those of convolutions and linear layers for one image. The receptive field is
-    the part of the input, rows x columns, that one output of the layer can see.
+    Multiply-adds are those of convolutions and linear layers for one image, and so are their
+    kernels: the variant and tile that this device takes by itself, "numpy" on the cpu. The
+    receptive field is the part of the input, rows x columns, that one output of the layer can see.
     """
     from rich.console import Console
     from rich.table import Table
@@ -42,19 +43,21 @@ def summary(model: str, as_json: bool) -> None:
         return
     table = Table(title=f"{model}: images of {_sizes(shape)}", title_justify="left")
     table.add_column("layer", overflow="fold")
+    table.add_column("kernel", overflow="fold")
     for heading in ("output", "parameters", "multiply-\nadds", "receptive\nfield"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         field = "" if row.receptive_field is None else _sizes(row.receptive_field)
         table.add_row(
             f"{row.name} {_shorten(row.layer)}".strip(),
+            row.kernel,
             _sizes(row.output_shape),
             f"{row.parameters:,}",
             f"{row.multiply_adds:,}",
             field,
         )
     table.add_section()
-    table.add_row("total", "", f"{parameters:,}", f"{multiply_adds:,}", "")
+    table.add_row("total", "", "", f"{parameters:,}", f"{multiply_adds:,}", "")
     Console().print(table, markup=False)
 
 

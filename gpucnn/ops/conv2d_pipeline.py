@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -131,7 +132,7 @@ class Rung:
         """
         like = arrays[0]
         vector = 4 if channels % 4 == 0 and all(_address(a) % 16 == 0 for a in arrays) else 1
-        forced = _forced.get(self.name)
+        forced = _forced.tiles.get(self.name)
         mode, dims = precision_of(like), 3 if s.dims == 3 else 2
         shared = 227 * 1024
         if not isinstance(like, np.ndarray):
@@ -143,10 +144,12 @@ class Rung:
                     f"{needed / 10} or newer, this one has {capability / 10}; choose another by "
                     "use_variant or precision"
                 )
+        index = self.tile(rows, columns, s, mode, vector, shared, name != "weight_gradient")
         if forced is not None:
-            index, vector = forced[0], min(vector, forced[1])
-        else:
-            index = self.tile(rows, columns, s, mode, vector, shared, name != "weight_gradient")
+            wanted, most = forced
+            narrower = min(vector, most)
+            if (wanted, mode, narrower, dims) in self.index:
+                index, vector = wanted, narrower
         kernel = self.kernels[f"conv2d_{self.name}_{name}", self.index[index, mode, vector, dims]]
         return kernel, self.tiles[index]
 
@@ -192,24 +195,29 @@ class Rung:
         return launch_sum_slices(partial, None)
 
 
-_forced: dict[str, tuple[int, int]] = {}  # rung -> (tile, the widest vector)
+class _Forced(threading.local):
+    """What a thread's launches take."""
+
+    def __init__(self) -> None:
+        self.tiles: dict[str, tuple[int, int]] = {}  # rung -> (tile, the widest vector)
+
+
+_forced = _Forced()
 
 
 @contextlib.contextmanager
 def use_tile(rung: Rung, index: int, vector: int = 4) -> Iterator[None]:
     """Inside the ``with`` block the rung's launches take the tile of this index.
 
-    vector: 1 for copies of single numbers also where four at a time would do. There must be a
-    specialisation of that tile (``rung.index``).
+    vector: 1 for copies of single numbers also where four at a time would do. Where there is no
+    such specialisation (``rung.index``), the rung chooses as always.
     """
-    before = _forced.get(rung.name)
-    _forced[rung.name] = index, vector
+    before = _forced.tiles
+    _forced.tiles = {**before, rung.name: (index, vector)}
     try:
         yield
     finally:
-        del _forced[rung.name]
-        if before is not None:
-            _forced[rung.name] = before
+        _forced.tiles = before
 
 
 def _address(a: Array) -> int:
