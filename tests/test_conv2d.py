@@ -34,7 +34,7 @@ from tests.support import (
     torch,
 )
 
-VARIANTS = ["tiled", "naive", "register_tiled", "implicit_gemm"]
+VARIANTS = ["tiled", "naive", "register_tiled", "implicit_gemm", "depthwise", "direct"]
 cases = pytest.mark.parametrize("case", CONV2D, ids=str)
 
 
@@ -169,9 +169,13 @@ def test_what_no_window_reads_gets_no_gradient(device: str) -> None:
     assert_close(dx[0, :, :, 0], read, "exact")
 
 
-@pytest.mark.parametrize(("case", "variant"), [(CONV2D[0], "tiled"), (CONV2D[9], "naive")], ids=str)
+@pytest.mark.parametrize(
+    ("case", "variant"),
+    [(CONV2D[0], "direct"), (CONV2D[9], "depthwise"), (CONV2D[11], "tiled")],
+    ids=str,
+)
 def test_default_fits_the_groups(case: Conv2dCase, variant: str, kernel_device: str) -> None:
-    """A depthwise convolution takes the naive rung by itself, and has the bits of it."""
+    """Few channels take the kernels for few channels by themselves, and have the bits of them."""
     x, w, b = arrays(case)
     s = geometry(case)
     dy = randn(*s.y_shape, seed=2)
@@ -185,8 +189,7 @@ def test_default_fits_the_groups(case: Conv2dCase, variant: str, kernel_device: 
             y, grads = gradients(lambda *t: F.conv2d(*t, **case.options), [x, w, b], dy, **options)
             runs.append([y.tobytes(), *(g.tobytes() for g in grads)])
     assert runs[0] == runs[1]
-    rungs = ("tiled", "naive", "register_tiled", "implicit_gemm")
-    assert gpucnn.primitive.variants("conv2d") == rungs
+    assert gpucnn.primitive.variants("conv2d") == tuple(VARIANTS)
 
 
 @needs_torch

@@ -1,5 +1,5 @@
 """2-D convolution: ``kernels/conv2d_naive.cu``, ``conv2d_tiled.cu``; the other rungs
-are in ``conv2d_pipeline.py``.
+are in ``conv2d_pipeline.py``, the kernels for few channels in ``conv2d_few_channels.py``.
 
 The primitives also take sequences (N, W, C) and volumes (N, D, H, W, C), for conv1d and conv3d:
 inside, all images have three axes.
@@ -21,6 +21,7 @@ from gpucnn.device import Array, empty
 from gpucnn.kernel import Kernel, KernelFile
 from gpucnn.ops import depthwise
 from gpucnn.ops.channels import pixels
+from gpucnn.ops.conv2d_few_channels import FEW_CHANNELS, where_it_fits
 from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, wants_tensor_cores
 from gpucnn.ops.conv_geometry import ConvGeometry, conv_geometry
 from gpucnn.ops.geometry import Padding, Pair
@@ -244,6 +245,9 @@ def _untiled(s: ConvGeometry) -> bool:
 
 
 def _best(primitive: Primitive, x: Array, s: ConvGeometry) -> Callable[..., Array]:
+    for few in FEW_CHANNELS:
+        if primitive.name in few.launchers and few.fits(s):
+            return few.launchers[primitive.name]
     tensor = wants_tensor_cores(x, s)
     return primitive.launchers["naive" if _untiled(s) else "implicit_gemm" if tensor else "tiled"]
 
@@ -327,6 +331,9 @@ for _rung in (REGISTER_TILED, IMPLICIT_GEMM):
     conv2d_forward.kernel(_rung.name)(_rung.forward)
     conv2d_data_gradient.kernel(_rung.name)(_rung.data_gradient)
     conv2d_weight_gradient.kernel(_rung.name)(_rung.weight_gradient)
+for _few in FEW_CHANNELS:
+    for _primitive in (conv2d_forward, conv2d_data_gradient, conv2d_weight_gradient):
+        _primitive.kernel(_few.name)(where_it_fits(_primitive, _few))
 
 
 # tape
@@ -390,9 +397,11 @@ def conv2d(
     Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit,
     also for an empty image and for a dilated window larger than the padded image; DeviceError if
     the tensors live on two devices. Variants: ``use_variant(conv2d="tiled" | "naive" |
-    "register_tiled" | "implicit_gemm")``; by default "naive" where groups leave each output one
-    channel (depthwise), else "implicit_gemm", on tensor cores, where the precision is not "fp32"
-    and a group has eight channels or more on both sides, else "tiled".
+    "register_tiled" | "implicit_gemm" | "direct" | "depthwise")``. "direct" takes images of up to
+    four channels in one group, not their data gradient, "depthwise" groups of one channel; what
+    they do not take runs the default. That is "depthwise" or "direct" where they fit, else
+    "implicit_gemm", on tensor cores, where the precision is not "fp32" and a group has eight
+    channels or more on both sides, else "tiled", or "naive" where that leaves its tiles empty.
 
     Source: torch.nn.functional.conv2d; arithmetic: Dumoulin and Visin, arXiv:1603.07285.
     """

@@ -1,0 +1,303 @@
+// Convolution of images with one to four channels: the first layer of a network.
+//
+//   y[n][oh][ow][oc]  = b[oc] + sum over kh, kw, c of x[n][ih][iw][c] * w[oc][kh][kw][c]
+//   dw[oc][kh][kw][c] = sum over n, oh, ow of dy[n][oh][ow][oc] * x[n][ih][iw][c]
+//   ih = oh*SH - PT + kh*DH,  iw = ow*SW - PL + kw*DW;  x is zero outside the image
+//
+// Layout NHWC; w is (OC, KH, KW, C). So few channels leave a tensor core idle, and y is far larger
+// than x: what counts is to write y (read dy) once, at the speed of memory.
+//
+// A block stages a tile of x with its halo in shared memory, and in the forward pass its filters,
+// transposed. A thread owns four channels of RUN = 8 pixels of one row; lanes run along the channels
+// first, so that a warp's 16-byte accesses to y or dy fill whole sectors:
+//
+//   thread = (i * rows + r) * runs + s) * quads + q       image, row and run of the tile, channels 4q..
+//
+//   x tile:   one row of the image, channels within pixels:  |halo|run 0|run 1|...|halo|
+//
+// FILTER_W, CHANNELS and STEP_W fix the filter's width, C and SW (DW is 1): the taps of a filter row
+// slide over a window in registers, (RUN - 1) * SW + KW values for RUN * KW products each of four
+// channels. Runs lie one float further apart than they are long, and the launcher picks the pitch of
+// rows, so that the runs of a warp read different banks. FILTER_W = 0 takes any filter, stride and
+// dilation: a thread owns every runs-th pixel, and reads each tap by itself.
+//
+// Counted for 3 -> 64 channels, 3x3, 32x32, 512 images on a GPU of 67 TFLOP/s and 4.3 TB/s: 1.81 GFLOP
+// (27 us), 6 MB read and 134 MB written (33 us). Per filter row and thread: 288 multiply-adds, 30 reads
+// of 4 bytes and 9 of 16, so that arithmetic takes 88 % of the issue slots (31 us) and no more than the
+// writes. With FILTER_W = 0 it is 12 wavefronts of shared memory for 8 cycles of arithmetic: 40 us.
+// Weight gradient: 8 reads of 16 bytes of dy (from L1 for all rows of the filter but one) and 30 of x
+// for 288 multiply-adds.
+//
+// The weight gradient is cut into slices of tiles, one per block: a thread owns four channels and a
+// chunk of taps, KW * C_EACH of one filter row (FILTER_W = 0: any 8), and keeps their sums in registers
+// from its first tile to its last. Lanes that share a chunk are added pairwise (block_sums.cuh), slices
+// by a second launch. No atomics. Refuses groups; the launcher refuses what needs more than 48 KiB.
+
+#include "common.cuh"
+#include "block_sums.cuh"
+#include "channels.cuh"
+
+#ifndef FILTER_W
+#define FILTER_W 0
+#endif
+#if FILTER_W
+constexpr int KW_FIXED = FILTER_W, C_FIXED = CHANNELS, SW_FIXED = STEP_W;
+#define WIDTHS [[maybe_unused]] const int KW = KW_FIXED, C = C_FIXED, SW = SW_FIXED, DW = 1
+#else
+#define WIDTHS [[maybe_unused]] const int KW = KW_, C = C_, SW = SW_, DW = DW_
+#endif
+
+constexpr int RUN = 8, THREADS = 256;
+
+// What a block takes of the output: images x rows x (runs of RUN pixels), and quads of four channels;
+// pitch: floats from one staged row to the next.
+struct Tile {
+    int images, rows, runs, quads, pitch;
+    int n0, oh0, ow0;  // its first output pixel
+    __device__ __forceinline__ int all_runs() const { return images * rows * runs; }
+};
+
+// The t-th tile of the batch, across, then down, then image by image.
+__device__ __forceinline__ Tile tile_at(int t, int OH, int OW, int images, int rows, int runs, int quads,
+                                        int pitch) {
+    const int across = (OW + runs * RUN - 1) / (runs * RUN), down = (OH + rows - 1) / rows;
+    return {images, rows, runs, quads, pitch,
+            t / across / down * images, t / across % down * rows, t % across * runs * RUN};
+}
+
+// Where float e of a staged row lies in it: a gap behind each run's length.
+__device__ __forceinline__ int placed(int e) {
+#if FILTER_W
+    return e + e / (RUN * SW_FIXED * C_FIXED);
+#else
+    return e;
+#endif
+}
+
+// Stages what the tile reads of x: a warp takes a row. Its lanes start where a sector does.
+__device__ __forceinline__ void stage_tile(float* staged, const float* x, const Tile& tile, int N, int H,
+                                           int W, int C, int KH, int KW, int SH, int SW, int PT, int PL,
+                                           int DH, int DW) {
+    const int lane = threadIdx.x % 32;
+    const int rows = (tile.rows - 1) * SH + (KH - 1) * DH + 1;
+    const int floats = ((tile.runs * RUN - 1) * SW + (KW - 1) * DW + 1) * C;
+    const long long left = ((long long)tile.ow0 * SW - PL) * C;
+    for (int row = threadIdx.x / 32; row < tile.images * rows; row += THREADS / 32) {
+        const int n = tile.n0 + row / rows, ih = tile.oh0 * SH - PT + row % rows;
+        const bool inside = n < N && ih >= 0 && ih < H;
+        const long long first = ((long long)n * H + ih) * W * C + left;
+        for (int e = lane - (int)(first & 7); e < floats; e += 32)
+            if (e >= 0)
+                staged[row * tile.pitch + placed(e)] =
+                    inside && left + e >= 0 && left + e < (long long)W * C ? x[first + e] : 0.0f;
+    }
+}
+
+// A thread's pixels: row r of image i of the tile, the first of its columns, and their distance.
+struct Pixels {
+    int i, r, column, step;
+    int at;  // in the staged tile, of the first pixel's first tap
+};
+
+__device__ __forceinline__ Pixels pixels_of(int run, const Tile& tile, int staged_rows, int C, int SH, int SW) {
+    const int s = run % tile.runs, r = run / tile.runs % tile.rows, i = run / tile.runs / tile.rows;
+    const int row = (i * staged_rows + r * SH) * tile.pitch;
+    if (FILTER_W) return {i, r, s * RUN, 1, row + placed(s * RUN * SW * C)};
+    return {i, r, s, tile.runs, row + s * SW * C};
+}
+
+extern __shared__ __align__(16) float shared_floats[];
+
+// grid (tiles, tiles of 4 * quads channels)
+extern "C" __global__ void __launch_bounds__(256, 2) conv2d_direct_forward(
+    float* __restrict__ y,        // (N, OH, OW, OC)
+    const float* __restrict__ x,  // (N, H, W, C)
+    const float* __restrict__ w,  // (OC, KH, KW, C)
+    const float* __restrict__ b,  // (OC) or null
+    int N, int H, int W, int C_, int OC, int KH, int KW_, int OH, int OW,
+    int SH, int SW_, int PT, int PL, int DH, int DW_, int images, int rows, int runs, int quads, int pitch) {
+    WIDTHS;
+    const Tile tile = tile_at(blockIdx.x, OH, OW, images, rows, runs, quads, pitch);
+    const int K = KH * KW * C, oc0 = blockIdx.y * 4 * quads, width = 4 * quads + 4;
+    float* filters = shared_floats;  // (K + 1, width): the bias is the last row
+    float* staged = filters + (K + 1) * width;
+
+    for (int i = threadIdx.x; i < 4 * quads * K; i += THREADS) {
+        const int o = i / K, k = i % K;
+        filters[k * width + o] = oc0 + o < OC ? w[(long long)oc0 * K + i] : 0.0f;
+    }
+    for (int o = threadIdx.x; o < 4 * quads; o += THREADS)
+        filters[K * width + o] = b && oc0 + o < OC ? b[oc0 + o] : 0.0f;
+    stage_tile(staged, x, tile, N, H, W, C, KH, KW, SH, SW, PT, PL, DH, DW);
+    __syncthreads();  // tile and filters are complete
+
+    const int q = threadIdx.x % quads, run = threadIdx.x / quads;
+    if (run >= tile.all_runs()) return;
+    const int staged_rows = (rows - 1) * SH + (KH - 1) * DH + 1;
+    const Pixels own = pixels_of(run, tile, staged_rows, C, SH, SW);
+    const float4 bias = *reinterpret_cast<const float4*>(filters + K * width + 4 * q);
+    float sums[RUN][4];
+#pragma unroll
+    for (int p = 0; p < RUN; ++p) sums[p][0] = bias.x, sums[p][1] = bias.y, sums[p][2] = bias.z, sums[p][3] = bias.w;
+    for (int kh = 0; kh < KH; ++kh) {
+        const float* from = staged + own.at + kh * DH * pitch;
+        const float* taps = filters + kh * KW * C * width + 4 * q;
+#if FILTER_W
+#pragma unroll
+        for (int c = 0; c < C; ++c) {
+            float window[(RUN - 1) * SW_FIXED + KW_FIXED];
+#pragma unroll
+            for (int j = 0; j < (RUN - 1) * SW + KW; ++j) window[j] = from[placed(j * C + c)];
+#pragma unroll
+            for (int kw = 0; kw < KW; ++kw) {
+                const float4 tap = *reinterpret_cast<const float4*>(taps + (kw * C + c) * width);
+#pragma unroll
+                for (int p = 0; p < RUN; ++p) {
+                    sums[p][0] = fmaf(window[p * SW + kw], tap.x, sums[p][0]);
+                    sums[p][1] = fmaf(window[p * SW + kw], tap.y, sums[p][1]);
+                    sums[p][2] = fmaf(window[p * SW + kw], tap.z, sums[p][2]);
+                    sums[p][3] = fmaf(window[p * SW + kw], tap.w, sums[p][3]);
+                }
+            }
+        }
+#else
+        for (int k = 0; k < KW * C; ++k) {
+            const float* cell = from + k / C * DW * C + k % C;
+            const float4 tap = *reinterpret_cast<const float4*>(taps + k * width);
+#pragma unroll
+            for (int p = 0; p < RUN; ++p) {
+                const float v = cell[p * runs * SW * C];
+                sums[p][0] = fmaf(v, tap.x, sums[p][0]);
+                sums[p][1] = fmaf(v, tap.y, sums[p][1]);
+                sums[p][2] = fmaf(v, tap.z, sums[p][2]);
+                sums[p][3] = fmaf(v, tap.w, sums[p][3]);
+            }
+        }
+#endif
+    }
+
+    const int n = tile.n0 + own.i, oh = tile.oh0 + own.r, oc = oc0 + 4 * q;
+    if (n >= N || oh >= OH || oc >= OC) return;
+#pragma unroll
+    for (int p = 0; p < RUN; ++p) {
+        const int ow = tile.ow0 + own.column + p * own.step;
+        if (ow >= OW) break;
+        float* to = y + (((long long)n * OH + oh) * OW + ow) * OC + oc;
+        if (OC % 4 == 0) {
+            Channels<float, 4> v;
+#pragma unroll
+            for (int j = 0; j < 4; ++j) v.at[j] = sums[p][j];
+            store_channels(to, v);
+        } else {
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                if (oc + j < OC) to[j] = sums[p][j];
+        }
+    }
+}
+
+#if FILTER_W
+constexpr int C_EACH = FILTER_W * CHANNELS <= 9 ? CHANNELS : 1;
+constexpr int TAPS = FILTER_W * C_EACH;
+#else
+constexpr int TAPS = 8;
+#endif
+
+// grid (slices, tiles of 4 * quads channels); slice s takes the tiles s * slice_tiles and following
+extern "C" __global__ void __launch_bounds__(256, 2) conv2d_direct_weight_gradient(
+    float* __restrict__ partial,   // (slices, OC, KH, KW, C)
+    const float* __restrict__ dy,  // (N, OH, OW, OC)
+    const float* __restrict__ x,   // (N, H, W, C)
+    int N, int H, int W, int C_, int OC, int KH, int KW_, int OH, int OW,
+    int SH, int SW_, int PT, int PL, int DH, int DW_, int images, int rows, int runs, int quads, int pitch,
+    int tiles, int slice_tiles) {
+    WIDTHS;
+    const int K = KH * KW * C, oc0 = blockIdx.y * 4 * quads;
+    const int staged_rows = (rows - 1) * SH + (KH - 1) * DH + 1;
+#if FILTER_W
+    const int chunks = KH * (C / C_EACH);
+#else
+    const int chunks = (K + TAPS - 1) / TAPS;
+#endif
+    const int owners = quads * chunks, lanes = THREADS / owners, lane = threadIdx.x / owners;
+    const int q = threadIdx.x % quads, chunk = threadIdx.x / quads % chunks, oc = oc0 + 4 * q;
+
+    int place[TAPS];  // of each tap, in the staged tile from the pixel's first tap; not past the last
+#pragma unroll
+    for (int j = 0; j < TAPS; ++j) {
+#if FILTER_W
+        place[j] = chunk / (C / C_EACH) * DH * pitch + chunk % (C / C_EACH) * C_EACH;
+#else
+        const int k = chunk * TAPS + j;
+        place[j] = k < K ? k / C / KW * DH * pitch + k / C % KW * DW * C + k % C : 0;
+#endif
+    }
+
+    float sums[TAPS * 4] = {};
+    const int begin = blockIdx.x * slice_tiles, end = min(begin + slice_tiles, tiles);
+    for (int t = begin; t < end; ++t) {
+        const Tile tile = tile_at(t, OH, OW, images, rows, runs, quads, pitch);
+        __syncthreads();  // the tile before was read
+        stage_tile(shared_floats, x, tile, N, H, W, C, KH, KW, SH, SW, PT, PL, DH, DW);
+        __syncthreads();  // the tile is complete
+        if (lane >= lanes || oc >= OC) continue;
+        for (int run = lane; run < tile.all_runs(); run += lanes) {
+            const Pixels own = pixels_of(run, tile, staged_rows, C, SH, SW);
+            const int n = tile.n0 + own.i, oh = tile.oh0 + own.r, ow = tile.ow0 + own.column;
+            if (n >= N || oh >= OH) continue;
+            const float* from = dy + (((long long)n * OH + oh) * OW + ow) * OC + oc;
+            Channels<float, 4> gradient[RUN];
+#pragma unroll
+            for (int p = 0; p < RUN; ++p) {
+                const float* pixel = from + (long long)p * own.step * OC;
+                const bool there = ow + p * own.step < OW;
+                if (OC % 4 == 0) {
+                    gradient[p] = there ? load_channels<4>(pixel) : all_channels<float, 4>(0.0f);
+                } else {
+#pragma unroll
+                    for (int j = 0; j < 4; ++j)
+                        gradient[p].at[j] = there && oc + j < OC ? pixel[j] : 0.0f;
+                }
+            }
+            const float* cells = shared_floats + own.at;
+#pragma unroll
+            for (int p = 0; p < RUN; ++p) {
+                if (ow + p * own.step >= OW) break;  // what lies there in x may be no number
+#pragma unroll
+                for (int j = 0; j < TAPS; ++j) {
+#if FILTER_W
+                    // chunk * C_EACH < C stays within the gap-free part of a run's pixel
+                    const int e = p * SW * C + j / C_EACH * C;
+                    const float v = cells[place[j] + e + e / (RUN * SW * C) + j % C_EACH];
+#else
+                    const float v = cells[place[j] + p * runs * SW * C];
+#endif
+#pragma unroll
+                    for (int i = 0; i < 4; ++i)
+                        sums[4 * j + i] = fmaf(gradient[p].at[i], v, sums[4 * j + i]);
+                }
+            }
+        }
+    }
+
+    add_lanes(shared_floats, sums, lanes, owners);
+    __syncthreads();  // scratch was read; the filters of this block go in its place
+    if (lane == 0) {
+#pragma unroll
+        for (int j = 0; j < TAPS; ++j) {
+#if FILTER_W
+            const int k = (chunk / (C / C_EACH) * KW + j / C_EACH) * C + chunk % (C / C_EACH) * C_EACH +
+                          j % C_EACH;
+#else
+            const int k = chunk * TAPS + j;
+#endif
+            if (k < K)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) shared_floats[(4 * q + i) * K + k] = sums[4 * j + i];
+        }
+    }
+    __syncthreads();  // the filters are complete
+    const int filters = min(4 * quads, OC - oc0);
+    float* out = partial + ((long long)blockIdx.x * OC + oc0) * K;
+    for (int i = threadIdx.x; i < filters * K; i += THREADS) out[i] = shared_floats[i];
+}
