@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 from gpucnn.ops.geometry import (
@@ -93,6 +93,23 @@ class ConvGeometry:
     def y_shape(self) -> tuple[int, ...]:
         """The output."""
         return (self.N, *(self.OD, self.OH, self.OW)[-self.dims :], self.OC)
+
+    def adjoint(self) -> ConvGeometry | None:
+        """The convolution of dy with flipped filters that makes dx; None where there is none.
+
+        Strides are 1 then, and the padding is smaller than the window.
+        """
+        pads = (
+            (self.KD - 1) * self.DD - self.PF,
+            (self.KH - 1) * self.DH - self.PT,
+            (self.KW - 1) * self.DW - self.PL,
+        )
+        if max(self.SD, self.SH, self.SW) > 1 or min(pads) < 0:
+            return None
+        inputs = {"D": self.OD, "H": self.OH, "W": self.OW, "C": self.OC}
+        outputs = {"OD": self.D, "OH": self.H, "OW": self.W, "OC": self.C}
+        before = dict(zip(("PF", "PT", "PL"), pads, strict=True))
+        return replace(self, **inputs, **outputs, **before)
 
 
 def _make(

@@ -7,7 +7,6 @@ another: a row of the padded image, shifted by the tap.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -102,21 +101,8 @@ def forward(x: NDArray[Any], w: NDArray[Any], s: ConvGeometry, y: NDArray[Any]) 
     np.einsum("ndhabkj,abkj->ndhj", _rows(x, s), _taps(w, s), out=_outputs(y, s))
 
 
-def _adjoint(s: ConvGeometry) -> ConvGeometry | None:
-    """The convolution of dy with the flipped taps that makes dx, where strides are 1."""
-    pads = (s.KD - 1) * s.DD - s.PF, (s.KH - 1) * s.DH - s.PT, (s.KW - 1) * s.DW - s.PL
-    if s.OCG > 1 or max(s.SD, s.SH, s.SW) > 1 or min(pads) < 0:
-        return None
-    sizes = {"D": s.OD, "H": s.OH, "W": s.OW, "OD": s.D, "OH": s.H, "OW": s.W}
-    return replace(s, **sizes, **dict(zip(("PF", "PT", "PL"), pads, strict=True)))
-
-
 def data_gradient(dy: NDArray[Any], w: NDArray[Any], s: ConvGeometry, dx: NDArray[Any]) -> None:
     """dx of conv2d_data_gradient of a few images."""
-    if (adjoint := _adjoint(s)) is not None:
-        flipped = w.reshape(s.OC, s.KD, s.KH, s.KW)[:, ::-1, ::-1, ::-1]
-        forward(dy, flipped, adjoint, dx)
-        return
     padded = _padded(s, len(dy), dy.dtype)
     taps, gradients = _taps(w, s), _outputs(dy, s)
     band = max(1, _BAND // (s.OW * s.OC))
