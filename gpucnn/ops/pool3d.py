@@ -22,7 +22,7 @@ from gpucnn.ops.geometry import (
     sizes,
 )
 from gpucnn.ops.pool2d import max_pool2d_backward, max_pool2d_forward, max_pool2d_geometry
-from gpucnn.ops.window import THREADS, Pool2dGeometry, blocks
+from gpucnn.ops.window import THREADS, Pool2dGeometry, blocks, chunk_of
 from gpucnn.primitive import primitive
 from gpucnn.tensor import Function, Tensor, check_tensor
 from gpucnn.threads import map_chunks
@@ -123,21 +123,27 @@ def max_pool3d_join(
     s = geometry
     y, winners = buffers.empty(best.shape, best.dtype), buffers.empty(best.shape, np.int32)
     indices = buffers.empty(best.shape, np.int32)
+    places = s.OH * s.OW * s.C  # of a plane
+    planes = inner.reshape(s.N, s.D * places)
+    place = np.arange(places)
     edge = np.zeros((s.OD, s.OH, s.OW, s.C), np.bool_)
     edge[s.ZD :] = edge[:, s.ZH :] = edge[:, :, s.ZW :] = True
-    past = edge.reshape(s.OD, 1, -1)
-    planes = inner.reshape(s.N, s.D, 1, -1)
+    past = edge.reshape(s.OD, 1, -1) if edge.any() else None
 
     def images(start: int, stop: int) -> None:
-        found = outer[start:stop]
-        at = np.take_along_axis(planes[start:stop], found.clip(0), axis=1)
-        index = np.where((found < 0) | (at < 0), -1, found * (s.H * s.W) + at)
-        zero = past & (best[start:stop] < 0)
-        y[start:stop] = np.where(zero, 0, best[start:stop])
-        indices[start:stop] = np.where(zero, -1, index)
-        winners[start:stop] = np.where(zero, -1, found)
+        for n in range(start, stop):
+            found, index = outer[n], indices[n]
+            cell = np.multiply(found, places, dtype=np.intp)
+            at = planes[n].take(np.add(cell, place, out=cell), mode="clip")
+            np.add(found * np.int32(s.H * s.W), at, out=index)
+            index[(found < 0) | (at < 0)] = -1
+            y[n], winners[n] = best[n], found
+            if past is not None:
+                zero = past & (best[n] < 0)
+                y[n][zero] = 0
+                index[zero] = winners[n][zero] = -1
 
-    map_chunks(images, s.N, 1)
+    map_chunks(images, s.N, chunk_of(s.N, y.size))
     return y.reshape(s.output_shape), indices.reshape(s.output_shape), winners
 
 
