@@ -45,7 +45,7 @@ from .tolerances import BARS
 
 Task = tuple[Problem | Step, str]  # what to measure, and its precision
 
-BY_PRECISION = (DEFAULT, "implicit_gemm")  # the others compute in float32 whatever is chosen
+_BY_PRECISION = (DEFAULT, "implicit_gemm")  # the others compute in float32 whatever is chosen
 _POOL_LIMIT = 1 << 33  # bytes that CuPy's own pool may keep
 
 
@@ -188,7 +188,7 @@ class Bench:
         known = variants_of(problem.primitive, self.options.device)
         wanted = self.options.variants
         if self._precision != "fp32":
-            known = tuple(name for name in known if name in BY_PRECISION)
+            known = tuple(name for name in known if name in _BY_PRECISION)
         return [name for name in known if not wanted or name in wanted]
 
     def _rows(self, problem: Problem) -> list[Row]:

@@ -18,7 +18,7 @@ from .harness.ours import Ours, sets_for
 from .harness.timing import Run, interleave, summarise
 from .harness.verify import Reference
 from .problems import Problem, all_problems
-from .run import BY_PRECISION, open_timer
+from .run import open_timer
 from .tolerances import BARS
 
 GROUPS = ("typical", "layer")
@@ -57,8 +57,6 @@ class Tuner:
             reference = Reference(problem)
             rules = tuning.rules_choice(problem.primitive, reference.arguments, self._moved)
             found = tuning.candidates(problem.primitive, mode, reference.arguments[-1], rules)
-            if mode != "fp32":  # the others would compute more exactly, and alike at any precision
-                found = [c for c in found if c.variant in BY_PRECISION]
             if rules not in found or len(found) == 1:
                 return None
             runs: dict[str, Run] = {}

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 import gpucnn
+from bench.cases import Conv2dCase
 from bench.harness.timing import Contender
-from bench.problems import Problem, all_problems
+from bench.problems import Problem
+from bench.problems.convolution import passes
 from bench.tune import Tuner, measure, selected
 from gpucnn import cache, emulator, kernel, nn, tuning
 from gpucnn.cli import main
@@ -75,10 +77,18 @@ def names(choices: list[Choice]) -> list[str]:
 def test_candidates_are_all_variants_and_tiles() -> None:
     found = names(tuning.candidates("conv2d_forward", "fp32", geometry(), Choice("tiled")))
     assert {"naive", "tiled", "register_tiled 128×128", "implicit_gemm 64×64"} <= set(found)
+    assert {"direct", "depthwise"}.isdisjoint(found)
     assert "implicit_gemm 256×128" not in found  # three products do not fit its registers
     assert len(found) == len(set(found))
     in_tf32 = names(tuning.candidates("conv2d_forward", "tf32", geometry(), Choice("tiled")))
     assert "implicit_gemm 256×128" in in_tf32
+
+
+def test_kernels_for_few_channels_are_candidates_where_they_fit() -> None:
+    s = geometry(3, 16)
+    assert "direct" in names(tuning.candidates("conv2d_forward", "fp32", s, Choice("direct")))
+    rules = Choice("tiled")
+    assert "direct" not in names(tuning.candidates("conv2d_data_gradient", "fp32", s, rules))
 
 
 @pytest.mark.parametrize("s", [geometry(7), geometry(8, dims=3)], ids=["7 channels", "volumes"])
@@ -143,16 +153,10 @@ class FakeTimer:
 
 
 def small_problem(primitive: str = "conv2d_forward") -> Problem:
-    """Of images with channels that come in fours."""
-    usable = [
-        p
-        for p in all_problems()
-        if p.primitive == primitive
-        and p.family == "conv2d"
-        and p.group == "edge"
-        and p.make(0)[-1].CG % 4 == 0
-    ]
-    return min(usable, key=lambda p: p.flops)
+    """Of channels that come in fours, too many for the kernels for few."""
+    case = Conv2dCase((1, 6, 6, 8), (20, 3, 3, 8), {"padding": 1})
+    found = passes("conv2d", 2, "own", case, "edge")
+    return next(p for p in found if p.primitive == primitive)
 
 
 def tuner(**times: float) -> Tuner:
