@@ -276,9 +276,21 @@ def sum_of_cells(x: Array, divisor: Array, s: Pool2dGeometry, y: Array) -> None:
         total = y[start:stop]
         for kw in range(s.KW):
             part = rows[:, :, kw : kw + (s.OW - 1) * s.SW + 1 : s.SW]
+            if s.SW > 1:  # a copy of whole pixels is faster than an addition that skips some
+                column = scratch("window column", total.shape, x.dtype)
+                np.copyto(pixels(column), pixels(part))
+                part = column
             np.add(total, part, out=total) if kw else np.copyto(total, part)
 
     map_chunks(images, s.N, images_per_chunk(s))
+
+
+def _add(values: NDArray[Any], total: NDArray[Any], first: bool) -> None:
+    """total += values; ``first`` says that total is 0 there: no two windows share a cell."""
+    if first:
+        np.copyto(pixels(total), pixels(values))
+    else:
+        np.add(total, values, out=total)
 
 
 def sum_of_windows(y: Array, divisor: Array, s: Pool2dGeometry, x: Array) -> None:
@@ -290,19 +302,21 @@ def sum_of_windows(y: Array, divisor: Array, s: Pool2dGeometry, x: Array) -> Non
     @np.errstate(invalid="ignore", over="ignore")  # infinities meet
     def images(start: int, stop: int) -> None:
         shape = padded_shape(s, stop - start)
-        share = scratch("window share", (stop - start, *y.shape[1:]), y.dtype)
-        np.divide(y[start:stop], divisor, out=share)
+        share = y[start:stop]
+        if np.ndim(divisor) or divisor != 1:
+            share = scratch("window share", share.shape, y.dtype)
+            np.divide(y[start:stop], divisor, out=share)
         rows = scratch("window rows", (shape[0], s.OH, *shape[2:]), y.dtype)
         rows[...] = 0
         for kw in range(s.KW):
             part = rows[:, :, kw : kw + (s.OW - 1) * s.SW + 1 : s.SW]
-            np.add(part, share, out=part)
+            _add(share, part, first=s.SW >= s.KW)
         direct = shape[1:] == x.shape[1:]
         padded = x[start:stop] if direct else scratch("window padded", shape, y.dtype)
         padded[...] = 0
         for kh in range(s.KH):
             part = padded[:, kh : kh + (s.OH - 1) * s.SH + 1 : s.SH]
-            np.add(part, rows, out=part)
+            _add(rows, part, first=s.SH >= s.KH)
         if not direct:
             x[start:stop] = padded[:, s.PT : s.PT + s.H, s.PL : s.PL + s.W]
 
