@@ -21,7 +21,7 @@ from gpucnn.device import Array, empty
 from gpucnn.kernel import Kernel, KernelFile
 from gpucnn.ops import depthwise
 from gpucnn.ops.channels import pixels
-from gpucnn.ops.conv2d_few_channels import FEW_CHANNELS, where_it_fits
+from gpucnn.ops.conv2d_few_channels import FEW_CHANNELS, FewChannels, where_it_fits
 from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, wants_tensor_cores
 from gpucnn.ops.conv_geometry import ConvGeometry, conv_geometry
 from gpucnn.ops.geometry import Padding, Pair
@@ -247,12 +247,23 @@ def _untiled(s: ConvGeometry) -> bool:
     return depthwise.is_depthwise(s) or s.G > GRID_YZ
 
 
+def _takes_few(few: FewChannels) -> Callable[[str, Array, ConvGeometry], bool]:
+    return lambda primitive, x, s: primitive in few.launchers and few.fits(s)
+
+
+# What a problem takes by itself: the first variant whose condition holds of the primitive's name,
+# an input and the sizes. The pipelined ones then choose their tile (TILES in conv2d_pipeline.py).
+CHOICE: tuple[tuple[str, Callable[[str, Array, ConvGeometry], bool]], ...] = (
+    *((few.name, _takes_few(few)) for few in FEW_CHANNELS),
+    ("naive", lambda primitive, x, s: _untiled(s)),
+    ("implicit_gemm", lambda primitive, x, s: wants_tensor_cores(x, s)),
+    ("tiled", lambda primitive, x, s: True),
+)
+
+
 def _best(primitive: Primitive, x: Array, s: ConvGeometry) -> Callable[..., Array]:
-    for few in FEW_CHANNELS:
-        if primitive.name in few.launchers and few.fits(s):
-            return few.launchers[primitive.name]
-    tensor = wants_tensor_cores(x, s)
-    return primitive.launchers["naive" if _untiled(s) else "implicit_gemm" if tensor else "tiled"]
+    chosen = next(name for name, takes in CHOICE if takes(primitive.name, x, s))
+    return primitive.launchers[chosen]
 
 
 @conv2d_forward.kernel()

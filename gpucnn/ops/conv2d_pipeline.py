@@ -63,7 +63,16 @@ def _splits(arithmetic: Macros) -> bool:
     return arithmetic.get("TERMS") == 3
 
 
-_BUSY_BLOCKS = 264  # two for each multiprocessor of a large GPU; a constant, as are the bits
+# Tiles by the columns of the product (output channels of a group): the first one that makes
+# BUSY_BLOCKS is taken, else the last. Wide tiles multiply more per number read, narrow ones occupy
+# more of the GPU. ``gpucnn tune`` measures where these rules of thumb are wrong.
+TILES: tuple[tuple[float, tuple[str, ...]], ...] = (
+    (16, ("128×16",)),
+    (32, ("128×32",)),
+    (64, ("128×64", "64×64")),
+    (math.inf, ("256×128", "128×128", "128×64", "64×64")),
+)
+BUSY_BLOCKS = 264  # two for each multiprocessor of a large GPU
 _CAPABILITY = {"fp32": 80, "tf32": 80, "bf16": 80, "fp16": 75}  # of the GPU, × 10
 _PLACES = 16  # bytes of static shared memory that a row of pipeline_rows takes besides
 
@@ -107,20 +116,21 @@ class Rung:
         shared: int,
         by_rows: bool,
     ) -> int:
-        """The widest tile that the columns half fill, that makes enough blocks and finds the
-        ``shared`` bytes of memory.
+        """The first tile that TILES names for these columns, whose operands fit the registers,
+        which makes enough blocks and finds the ``shared`` bytes of memory; else the last one.
         """
         if vector == 1 or s.dims == 3:
             return self.smallest
-        if columns <= 32:
-            return self.smallest + (2 if columns <= 16 else 1)
-        for index in range(self.widest(mode), self.smallest):
+        names = [str(tile) for tile in self.tiles]
+        listed = next(tiles for most, tiles in TILES if columns <= most)
+        wanted = [names.index(name) for name in listed if name in names]
+        for index in wanted[:-1]:
             tile = self.tiles[index]
             blocks = -(-rows // tile.rows) * -(-columns // tile.columns) * s.G
-            enough = blocks >= _BUSY_BLOCKS and tile.ring(by_rows) + _PLACES * tile.rows <= shared
-            if enough and columns > tile.columns // 2:
+            fits = tile.ring(by_rows) + _PLACES * tile.rows <= shared
+            if index >= self.widest(mode) and blocks >= BUSY_BLOCKS and fits:
                 return index
-        return self.smallest
+        return wanted[-1]
 
     def choose(
         self, name: str, s: ConvGeometry, rows: int, columns: int, channels: int, *arrays: Array
