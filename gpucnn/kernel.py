@@ -107,11 +107,26 @@ class Specialisation:
         return f"{self.family}[{values}]" if values else self.family
 
 
+@dataclass
+class _CudaKernel:
+    """A kernel on one GPU, and the bytes of dynamic shared memory that were asked for so far."""
+
+    raw: Any
+    shared: int = 0
+
+    def allow(self, shared_mem: int) -> None:
+        # Unasked a block has 48 KiB, of which the kernel's static arrays are a part.
+        with _lock:
+            if shared_mem > self.shared:
+                self.raw.max_dynamic_shared_size_bytes = shared_mem
+                self.shared = shared_mem
+
+
 @functools.cache
-def _cuda_kernel(spec: Specialisation, name: str, device: int) -> Any:
+def _cuda_kernel(spec: Specialisation, name: str, device: int) -> _CudaKernel:
     import cupy
 
-    return cupy.RawKernel(spec.source, name, spec.options)
+    return _CudaKernel(cupy.RawKernel(spec.source, name, spec.options))
 
 
 @functools.cache
@@ -215,7 +230,7 @@ class Kernel:
         """The ``cupy.RawKernel`` of the current GPU, which tells registers and shared memory."""
         import cupy
 
-        return _cuda_kernel(self.spec, self.name, cupy.cuda.runtime.getDevice())
+        return _cuda_kernel(self.spec, self.name, cupy.cuda.runtime.getDevice()).raw
 
     def run(self, launch: Launch, converted: Sequence[Any]) -> None:
         """Run this kernel for a launch whose arguments :func:`convert_arguments` has checked."""
@@ -241,11 +256,11 @@ class Kernel:
                     f"{self.name}: every array must be on GPU {current}, one is {where}"
                 )
         compiled = _cuda_kernel(self.spec, self.name, current)
-        if shared_mem > 48 * 1024:
-            compiled.max_dynamic_shared_size_bytes = shared_mem
+        if shared_mem > compiled.shared:
+            compiled.allow(shared_mem)
         # CuPy hands None to the driver as a missing argument; a null pointer is a zero of its size.
         passed = tuple(np.uint64(0) if a is None else a for a in args)
-        compiled(grid, block, passed, shared_mem=shared_mem)
+        compiled.raw(grid, block, passed, shared_mem=shared_mem)
         if os.environ.get("GPUCNN_SYNC") == "1":
             cupy.cuda.get_current_stream().synchronize()
 
@@ -299,7 +314,7 @@ def compile_all(*, defaults_only: bool = True) -> None:
     def compile_one(spec: Specialisation) -> None:
         with cupy.cuda.Device(device):
             for name in signatures(spec.family):
-                _cuda_kernel(spec, name, device).compile()
+                _cuda_kernel(spec, name, device).raw.compile()
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(compile_one, specialisations(defaults_only=defaults_only)))
