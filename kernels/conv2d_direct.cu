@@ -28,6 +28,9 @@
 // Weight gradient: 8 reads of 16 bytes of dy (from L1 for all rows of the filter but one) and 30 of x
 // for 288 multiply-adds.
 //
+// Where four does not divide OC, outputs (dy) pass through lines in shared memory instead, one for each
+// row of the tile's outputs, so that a warp still moves neighbours.
+//
 // The weight gradient is cut into slices of tiles, one per block: a thread owns four channels and a
 // chunk of taps, KW * C_EACH of one filter row (FILTER_W = 0: any 8), and keeps their sums in registers
 // from its first tile to its last. Lanes that share a chunk are added pairwise (block_sums.cuh), slices
@@ -106,10 +109,35 @@ __device__ __forceinline__ Pixels pixels_of(int run, const Tile& tile, int stage
     return {i, r, s, tile.runs, row + s * SW * C};
 }
 
+// A line of shared memory holds the `channels` channels of the tile's pixels in one row, as y does, and
+// a gap of one float behind each run.
+__device__ __forceinline__ int in_line(int pixel, int channels) { return pixel * channels + pixel / RUN; }
+
+__device__ __forceinline__ int line_length(const Tile& tile, int channels) {
+    return in_line(tile.runs * RUN, channels);
+}
+
+// copy(at, e) for every float of y in the tile and the place `at` of its copy: a warp takes a line, its
+// lanes start where a sector does.
+template <class F>
+__device__ __forceinline__ void for_each_output(const Tile& tile, int N, int OH, int OW, int OC, int oc0,
+                                                int channels, F copy) {
+    const int pixels = min(tile.runs * RUN, OW - tile.ow0);
+    for (int line = threadIdx.x / 32; line < tile.images * tile.rows; line += THREADS / 32) {
+        const int n = tile.n0 + line / tile.rows, oh = tile.oh0 + line % tile.rows;
+        if (n >= N || oh >= OH) continue;
+        const long long first = (((long long)n * OH + oh) * OW + tile.ow0) * OC + oc0;
+        for (int e = (int)(threadIdx.x % 32) - (int)(first & 7); e < pixels * channels; e += 32)
+            if (e >= 0)
+                copy(line * line_length(tile, channels) + in_line(e / channels, channels) + e % channels,
+                     first + (long long)(e / channels) * OC + e % channels);
+    }
+}
+
 extern __shared__ __align__(16) float shared_floats[];
 
 // grid (tiles, tiles of 4 * quads channels)
-extern "C" __global__ void __launch_bounds__(256, 2) conv2d_direct_forward(
+extern "C" __global__ void __launch_bounds__(256, 3) conv2d_direct_forward(
     float* __restrict__ y,        // (N, OH, OW, OC)
     const float* __restrict__ x,  // (N, H, W, C)
     const float* __restrict__ w,  // (OC, KH, KW, C)
@@ -132,14 +160,14 @@ extern "C" __global__ void __launch_bounds__(256, 2) conv2d_direct_forward(
     __syncthreads();  // tile and filters are complete
 
     const int q = threadIdx.x % quads, run = threadIdx.x / quads;
-    if (run >= tile.all_runs()) return;
+    const bool owner = run < tile.all_runs();
     const int staged_rows = (rows - 1) * SH + (KH - 1) * DH + 1;
-    const Pixels own = pixels_of(run, tile, staged_rows, C, SH, SW);
+    const Pixels own = pixels_of(owner ? run : 0, tile, staged_rows, C, SH, SW);
     const float4 bias = *reinterpret_cast<const float4*>(filters + K * width + 4 * q);
     float sums[RUN][4];
 #pragma unroll
     for (int p = 0; p < RUN; ++p) sums[p][0] = bias.x, sums[p][1] = bias.y, sums[p][2] = bias.z, sums[p][3] = bias.w;
-    for (int kh = 0; kh < KH; ++kh) {
+    for (int kh = 0; owner && kh < KH; ++kh) {
         const float* from = staged + own.at + kh * DH * pitch;
         const float* taps = filters + kh * KW * C * width + 4 * q;
 #if FILTER_W
@@ -177,22 +205,29 @@ extern "C" __global__ void __launch_bounds__(256, 2) conv2d_direct_forward(
     }
 
     const int n = tile.n0 + own.i, oh = tile.oh0 + own.r, oc = oc0 + 4 * q;
-    if (n >= N || oh >= OH || oc >= OC) return;
+    if (OC % 4) {
+        const int channels = min(4 * quads, OC - oc0);
+        __syncthreads();  // tile and filters were read; lines go in their place
+        float* line = shared_floats + (own.i * rows + own.r) * line_length(tile, channels) + 4 * q;
+#pragma unroll
+        for (int p = 0; p < RUN; ++p)
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                if (owner && oc + j < OC) line[in_line(own.column + p * own.step, channels) + j] = sums[p][j];
+        __syncthreads();  // the lines are complete
+        for_each_output(tile, N, OH, OW, OC, oc0, channels,
+                        [&](int at, long long e) { y[e] = shared_floats[at]; });
+        return;
+    }
+    if (!owner || n >= N || oh >= OH || oc >= OC) return;
 #pragma unroll
     for (int p = 0; p < RUN; ++p) {
         const int ow = tile.ow0 + own.column + p * own.step;
         if (ow >= OW) break;
-        float* to = y + (((long long)n * OH + oh) * OW + ow) * OC + oc;
-        if (OC % 4 == 0) {
-            Channels<float, 4> v;
+        Channels<float, 4> v;
 #pragma unroll
-            for (int j = 0; j < 4; ++j) v.at[j] = sums[p][j];
-            store_channels(to, v);
-        } else {
-#pragma unroll
-            for (int j = 0; j < 4; ++j)
-                if (oc + j < OC) to[j] = sums[p][j];
-        }
+        for (int j = 0; j < 4; ++j) v.at[j] = sums[p][j];
+        store_channels(y + (((long long)n * OH + oh) * OW + ow) * OC + oc, v);
     }
 }
 
@@ -233,12 +268,17 @@ extern "C" __global__ void __launch_bounds__(256, 2) conv2d_direct_weight_gradie
 #endif
     }
 
+    const int channels = min(4 * quads, OC - oc0);
+    float* lines = shared_floats + images * staged_rows * pitch;  // of dy, where four does not divide OC
     float sums[TAPS * 4] = {};
     const int begin = blockIdx.x * slice_tiles, end = min(begin + slice_tiles, tiles);
     for (int t = begin; t < end; ++t) {
         const Tile tile = tile_at(t, OH, OW, images, rows, runs, quads, pitch);
         __syncthreads();  // the tile before was read
         stage_tile(shared_floats, x, tile, N, H, W, C, KH, KW, SH, SW, PT, PL, DH, DW);
+        if (OC % 4)
+            for_each_output(tile, N, OH, OW, OC, oc0, channels,
+                            [&](int at, long long e) { lines[at] = dy[e]; });
         __syncthreads();  // the tile is complete
         if (lane >= lanes || oc >= OC) continue;
         for (int run = lane; run < tile.all_runs(); run += lanes) {
@@ -246,17 +286,19 @@ extern "C" __global__ void __launch_bounds__(256, 2) conv2d_direct_weight_gradie
             const int n = tile.n0 + own.i, oh = tile.oh0 + own.r, ow = tile.ow0 + own.column;
             if (n >= N || oh >= OH) continue;
             const float* from = dy + (((long long)n * OH + oh) * OW + ow) * OC + oc;
+            const float* line = lines + (own.i * rows + own.r) * line_length(tile, channels) + 4 * q;
             Channels<float, 4> gradient[RUN];
 #pragma unroll
             for (int p = 0; p < RUN; ++p) {
-                const float* pixel = from + (long long)p * own.step * OC;
-                const bool there = ow + p * own.step < OW;
+                gradient[p] = all_channels<float, 4>(0.0f);
+                if (ow + p * own.step >= OW) continue;
                 if (OC % 4 == 0) {
-                    gradient[p] = there ? load_channels<4>(pixel) : all_channels<float, 4>(0.0f);
+                    gradient[p] = load_channels<4>(from + (long long)p * own.step * OC);
                 } else {
 #pragma unroll
                     for (int j = 0; j < 4; ++j)
-                        gradient[p].at[j] = there && oc + j < OC ? pixel[j] : 0.0f;
+                        if (oc + j < OC)
+                            gradient[p].at[j] = line[in_line(own.column + p * own.step, channels) + j];
                 }
             }
             const float* cells = shared_floats + own.at;

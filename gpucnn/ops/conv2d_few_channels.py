@@ -83,21 +83,28 @@ def _staged_length(s: ConvGeometry, runs: int, fixed: bool) -> int:
     return floats + (floats - 1) // (RUN * s.SW * s.C) if fixed else floats
 
 
-def _pitch(s: ConvGeometry, rows: int, runs: int, quads: int, fixed: bool) -> int:
-    """The pitch of staged rows by which the runs of a warp meet in the fewest banks."""
+def _pitch(s: ConvGeometry, rows: int, runs: int, quads: int, sums: int) -> int:
+    """The pitch of staged rows by which the threads of a warp meet in the fewest banks.
+
+    sums: the taps whose sums a thread keeps, 0 in the forward pass.
+    """
+    fixed = bool(_specialisation(s))
     least = _staged_length(s, runs, fixed)
     step = RUN * s.SW * s.C + 1 if fixed else s.SW * s.C
-    warp = max(1, _BANKS // quads)
+    chunks = _up(s.K, sums) if sums else 1
+    threads = min(THREADS, rows * runs * quads * chunks)
+
+    def place(thread: int, pitch: int) -> int:
+        run, tap = thread // (quads * chunks), thread // quads % chunks * sums
+        row = run // runs % rows * s.SH + tap // (s.KW * s.C) * s.DH
+        return row * pitch + run % runs * step + tap // s.C % s.KW * s.DW * s.C + tap % s.C
 
     def worst(pitch: int) -> int:
-        def bank(run: int) -> int:
-            return (run // runs % rows * s.SH * pitch + run % runs * step) % _BANKS
-
-        first = range(0, rows * runs, warp)
-        last = [min(at + warp, rows * runs) for at in first]
-        return max(
-            max(Counter(map(bank, range(a, b))).values()) for a, b in zip(first, last, strict=True)
-        )
+        most = 0
+        for first in range(0, threads, _BANKS):
+            words = {place(t, pitch) for t in range(first, min(first + _BANKS, threads))}
+            most = max(most, *Counter(word % _BANKS for word in words).values())
+        return most
 
     return min(range(least, least + _BANKS), key=worst)
 
@@ -126,12 +133,13 @@ def _tile_of(s: ConvGeometry, backward: bool, quads: int) -> DirectTile | None:
         lines = images * ((rows - 1) * s.SH + (s.KH - 1) * s.DH + 1)
         if 4 * lines * _staged_length(s, runs, bool(index)) > _SHARED:
             continue
-        pitch = _pitch(s, rows, runs, quads, bool(index))
+        pitch = _pitch(s, rows, runs, quads, sums if backward else 0)
         floats = lines * pitch
+        outputs = images * rows * runs * (RUN * min(4 * quads, s.OC) + 1) if s.OC % 4 else 0
         if backward:
-            floats = max(floats, 4 * sums * _SCRATCH, 4 * quads * s.K)
+            floats = max(floats + outputs, 4 * sums * _SCRATCH, 4 * quads * s.K)
         else:
-            floats += (s.K + 1) * (4 * quads + 4)  # filters and bias
+            floats = max(floats + (s.K + 1) * (4 * quads + 4), outputs)  # filters and bias
         if 4 * floats <= _SHARED:
             count = _up(s.N, images) * _up(s.OH, rows) * _up(s.OW, runs * RUN)
             return DirectTile(images, rows, runs, quads, pitch, count, 4 * floats)
