@@ -24,7 +24,7 @@ from .rivals import LIBRARIES
 from .rows import OK, Row
 from .run import Bench, Options, Task, known_variants, open_timer
 from .steps import FAMILY, STEPS, Step
-from .tables import gap_lines, read_csv, short, show
+from .tables import gap_lines, read_csv, series, short, show
 
 QUICK_GROUPS, FULL_GROUPS = ("typical",), ("layer", "edge")
 _SECONDS = {"quick": 0.05, "full": 0.05}
@@ -90,7 +90,7 @@ def _against(text: str) -> tuple[str, ...]:
 
 
 def precisions_of(device: str, given: Sequence[str]) -> tuple[str, ...]:
-    """Those asked for, else all that the device has."""
+    """Those asked for, else float32 and the default of tensor cores where the device has them."""
     import gpucnn
 
     known: tuple[str, ...] = ("fp32",)
@@ -99,7 +99,8 @@ def precisions_of(device: str, given: Sequence[str]) -> tuple[str, ...]:
 
         tensor_cores = int(cupy.cuda.Device().compute_capability) >= TENSOR_CORES
         known = gpucnn.precision.modes if tensor_cores else known
-    return _one_of(f"precision of {device}", given, known) or known
+    usual = tuple(name for name in ("fp32", "tf32") if name in known)
+    return _one_of(f"precision of {device}", given, known) or usual
 
 
 def tasks(problems: Sequence[Problem | Step], precisions: Sequence[str]) -> list[Task]:
@@ -121,9 +122,9 @@ def _progress(rows: list[Row], number: int, count: int) -> None:
     for row in rows[:1]:
         head = f"[{number}/{count}] {row['primitive']} {row['case']}"
         times = [
-            f"{r['variant']} {short(r['median_us'])} µs"
+            f"{series(r)} {short(r['median_us'])} µs"
             if r["status"] == OK
-            else f"{r['variant']} {r['status']}"
+            else f"{series(r)} {r['status']}"
             for r in rows
         ]
         click.echo(f"{head}: {', '.join(times)}", err=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .rivals import COLUMNS as RIVALS
 from .rows import KEY, OK, Row
-from .tables import short
+from .tables import series, short
 
 FASTER, SLOWER, SAME = "faster", "slower", "within the noise"
 _LEAST = 0.02  # of the old median: less is no change, however quiet the machine
@@ -33,7 +33,7 @@ class Change:
     def __str__(self) -> str:
         row, old = self.row, self.old
         times = f"{short(old['median_us'])} → {short(row['median_us'])} µs"
-        name = f"{row['primitive']} {row['case']} {row['variant']}"
+        name = f"{row['primitive']} {row['case']} {series(row)}"
         return f"{name}: {times}, ×{self.ratio:.2f}, noise ±{self.noise:.1%}: {self.verdict}"
 
 

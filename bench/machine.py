@@ -20,8 +20,13 @@ from .harness.cpu_timer import CpuTimer
 from .harness.timing import Contender, interleave, summarise
 
 SOURCE = Path(__file__).with_name("machine.cu")
-COPY, MULTIPLY_ADD, TF32 = "machine_copy", "machine_multiply_add", "machine_tf32"
-NOTHING = "machine_nothing"
+COPY, MULTIPLY_ADD, NOTHING = "machine_copy", "machine_multiply_add", "machine_nothing"
+# On tensor cores, by precision: the kernel, and the operations of one of its instructions.
+TENSOR_CORE_PEAKS = {
+    "tf32": ("machine_tf32", 2048),
+    "bf16": ("machine_bf16", 4096),
+    "fp16": ("machine_fp16", 4096),
+}
 
 _COPY_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
 _MATRIX = 1536
@@ -160,7 +165,8 @@ def source() -> str:
 
 def kernels(raw_kernel: Any) -> dict[str, Any]:
     """The kernels of ``machine.cu`` as objects of a RawKernel class: CuPy's or the emulator's."""
-    names, options = (COPY, MULTIPLY_ADD, TF32, NOTHING), ("-std=c++17",)
+    own = (name for name, _ in TENSOR_CORE_PEAKS.values())
+    names, options = (COPY, MULTIPLY_ADD, NOTHING, *own), ("-std=c++17",)
     return {name: raw_kernel(source(), name, options) for name in names}
 
 
@@ -199,15 +205,17 @@ def _measure_cuda(timer: Any) -> Machine:
     def nothing(_: int) -> None:
         made[NOTHING]((1,), (1,), (y,))
 
-    def tensor_cores(_: int) -> None:
-        made[TF32]((blocks,), (_THREADS,), (y, np.float32(0.5), np.int32(rounds)))
+    def tensor_cores(name: str) -> Callable[[int], None]:
+        numbers = np.float32(0.5), np.int32(rounds)
+        return lambda _: made[name]((blocks,), (_THREADS,), (y, *numbers))
 
     threads = blocks * _THREADS
     work = 2 * _CHAINS * rounds * threads
     peaks = {"fp32": work / _fastest_us(timer, multiply_add) / 1e3}
     if int(cupy.cuda.Device(device).compute_capability) >= TENSOR_CORES:
-        work = 2048 * _TILES * rounds * threads // 32
-        peaks["tf32"] = work / _fastest_us(timer, tensor_cores) / 1e3
+        for precision, (name, operations) in TENSOR_CORE_PEAKS.items():
+            work = operations * _TILES * rounds * threads // 32
+            peaks[precision] = work / _fastest_us(timer, tensor_cores(name)) / 1e3
     node = timer.prepare(Contender("node", nothing))
     launched = timer.prepare(Contender("launch", nothing, eager=True))
     overheads = {

@@ -62,6 +62,7 @@ def render(
     return template.render(
         title=title(results.machine),
         roofs=roofs(results.machine),
+        remark=results.machine.remark,
         compared=compared,
         comparison=list(comparison),
         leading=[

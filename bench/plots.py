@@ -11,12 +11,15 @@ from .machine import Machine
 from .rivals import COLUMNS as RIVALS
 from .rows import OK, Row
 from .scaling import point_of
-from .tables import families, machine_title, title
+from .tables import families, machine_title, series, short, title
 
-# Okabe and Ito's palette, told apart by people with any colour vision; each series also has its own
-# marker, and bars are named.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-_MARKERS = "osD^vP*X"
+# Okabe and Ito's palette without black (the floor's) and three more, told apart by people with any
+# colour vision; each series also has its own marker, and bars are named.
+_COLOURS = (
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#777777"),
+    *("#882255", "#DDCC77"),
+)
+_MARKERS = "osD^vP*X<>"
 _MOST_BARS = 16  # groups of bars in one picture
 _BAR = 0.8  # of the distance between groups
 
@@ -56,9 +59,11 @@ def _variants(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row["variant"] for row in rows))
 
 
-def _label(variant: str) -> str:
+def _label(name: str) -> str:
     """What a legend calls a series."""
-    return {"numpy": "gpucnn (NumPy)", "default": "gpucnn"}.get(variant, variant)
+    variant, _, precision = name.partition(" ")
+    variant = {"numpy": "gpucnn (NumPy)", "default": "gpucnn"}.get(variant, variant)
+    return f"{variant} {precision}".strip()
 
 
 def _timed(rows: Sequence[Row]) -> list[Row]:
@@ -67,21 +72,25 @@ def _timed(rows: Sequence[Row]) -> list[Row]:
 
 def _short(primitive: str, family: str) -> str:
     """A primitive's name without its family's."""
-    rest = primitive.removeprefix(family).strip("_")
-    return rest.replace("_gradient", "").replace("_", " ") or primitive
+    return primitive.removeprefix(family).strip("_").replace("_", " ")
+
+
+def _precisions(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["precision"] for row in rows))
 
 
 def bars(family: str, rows: Sequence[Row], styles: dict[str, tuple[str, str]]) -> Any:
     """Times of one family, a group of bars per problem, the floor as a black line in each."""
-    groups: dict[tuple[str, str], dict[str, Row]] = {}
+    groups: dict[tuple[str, str, str], dict[str, Row]] = {}
     for row in _timed(rows):
         if point_of(row["case"]) is None:
-            groups.setdefault((row["primitive"], row["case"]), {})[row["variant"]] = row
+            of = row["primitive"], row["case"], row["precision"]
+            groups.setdefault(of, {})[row["variant"]] = row
     shown = sorted(groups.items(), key=lambda item: -_longest(item[1]))[:_MOST_BARS]
     names = [name for name in styles if any(name in by for _, by in shown)]
     figure, axes = _figure(9, 1.3 + 0.18 * sum(len(by) + 1 for _, by in shown))
     height, at, ticks, labels = 1.0, 0.0, [], []
-    for (primitive, case), by in shown:
+    for (primitive, case, precision), by in shown:
         own = [name for name in names if name in by]
         for k, name in enumerate(own):
             row = by[name]
@@ -98,11 +107,8 @@ def bars(family: str, rows: Sequence[Row], styles: dict[str, tuple[str, str]]) -
         floor = next(iter(by.values()))["floor_us"]
         axes.plot([floor, floor], [at - 0.5, at + len(own) - 0.5], color="black", linewidth=1.6)
         ticks.append(middle)
-        labels.append(
-            f"{_short(primitive, family)}\n{case}"
-            if len(own) > 1
-            else f"{_short(primitive, family)} {case}"
-        )
+        passes = _short(primitive, family) + ("" if precision == "fp32" else f" {precision}")
+        labels.append(("\n" if len(own) > 1 else " ").join(part for part in (passes, case) if part))
         at += (len(own) + 0.8) * height
     axes.set_yticks(ticks, labels, fontsize=7)
     axes.set_ylim(at - 0.6, -1)
@@ -112,7 +118,7 @@ def bars(family: str, rows: Sequence[Row], styles: dict[str, tuple[str, str]]) -
     some = f" (the {len(shown)} longest of {len(groups)})" if len(shown) < len(groups) else ""
     where = machine_title(next(iter(shown[0][1].values())))
     axes.set_title(f"{family}{some}: {where}", fontsize=10, loc="left")
-    _legend(axes, [(name, styles[name][0]) for name in names])
+    _legend(figure, [(name, styles[name][0]) for name in names], floor=True)
     return figure
 
 
@@ -124,37 +130,47 @@ def _shortest(by: dict[str, Row]) -> float:
     return float(min(min(row["median_us"], row["floor_us"]) for row in by.values()))
 
 
-def _legend(axes: Any, colours: Sequence[tuple[str, str]]) -> None:
+def _legend(figure: Any, colours: Sequence[tuple[str, str]], *, floor: bool = False) -> None:
+    """Below the axes, where it hides nothing."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     handles: list[Any] = [Patch(color=colour, label=_label(name)) for name, colour in colours]
-    handles.append(Line2D([], [], color="black", linewidth=1.6, label="floor"))
-    axes.legend(handles=handles, fontsize=7, loc="lower right")
+    if floor:
+        handles.append(Line2D([], [], color="black", linewidth=1.6, label="floor"))
+    columns = min(len(handles), 6)
+    figure.legend(handles=handles, fontsize=7.5, loc="outside lower center", ncols=columns)
 
 
 def roofline(rows: Sequence[Row], machine: Machine, styles: dict[str, tuple[str, str]]) -> Any:
     """Every kernel by its arithmetic intensity and its FLOP/s, under the two measured roofs."""
-    points = [r for r in _timed(rows) if r["flops"] > 0 and r["variant"] not in RIVALS]
+    ours = [r for r in _timed(rows) if r["variant"] not in RIVALS]
+    points = [r for r in ours if r["flops"] > 0]
+    without = len(ours) - len(points)
     figure, axes = _figure(9, 5.5)
     intensity = [r["flops"] / r["bytes"] for r in points] or [1.0]
     low = 10 ** math.floor(math.log10(min(intensity) / 1.5))
     high = 10 ** math.ceil(math.log10(max(*intensity, 100.0)))
-    peak = machine.peak_gflop_s[points[0]["precision"] if points else "fp32"]
-    ridge = peak / machine.copy_gb_s
-    xs = [low, ridge, max(high, 2 * ridge)]
-    axes.plot(xs, [min(x * machine.copy_gb_s, peak) for x in xs], color="black", linewidth=1.6)
-    for name in _variants(points):
-        own = [r for r in points if r["variant"] == name]
-        colour, marker = styles[name]
+    shown = _precisions(points) or ["fp32"]
+    peaks = {name: machine.peak_gflop_s[name] for name in shown}
+    right = max(high, 2 * max(peaks.values()) / machine.copy_gb_s)
+    for name, peak in peaks.items():
+        ridge = peak / machine.copy_gb_s
+        axes.plot([low, ridge, right], [low * machine.copy_gb_s, peak, peak], "k", linewidth=1.6)
+        text = f"{peak:,.0f} GFLOP/s" + (f" {name}" if len(peaks) > 1 else "")
+        axes.text(right, peak, text, ha="right", va="bottom", fontsize=8)
+    for name in dict.fromkeys(series(r) for r in points):
+        own = [r for r in points if series(r) == name]
+        colour, marker = styles[own[0]["variant"]]
+        hollow = own[0]["precision"] != "fp32"
         axes.scatter(
             [r["flops"] / r["bytes"] for r in own],
             [r["gflop_s"] for r in own],
             s=22,
-            color=colour,
+            facecolor="none" if hollow else colour,
             marker=marker,
-            edgecolors="white",
-            linewidths=0.4,
+            edgecolors=colour if hollow else "white",
+            linewidths=1.0 if hollow else 0.4,
             label=_label(name),
             zorder=3,
         )
@@ -162,10 +178,10 @@ def roofline(rows: Sequence[Row], machine: Machine, styles: dict[str, tuple[str,
     axes.set_yscale("log")
     axes.set_xlabel("arithmetic intensity, FLOP per byte that must be moved")
     axes.set_ylabel("GFLOP/s")
-    axes.text(xs[2], peak, f"{peak:,.0f} GFLOP/s", ha="right", va="bottom", fontsize=8)
-    slope = f"{machine.copy_gb_s:,.0f} GB/s"
-    axes.text(low * 2.2, low * 1.4 * machine.copy_gb_s, slope, fontsize=8)
-    axes.set_title(f"Roofline: {machine_title(machine)}", fontsize=10, loc="left")
+    slope = f"{machine.copy_gb_s:,.0f} GB/s "
+    axes.text(low * 2, low * 2 * machine.copy_gb_s, slope, ha="right", va="bottom", fontsize=8)
+    some = "" if without == 0 else f" (without {without} rows that only move data)"
+    axes.set_title(f"Roofline: {machine_title(machine)}{some}", fontsize=10, loc="left")
     if points:
         axes.legend(fontsize=8, loc="lower right")
     return figure
@@ -177,7 +193,7 @@ def scaling(rows: Sequence[Row], styles: dict[str, tuple[str, str]]) -> Any | No
     for row in _timed(rows):
         point = point_of(row["case"])
         if point is not None:
-            by = points.setdefault(point[0], {}).setdefault(row["variant"], {})
+            by = points.setdefault(point[0], {}).setdefault(series(row), {})
             by[point[1]] = row
     if not points:
         return None
@@ -193,10 +209,16 @@ def scaling(rows: Sequence[Row], styles: dict[str, tuple[str, str]]) -> Any | No
         for name, by_value in by_variant.items():
             xs = sorted(by_value)
             values.update(xs)
-            colour, marker = styles[name]
-            ys = [by_value[x]["gflop_s"] for x in xs]
+            colour, marker = styles[by_value[xs[0]]["variant"]]
             axes.plot(
-                xs, ys, color=colour, marker=marker, markersize=5, linewidth=1.4, label=_label(name)
+                xs,
+                [by_value[x]["gflop_s"] for x in xs],
+                color=colour,
+                marker=marker,
+                markersize=5,
+                linestyle="-" if by_value[xs[0]]["precision"] == "fp32" else "--",
+                linewidth=1.4,
+                label=_label(name),
             )
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
@@ -213,28 +235,47 @@ def scaling(rows: Sequence[Row], styles: dict[str, tuple[str, str]]) -> Any | No
 
 
 def overview(rows: Sequence[Row], machine: Machine, styles: dict[str, tuple[str, str]]) -> Any:
-    """The whole training steps: what a reader of the README wants to know first."""
+    """The whole training steps, precision by precision: what a reader of the README looks for."""
     own = _timed([row for row in rows if row["family"] == "training_step"])
     if not own:
         return None
+    precisions = _precisions(own)
+    figure, first = _figure(8, 3.2 * len(precisions))
+    first.remove()
+    figure.suptitle(title(machine), fontsize=9, x=0.01, ha="left")
+    for i, precision in enumerate(precisions, 1):
+        axes = figure.add_subplot(len(precisions), 1, i)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+        axes.set_axisbelow(True)
+        _steps(axes, [row for row in own if row["precision"] == precision], styles)
+        if len(precisions) > 1:
+            axes.set_title(precision, fontsize=9, loc="left")
+    shown = {row["variant"] for row in own}
+    _legend(figure, [(name, colour) for name, (colour, _) in styles.items() if name in shown])
+    return figure
+
+
+def _steps(axes: Any, own: Sequence[Row], styles: dict[str, tuple[str, str]]) -> None:
+    """A group of bars per training step, each with its milliseconds."""
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
     cases = list(dict.fromkeys(row["case"] for row in own))
     names = [name for name in styles if any(row["variant"] == name for row in own)]
-    figure, axes = _figure(8, 3.2)
     width = _BAR / len(names)
+    narrow = len(names) * len(cases) > 21 or max(row["median_us"] for row in own) >= 1e6
     for k, name in enumerate(names):
         found = {row["case"]: row for row in own if row["variant"] == name}
         xs = [i + (k - (len(names) - 1) / 2) * width for i, c in enumerate(cases) if c in found]
         ys = [found[c]["median_us"] / 1e3 for c in cases if c in found]
-        drawn = axes.bar(xs, ys, width * 0.95, color=styles[name][0], label=_label(name))
-        axes.bar_label(drawn, [f"{y:.3g}" for y in ys], fontsize=6.5, padding=1)
+        drawn = axes.bar(xs, ys, width * 0.95, color=styles[name][0])
+        axes.bar_label(drawn, [short(y) for y in ys], fontsize=6.5, padding=2, rotation=90 * narrow)
     axes.set_xticks(range(len(cases)), [c.replace("-b", "\nbatch ") for c in cases], fontsize=8)
     axes.set_yscale("log")
-    axes.grid(visible=False, axis="x")
     axes.set_ylabel("ms per training step")
-    axes.set_title(f"{title(machine)}", fontsize=9, loc="left")
-    axes.legend(fontsize=7, ncols=len(names), loc="upper left")
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.margins(y=0.2)
-    return figure
 
 
 def pictures(rows: Sequence[Row], machine: Machine) -> Iterator[tuple[str, Any]]:

@@ -60,30 +60,34 @@ def _best(row: Row) -> float | None:
 def steps_table(rows: Sequence[Row]) -> str:
     """Milliseconds of whole training steps, ours and every rival's."""
     timed = [row for row in rows if row["family"] == FAMILY and row["status"] == OK]
-    by_case: dict[str, dict[str, Row]] = {}
+    by_case: dict[tuple[str, str], dict[str, Row]] = {}
     for row in timed:
-        by_case.setdefault(row["case"], {})[row["variant"]] = row
+        by_case.setdefault((row["case"], row["precision"]), {})[row["variant"]] = row
     rivals = [name for name in RIVALS if any(name in by for by in by_case.values())]
     body = []
-    for case, by in by_case.items():
+    for (case, precision), by in by_case.items():
         own = next((by[name] for name in _OURS if name in by), None)
         ratio = _best(own) if own else None
         model, batch = case.rsplit("-b", 1)
         times = [_milliseconds(own), *(_milliseconds(by.get(name)) for name in rivals)]
-        body.append([f"{model}, batch {batch}", *times, "–" if ratio is None else f"{ratio:.2f}"])
+        name = f"{model}, batch {batch}" + ("" if precision == "fp32" else f", {precision}")
+        body.append([name, *times, "–" if ratio is None else f"{ratio:.2f}"])
     header = ["ms per step", "gpucnn", *(_NAMES[name] for name in rivals), "best rival ÷ gpucnn"]
     return _table(header, body)
 
 
 def epochs(rows: Sequence[Row]) -> str:
-    """Seconds per epoch of the datasets whose network and batch size are among the steps."""
+    """Seconds per float32 epoch of the datasets whose network and batch are among the steps."""
     images = {"shapes": SHAPES_TRAIN_IMAGES, "fashion-mnist": FASHION_MNIST_IMAGES}
     sentences = []
     for dataset, count in images.items():
         own = recipe(dataset)
         case = f"{own.model}-b{own.batch_size}"
         timed = [
-            r for r in rows if r["family"] == FAMILY and r["case"] == case and r["status"] == OK
+            r
+            for r in rows
+            if r["family"] == FAMILY
+            and (r["case"], r["precision"], r["status"]) == (case, "fp32", OK)
         ]
         seconds = {r["variant"]: r["median_us"] / 1e6 * (count // own.batch_size) for r in timed}
         mine = next((seconds[name] for name in _OURS if name in seconds), None)

@@ -46,6 +46,7 @@ from .tolerances import BARS
 Task = tuple[Problem | Step, str]  # what to measure, and its precision
 
 _BY_PRECISION = (DEFAULT, "implicit_gemm")  # the others compute in float32 whatever is chosen
+_OF_RIVALS = ("fp32", "tf32")  # how they multiply float32 arrays
 _POOL_LIMIT = 1 << 33  # bytes that CuPy's own pool may keep
 
 
@@ -149,7 +150,7 @@ class Bench:
     def rows_of(self, problem: Problem | Step, precision: str = "fp32") -> list[Row]:
         """The rows of one problem: of each variant, and of each rival that takes part."""
         self._precision = precision
-        if "torch" in self._rivals:
+        if "torch" in self._rivals and precision in _OF_RIVALS:
             self._rivals["torch"].use_precision(precision)
         with gpucnn.precision(precision):
             try:
@@ -241,11 +242,19 @@ class Bench:
             return row | {"status": WRONG, "note": verdict.trouble}, None
         return row, case
 
+    def _opponents(self) -> dict[str, Any]:
+        """The libraries that compute in the precision at hand; each of the others is a gap."""
+        if self._precision in _OF_RIVALS:
+            return self._rivals
+        for library in self._rivals:
+            self.results.gaps[library, f"no {self._precision} products of float32 arrays"] += 1
+        return {}
+
     def _checked_rivals(self, reference: Reference, sets: int) -> dict[str, tuple[Rival, float]]:
         """The rivals whose results are right, with their largest errors."""
         found: dict[str, tuple[Rival, float]] = {}
         bar = self._bar("torch")
-        for library, opened in self._rivals.items():
+        for library, opened in self._opponents().items():
             try:
                 offered = opened.rivals(reference.problem.primitive, reference.arguments, sets)
             except Exception as error:
@@ -351,8 +360,9 @@ class Bench:
             return last[0]
 
         rivals: dict[str, tuple[Rival, float]] = {}
-        if "torch" in self._rivals:
-            offered = self._rivals["torch"].step_rivals(step)
+        opponents = self._opponents()
+        if "torch" in opponents:
+            offered = opponents["torch"].step_rivals(step)
             self._keep_right_ones(
                 offered, lambda got: compare(got, expected, 1, self._bar("training")), rivals
             )

@@ -85,6 +85,12 @@ class Column(NamedTuple):
     text: Callable[[Row], str]
 
 
+def series(row: Row) -> str:
+    """The variant of a row, with its precision where that is not float32."""
+    precision = row["precision"]
+    return str(row["variant"]) if precision == "fp32" else f"{row['variant']} {precision}"
+
+
 def short(value: float) -> str:
     """Three digits or all those before the point, thousands separated."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
@@ -121,7 +127,7 @@ def _share(name: str) -> Callable[[Row], str]:
 VIEW = (
     Column("primitive", "primitive", lambda row: row["primitive"]),
     Column("case", "case", lambda row: row["case"]),
-    Column("variant", "variant", lambda row: row["variant"]),
+    Column("variant", "variant", series),
     Column("kernel", "kernel", lambda row: row["kernel"]),
     Column("median_us", "µs", _time),
     Column("p20_us", "p20–p80", _spread),
@@ -153,8 +159,7 @@ def families(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 def gap_lines(results: Results) -> list[str]:
     """One line per rival and reason for its absence, and what the run did not come to."""
-    lines = [results.machine.remark] if results.machine.remark else []
-    lines += [
+    lines = [
         f"{name}: {reason}" + (f" ({count} times)" if count > 1 else "")
         for (name, reason), count in sorted(results.gaps.items())
     ]
@@ -168,7 +173,7 @@ def gap_lines(results: Results) -> list[str]:
 def notes(rows: Iterable[Row]) -> list[str]:
     """One line per row that is no time."""
     return [
-        f"{row['primitive']} {row['case']} {row['variant']}: {row['status']}: {row['note']}"
+        f"{row['primitive']} {row['case']} {series(row)}: {row['status']}: {row['note']}"
         for row in rows
         if row["status"] != OK
     ]
@@ -191,6 +196,8 @@ def markdown_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 def markdown(results: Results, against: Iterable[str] = RIVALS) -> str:
     """The whole run: a heading, the roofs, a table per family, what is missing and why."""
     parts = [f"# {title(results.machine)}\n", f"{roofs(results.machine)}.\n"]
+    if results.machine.remark:
+        parts.append(f"Not to be trusted: {results.machine.remark}.\n")
     for family, rows in families(results.rows).items():
         table = markdown_table(rows, columns_for(rows, against))
         parts += [f"## {family}\n", table]
@@ -214,6 +221,8 @@ def show(results: Results, against: Iterable[str] = RIVALS) -> None:
         console = Console(width=240)
     console.print(Text(title(results.machine), "bold"))
     console.print(Text(roofs(results.machine)))
+    if results.machine.remark:
+        console.print(Text(f"not to be trusted: {results.machine.remark}", "red"))
     for family, rows in families(results.rows).items():
         columns = columns_for(rows, against)
         table = Table(title=family, title_justify="left")

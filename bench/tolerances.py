@@ -26,6 +26,15 @@ BARS = {
     "tf32": Bar(
         1e-3, 2e-3, "operands of each product rounded to 10 bits of mantissa, sums in float32"
     ),
+    "bf16": Bar(8e-3, 1.6e-2, "as tf32 with 7 bits of mantissa: eight times as coarse"),
+    "fp16": Bar(1e-3, 2e-3, "as tf32: 10 bits of mantissa"),
     "torch": Bar(1e-4, 1e-5, "two float32 computations, each with its own order of additions"),
     "training": Bar(0, 1e-4, "losses of the same steps on two devices, the bar of the design"),
 }
+
+_LONG = 128  # terms
+
+
+def float32_bar(terms: int) -> str:
+    """The bar of a float32 kernel whose outputs are sums of this many terms."""
+    return "long sum" if terms > _LONG else "float32"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from bench import command, crosscheck, plots
@@ -15,6 +17,7 @@ from bench.run import Bench
 from bench.steps import STEPS
 from bench.tables import read_csv
 from gpucnn.cli import main
+from tests import fake_cuda
 from tests.test_bench_rows import MACHINE
 from tests.test_cli import fails
 
@@ -157,6 +160,15 @@ def test_quick_and_full_sets() -> None:
     assert {p.primitive for p in quick if p.family != "training_step"} == primitives
     letters = {p.case[0] for p in full if p.family == "conv2d" and p.group == "layer"}
     assert letters == set("ABCDEFGHIJKLMN")
+
+
+def test_precisions_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", fake_cuda.module())
+    assert command.precisions_of("cuda", ()) == ("fp32", "tf32")
+    assert command.precisions_of("cuda", ("bf16", "fp16")) == ("bf16", "fp16")
+    assert command.precisions_of("cpu", ()) == ("fp32",)
+    with pytest.raises(click.UsageError, match="must be one of fp32, tf32, bf16, fp16"):
+        command.precisions_of("cuda", ("fp8",))
 
 
 def test_other_precisions_are_for_tensor_cores() -> None:

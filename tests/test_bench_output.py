@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 from collections import Counter
@@ -20,9 +21,10 @@ from bench.machine import Machine, read_machine
 from bench.output import as_json, write_all, write_rows
 from bench.problems import all_problems
 from bench.publish import folder_name
+from bench.rivals import COLUMNS as RIVALS
 from bench.rows import COLUMNS, Row, add_ratios, add_timing
 from bench.run import Results
-from bench.tables import columns_for, markdown, read_csv, roofs, short, title, write_csv
+from bench.tables import columns_for, markdown, read_csv, roofs, short, show, title, write_csv
 from tests.test_bench_rows import MACHINE, Timing, empty_row, problem
 
 pytest.importorskip("matplotlib")
@@ -185,11 +187,56 @@ def test_pictures_of_every_kind(tmp_path: Path) -> None:
             assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 8
 
 
+def in_precision(row: Row, precision: str, us: float) -> Row:
+    return row | {"precision": precision, "median_us": us}
+
+
+def test_precisions_are_told_apart(tmp_path: Path) -> None:
+    base = timed("conv2d_forward", "16to32-b16", "default", 10.0, GPU)
+    rows = [base, in_precision(base, "tf32", 5.0)]
+    figure = plots.bars("conv2d", rows, plots._styles(["default"]))
+    axes = figure.axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [10.0, 5.0]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["forward 16to32-b16", "forward tf32 16to32-b16"]
+    roofs_drawn = plots.roofline(rows, GPU, plots._styles(["default"])).axes[0]
+    assert [max(line.get_ydata()) for line in roofs_drawn.lines] == [60_000.0, 400_000.0]
+    assert roofs_drawn.get_legend_handles_labels()[1] == ["gpucnn", "gpucnn tf32"]
+    step = {"family": "training_step", "primitive": "training_step", "case": "lenet5-b64"}
+    steps = [row | step for row in rows]
+    drawn = plots.overview(steps, GPU, plots._styles(["default"]))
+    assert [axes.get_title("left") for axes in drawn.axes] == ["fp32", "tf32"]
+    table = readme.steps_table(steps)
+    assert "| lenet5, batch 64 | 0.01 | – |" in table
+    assert "| lenet5, batch 64, tf32 | 0.005 | – |" in table
+    text = markdown(Results(GPU, rows), ())
+    assert "| default | 10 |" in text
+    assert "| default tf32 | 5 |" in text
+    changed = in_precision(rows[1], "tf32", 50.0) | {"p20_us": 49.0, "p80_us": 51.0}
+    assert "16to32-b16 default tf32: 5 → 50 µs" in lines(compare([changed], rows))[1]
+
+
+def test_pure_copies_are_not_on_the_roofline() -> None:
+    copies = timed("max_pool2d_forward", "lenet-6-b32", "numpy", 10.0) | {"flops": 0}
+    figure = plots.roofline([copies], MACHINE, plots._styles(["numpy"]))
+    assert "(without 1 rows that only move data)" in figure.axes[0].get_title("left")
+
+
+def test_a_busy_machine_is_named_at_the_head(capsys: pytest.CaptureFixture[str]) -> None:
+    busy = dataclasses.replace(MACHINE, remark="the machine was busy")
+    made = results(busy)
+    assert "Not to be trusted: the machine was busy." in markdown(made).split("##")[0]
+    assert "Not to be trusted: the machine was busy." in page.render(made, []).split("<h2")[0]
+    show(made, ())
+    assert "not to be trusted: the machine was busy" in capsys.readouterr().out.split("conv2d")[0]
+
+
 def test_series_have_colours_and_marks_of_their_own() -> None:
-    styles = plots._styles(["default", "naive", "tiled", "torch", "torch_graph", "cupy"])
-    assert len(set(styles.values())) == 6
-    assert len({colour for colour, _ in styles.values()}) == 6
-    assert list(styles)[:3] == ["default", "naive", "tiled"]
+    own = ["default", "naive", "tiled", "register_tiled", "implicit_gemm"]
+    styles = plots._styles([*own, *RIVALS])
+    assert len({colour for colour, _ in styles.values()}) == len(own) + len(RIVALS)
+    assert len({marker for _, marker in styles.values()}) == len(own) + len(RIVALS)
+    assert list(styles)[:5] == own
 
 
 def test_a_run_without_rows_has_no_pictures(tmp_path: Path) -> None:

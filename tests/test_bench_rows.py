@@ -296,6 +296,16 @@ def test_a_missing_rival_is_a_gap(library: Library, ratio: bool, gaps: Any) -> N
     assert found == gaps
 
 
+def test_rivals_leave_a_gap_in_half_precision() -> None:
+    made = bench()
+    made._rivals = {"torch": Library()}
+    made._precision = "tf32"
+    assert made._opponents() == made._rivals
+    made._precision = "bf16"
+    assert made._opponents() == {}
+    assert made.results.gaps == {("torch", "no bf16 products of float32 arrays"): 1}
+
+
 def test_a_library_that_is_not_there_is_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     made = bench("torch", "cupy")

@@ -247,6 +247,8 @@ def test_rows_of_a_gpu(
     assert found.peak_gflop_s["fp32"] == pytest.approx(flops / fake_cuda.LAUNCH_US / 1e3)
     flops = 16 * 8 * 8 * 2 * 8 * 2 * 64
     assert found.peak_gflop_s["tf32"] == pytest.approx(flops / fake_cuda.LAUNCH_US / 1e3)
+    for name in ("bf16", "fp16"):
+        assert found.peak_gflop_s[name] == pytest.approx(2 * found.peak_gflop_s["tf32"])
     rows = bench.rows_of(problem("conv2d_forward", "2x5x7x3*4x3x3x3"))
     assert {row["variant"] for row in rows} == set(names)
     for row in rows:
@@ -255,6 +257,16 @@ def test_rows_of_a_gpu(
         assert row["registers"] == 40
         assert row["median_us"] == pytest.approx(fake_cuda.LAUNCH_US)
         assert row["host_us"] > 0
+    long = problem("conv2d_forward", "2x4x4x33*35x3x3x33,padding=1")
+    bench.options.variants = ("implicit_gemm",)
+    errors = {}
+    for precision in gpucnn.precision.modes:
+        (row,) = bench.rows_of(long, precision)
+        assert (row["status"], row["precision"], row["note"]) == ("ok", precision, "")
+        assert row["floor_us"] > 0
+        errors[precision] = row["max_error"]
+    assert 50 * errors["fp32"] < errors["tf32"] < 0.5 * errors["bf16"]
+    assert errors["fp16"] == pytest.approx(errors["tf32"], rel=0.5)
     hashes = {row["variant"]: row["source_hash"] for row in rows}
     assert hashes["tiled"] != hashes["naive"]
     naive = next(row for row in rows if row["variant"] == "naive")
@@ -302,12 +314,15 @@ def test_the_multiply_add_kernel_does_what_is_counted() -> None:
 
 
 @pytest.mark.emulated
-def test_the_tensor_core_kernel_does_what_is_counted() -> None:
-    run = machine.kernels(emulator.RawKernel)[machine.TF32]
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+def test_the_tensor_core_kernels_do_what_is_counted(precision: str) -> None:
+    name, operations = machine.TENSOR_CORE_PEAKS[precision]
+    run = machine.kernels(emulator.RawKernel)[name]
     y = emulator.empty((64,), np.float32)
     run((1,), (64,), (y, np.float32(0.5), np.int32(3)))
-    # each instruction adds 8 products of 0.25 to each of the four sums that a thread holds
-    tiles = 4 * (np.arange(machine._TILES) + 3 * 8 * 0.25)
+    # each instruction adds 8 or 16 products of 0.25 to each of the four sums that a thread holds
+    products = operations // 2 // (16 * 8)
+    tiles = 4 * (np.arange(machine._TILES) + 3 * products * 0.25)
     assert np.array_equal(y, np.full(64, tiles.sum(), np.float32))
 
 

@@ -17,6 +17,8 @@ from bench.checking import rank, run
 from bench.checking.run import Configuration, checks, run_check
 from bench.checking.source import read_kernel
 from bench.checking.target import FEATURES, targets
+from bench.harness import verify
+from bench.tolerances import float32_bar
 from gpucnn.cli import main
 from gpucnn.kernel import Kernel, kernel_folder, nvrtc_version
 from gpucnn.primitive import PRIMITIVES
@@ -135,6 +137,16 @@ def test_a_relu_from_our_headers(check: Check) -> None:
     assert code == 1
     assert re.search(r"First failing case: \S+,NaN \(NaN\)", out)
     assert "expected nan, found 0" in out
+
+
+def test_long_sums_have_the_tolerance_of_the_bench() -> None:
+    one = np.ones(1)
+    off = np.float32(1 + 5e-5)[None]
+    origin = "y", None
+    assert run._compare(off, one, 100, origin)[1] is not None
+    assert run._compare(off, one, 129, origin)[1] is None
+    assert verify.compare([off], [one], 129, float32_bar(129)).trouble == ""
+    assert verify.compare([off], [one], 100, float32_bar(100)).trouble != ""
 
 
 def test_an_input_must_stay_as_it_is(check: Check) -> None:

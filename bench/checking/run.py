@@ -15,7 +15,7 @@ from gpucnn.primitive import PRIMITIVES
 from gpucnn.signature import Signature, convert_arguments
 
 from ..harness.arguments import map_arrays, results, widened
-from ..tolerances import BARS
+from ..tolerances import BARS, float32_bar
 from .expression import Expression, parse_sizes
 from .target import Case, Target, dims_of, is_output
 
@@ -264,7 +264,7 @@ def _compare(
     """(largest error, the first element that is further off than the tolerance table allows)."""
     name, before = origin
     actual = actual.reshape(expected.shape)
-    limit = BARS["float32" if expected.dtype.kind == "f" else "exact"]
+    limit = BARS[float32_bar(terms) if expected.dtype.kind == "f" else "exact"]
     own, wanted = actual.astype(np.float64), expected.astype(np.float64)
     with np.errstate(invalid="ignore"):
         close = np.isclose(own, wanted, limit.rtol, limit.atol * np.sqrt(terms), equal_nan=True)

@@ -12,11 +12,10 @@ from gpucnn.primitive import PRIMITIVES
 from gpucnn.threads import map_chunks
 
 from ..problems import Problem
-from ..tolerances import BARS
+from ..tolerances import BARS, float32_bar
 from .arguments import results, widened
 
 _CHUNK = 1 << 18
-_LONG = 128  # terms
 
 
 @dataclass(frozen=True)
@@ -86,10 +85,10 @@ class Reference:
     def compare(self, actual: Sequence[Any], bar: str = "") -> Verdict:
         """Compare results, host arrays in the order of the definition's, with the definition's.
 
-        bar: by default "float32", or "long sum" where an output is a sum of many terms.
+        bar: by default that of float32 for the length of the problem's sums.
         """
-        own = "long sum" if self.problem.terms > _LONG else "float32"
-        return compare(actual, self.expected, self.problem.terms, bar or own)
+        terms = self.problem.terms
+        return compare(actual, self.expected, terms, bar or float32_bar(terms))
 
 
 def same_bits(first: Sequence[Any], second: Sequence[Any]) -> bool:

@@ -31,7 +31,8 @@ from gpucnn.cli.options import finite, json_option
     "precisions",
     metavar="PRECISION",
     multiple=True,
-    help="fp32 or, on a GPU, tf32; may be given several times. Default: all that the device has.",
+    help="fp32 or, on a GPU, tf32, bf16 or fp16; may be given several times. Default: fp32 and, on "
+    "a GPU that has it, tf32.",
 )
 @click.option(
     "--against",

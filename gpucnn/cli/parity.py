@@ -12,6 +12,7 @@ import click
 
 from gpucnn.cli.bench_package import bench_module
 from gpucnn.cli.options import Name, device_option, json_option
+from gpucnn.precision import precision as precision_modes
 
 
 def families() -> Sequence[str]:
@@ -37,7 +38,7 @@ def families() -> Sequence[str]:
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "tf32"]),
+    type=click.Choice(precision_modes.modes),
     default="fp32",
     show_default=True,
     help="How tensor cores multiply matrices.",
@@ -97,7 +98,8 @@ def _print(rows: Sequence[Any], device: str) -> None:
     from gpucnn.xray.tables import console
 
     wrong = any(row.mismatches for row in rows)
-    numbers = "float32" if rows[0].precision == "fp32" else "float32 with products in TF32"
+    precision = rows[0].precision
+    numbers = "float32" if precision == "fp32" else f"float32 with products in {precision}"
     table = Table(
         title=f"{numbers} on {device} against float64", title_justify="left", box=box.SIMPLE_HEAD
     )
