@@ -11,7 +11,7 @@
 // transposed. A thread owns four channels of RUN = 8 pixels of one row; lanes run along the channels
 // first, so that a warp's 16-byte accesses to y or dy fill whole sectors:
 //
-//   thread = (i * rows + r) * runs + s) * quads + q       image, row and run of the tile, channels 4q..
+//   thread = ((i * rows + r) * runs + s) * quads + q       image, row and run of the tile, channels 4q..
 //
 //   x tile:   one row of the image, channels within pixels:  |halo|run 0|run 1|...|halo|
 //
@@ -23,8 +23,8 @@
 //
 // Counted for 3 -> 64 channels, 3x3, 32x32, 512 images on a GPU of 67 TFLOP/s and 4.3 TB/s: 1.81 GFLOP
 // (27 us), 6 MB read and 134 MB written (33 us). Per filter row and thread: 288 multiply-adds, 30 reads
-// of 4 bytes and 9 of 16, so that arithmetic takes 88 % of the issue slots (31 us) and no more than the
-// writes. With FILTER_W = 0 it is 12 wavefronts of shared memory for 8 cycles of arithmetic: 40 us.
+// of 4 bytes and 9 of 16 (so compiled for sm_90, and 16 other instructions): arithmetic takes 84 % of the
+// issue slots (32 us), no more than the writes. 80 registers, so that 24 warps share a multiprocessor. With FILTER_W = 0 it is 12 wavefronts of shared memory for 8 cycles of arithmetic: 40 us.
 // Weight gradient: 8 reads of 16 bytes of dy (from L1 for all rows of the filter but one) and 30 of x
 // for 288 multiply-adds.
 //
@@ -34,7 +34,8 @@
 // The weight gradient is cut into slices of tiles, one per block: a thread owns four channels and a
 // chunk of taps, KW * C_EACH of one filter row (FILTER_W = 0: any 8), and keeps their sums in registers
 // from its first tile to its last. Lanes that share a chunk are added pairwise (block_sums.cuh), slices
-// by a second launch. No atomics. Refuses groups; the launcher refuses what needs more than 48 KiB.
+// by a second launch. No atomics. Refuses groups; the launcher refuses what needs more than 48 KiB. A
+// first layer seldom needs its data gradient, which is left to the other rungs.
 
 #include "common.cuh"
 #include "block_sums.cuh"
