@@ -24,7 +24,8 @@
 // Counted for 3 -> 64 channels, 3x3, 32x32, 512 images on a GPU of 67 TFLOP/s and 4.3 TB/s: 1.81 GFLOP
 // (27 us), 6 MB read and 134 MB written (33 us). Per filter row and thread: 288 multiply-adds, 30 reads
 // of 4 bytes and 9 of 16 (so compiled for sm_90, and 16 other instructions): arithmetic takes 84 % of the
-// issue slots (32 us), no more than the writes. 80 registers, so that 24 warps share a multiprocessor. With FILTER_W = 0 it is 12 wavefronts of shared memory for 8 cycles of arithmetic: 40 us.
+// issue slots (32 us), no more than the writes. 80 registers, so that 24 warps share a multiprocessor.
+// With FILTER_W = 0 it is 12 wavefronts of shared memory for 8 cycles of arithmetic: 40 us.
 // Weight gradient: 8 reads of 16 bytes of dy (from L1 for all rows of the filter but one) and 30 of x
 // for 288 multiply-adds.
 //
