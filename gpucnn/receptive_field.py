@@ -199,8 +199,8 @@ def _leaves(model: Module) -> dict[str, Module]:
 class Trace:
     """What the tensors of one forward pass see, and the pass itself, layer by layer."""
 
-    def __init__(self, input_shape: tuple[int, ...]) -> None:
-        self.blank = Tensor(np.zeros((1, *input_shape), np.float32), requires_grad=True)
+    def __init__(self, input_shape: tuple[int, ...], batch_size: int = 1) -> None:
+        self.blank = Tensor(np.zeros((batch_size, *input_shape), np.float32), requires_grad=True)
         field = tuple(Reach.of_input(n) for n in input_shape[:-1])
         # The tensors are kept so that their ids are not used again.
         self._seen: dict[int, tuple[Tensor, Field | None]] = {id(self.blank): (self.blank, field)}

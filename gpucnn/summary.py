@@ -24,8 +24,8 @@ class LayerSummary:
         output_shape: without the batch dimension; () where nothing was called.
         parameters: numbers that are trained; 0 where they were counted at an earlier call.
         multiply_adds: of convolutions and linear layers, padding included; 0 for other layers.
-        kernel: the variant and tile that the device takes at the present precision, "numpy" on the
-            cpu; "" for a layer that is neither a convolution nor linear.
+        kernel: the variant and tile that the device takes for the batch at the present precision,
+            "numpy" on the cpu; "" for a layer that is neither a convolution nor linear.
         receptive_field: (rows, columns) of the input that one output can see, the largest over the
             outputs; None behind a layer whose reach is not known.
     """
@@ -58,8 +58,10 @@ def _kernel(module: Module, launches: list[Launch]) -> str:
     return kernel_label(reversed(launches)) if launches else "numpy"
 
 
-def summarize(model: Module, input_shape: tuple[int, ...]) -> list[LayerSummary]:
-    """Run one blank image through a model and describe each layer it calls, in order.
+def summarize(
+    model: Module, input_shape: tuple[int, ...], batch_size: int = 1
+) -> list[LayerSummary]:
+    """Run blank images through a model and describe each layer it calls, in order.
 
     Behind them come the modules whose parameters no such call counted: those that hold parameters
     beside other modules, and layers that were not called. Each parameter counts once, and what is
@@ -68,6 +70,7 @@ def summarize(model: Module, input_shape: tuple[int, ...]) -> list[LayerSummary]
     Args:
         model: any module; its mode is restored afterwards.
         input_shape: (H, W, C) for images: without the batch dimension.
+        batch_size: how many images; kernels depend on it, and nothing else does.
 
     Raises:
         ValueError: the model does not take images of that shape.
@@ -75,7 +78,7 @@ def summarize(model: Module, input_shape: tuple[int, ...]) -> list[LayerSummary]
     rows: list[LayerSummary] = []
     counted: set[int] = set()
     launched: list[Launch] = []
-    trace = Trace(input_shape)
+    trace = Trace(input_shape, batch_size)
 
     def called(name: str, module: Module, x: Tensor, y: Tensor) -> None:
         fresh = [p for p in module.parameters() if id(p) not in counted]

@@ -295,6 +295,21 @@ def test_the_summary_of_another_device_and_precision() -> None:
         assert [row.kernel for row in rows] == ["tiled 32×32", "", "tiled 128×8"]
         with gpucnn.precision("tf32"):
             assert summarize(model, (6, 6, 8))[0].kernel == "implicit_gemm 128×32"
+            wide = nn.Sequential(nn.Conv2d(8, 64, 1))
+            tiles = [summarize(wide, (16, 16, 8), n)[0].kernel for n in (1, 256)]
+            assert tiles == ["implicit_gemm 64×64", "implicit_gemm 128×64"]
+
+
+@needs_emulator
+def test_the_command_shows_the_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["summary", "resnet20", "--json", "--precision", "tf32", "--batch-size", "4"]
+    with gpucnn.use_device("emulated"):
+        assert main(command) == 0
+    layers = json.loads(capsys.readouterr().out)["layers"]
+    found = {layer["kernel"] for layer in layers if layer["layer"].startswith("Conv2d")}
+    assert {"direct", "implicit_gemm 128×16", "implicit_gemm 128×32"} <= found
+    assert main(["summary", "resnet20", "--precision", "fp8"]) == 2
+    assert "'fp8' is not a precision" in capsys.readouterr().err
 
 
 # ---- the command

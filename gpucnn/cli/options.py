@@ -64,6 +64,13 @@ def model_names() -> Sequence[str]:
     return tuple(models.names())
 
 
+def precisions() -> Sequence[str]:
+    """The names of the precisions."""
+    from gpucnn import precision
+
+    return precision.modes
+
+
 def optimizer_names() -> Sequence[str]:
     """The names of the optimizers."""
     from gpucnn.training.recipes import OPTIMIZERS

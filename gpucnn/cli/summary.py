@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from dataclasses import asdict
 
 import click
 
-from gpucnn.cli.options import Name, json_option, model_names
+from gpucnn.cli.options import Name, json_option, model_names, precisions
 
 
 @click.command(short_help="Show a model's layers and what they cost.")
 @click.argument("model", type=Name("model", model_names))
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Images, for which a GPU chooses its kernels.",
+)
+@click.option(
+    "--precision",
+    type=Name("precision", precisions),
+    help="fp32, tf32, bf16 or fp16. Default: that of the device.",
+)
 @json_option
-def summary(model: str, as_json: bool) -> None:
+def summary(model: str, batch_size: int, precision: str | None, as_json: bool) -> None:
     """Print the layers of MODEL: output shape, parameters, multiply-adds, receptive field.
 
-    Multiply-adds are those of convolutions and linear layers for one image, and so are their
-    kernels: the variant and tile that this device takes by itself, "numpy" on the cpu. The
-    receptive field is the part of the input, rows x columns, that one output of the layer can see.
+    Multiply-adds are those of convolutions and linear layers for one image; their kernel is the
+    variant and tile that this device takes by itself for a batch, "numpy" on the cpu. The receptive
+    field is the part of the input, rows x columns, that one output of the layer can see.
     """
     from rich.console import Console
     from rich.table import Table
 
-    from gpucnn import models
+    from gpucnn import default_device, models
+    from gpucnn import precision as use_precision
     from gpucnn.summary import summarize
 
     shape = models.input_shape(model)
-    rows = summarize(models.create(model), shape)
+    images = 1 if default_device() == "cpu" else batch_size
+    with use_precision(precision) if precision else contextlib.nullcontext():
+        rows = summarize(models.create(model), shape, images)
     parameters = sum(row.parameters for row in rows)
     multiply_adds = sum(row.multiply_adds for row in rows)
     if as_json:
