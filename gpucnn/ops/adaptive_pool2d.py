@@ -185,14 +185,14 @@ def adaptive_max_pool2d_forward(x: Array, geometry: AdaptivePool2dGeometry) -> t
             if k:
                 alike = (offset == k).all()
                 offsets = number.type(k) if alike else np.repeat(offset.astype(number), s.C)
-                keep_larger(best, column, cell.reshape(best.shape), offsets, nan)
+                keep_larger(best, column, cell.reshape(best.shape), offsets, nan, best)
         y_rows = y[start:stop].reshape(n, s.OH, -1)
         winner = scratch("adaptive winner", y_rows.shape, number)
         for k in range(high.max()):
             offset = np.minimum(k, high - 1)
             candidate = column[:, top + offset] + (offset * s.W).astype(number)[:, None]
             if k:
-                keep_larger(y_rows, winner, best[:, top + offset], candidate, nan)
+                keep_larger(y_rows, winner, best[:, top + offset], candidate, nan, y_rows)
             else:
                 y_rows[...], winner[...] = best[:, top], candidate
         np.add(winner, origins, out=indices[start:stop].reshape(winner.shape))

@@ -88,38 +88,39 @@ def max_pool2d_forward(x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array
     first_row, row_inside = _first_inside(s.H, s.OH, s.SH, s.PT, s.KH, s.DH)
     first_column, column_inside = _first_inside(s.W, s.OW, s.SW, s.PL, s.KW, s.DW)
     number = _offset_dtype(s)
-    first_row = np.where(row_inside, first_row, 0)[:, None].astype(number)
-    first_column = np.where(column_inside, first_column, 0)[:, None].astype(number)
-    width = s.OW * s.C
+    first_row = np.where(row_inside, first_row * (s.DH * s.W), 0)[:, None].astype(number)
+    first_column = np.where(column_inside, first_column * s.DW, 0).repeat(s.C).astype(number)
 
     def images(start: int, stop: int) -> None:
         n = stop - start
         padded = x[start:stop, :, None]
-        if s.SW > 1 or padded_shape(s, n) != (n, s.H, s.W, s.C):
-            padded = phases(s, n, -np.inf, x.dtype)
+        whole = padded_shape(s, n) == (n, s.H, s.W, s.C)
+        if s.SW > 1 or not whole:
+            padded = phases(s, n, None if whole else -np.inf, x.dtype)
             into_phases(x[start:stop], s, padded)
         nan = bool(np.isnan(x[start:stop].min()))
         # The maximum of each row of a window, and the column where it is; then that of the rows.
-        best = scratch("pool2d rows", (n, padded.shape[1], width), x.dtype)
+        best = cells_of_column(padded, s, 0)
+        larger = scratch("pool2d rows", best.shape, x.dtype)
         column = scratch("pool2d columns", best.shape, number)
-        column.reshape(n, -1, s.OW, s.C)[...] = first_column * number.type(s.DW)
-        for kw in range(s.KW):
+        column[...] = first_column
+        for kw in range(1, s.KW):
             cell = cells_of_column(padded, s, kw)
-            if kw:
-                keep_larger(best, column, cell, number.type(kw * s.DW), nan)
-            else:
-                np.copyto(best, cell)
-        y_rows = y[start:stop].reshape(n, s.OH, width)
+            keep_larger(best, column, cell, number.type(kw * s.DW), nan, larger)
+            best = larger
+        y_rows = y[start:stop].reshape(n, s.OH, -1)
         winner = scratch("pool2d winner", y_rows.shape, number)
         candidate = scratch("pool2d candidate row", y_rows.shape, number)
-        for kh in range(s.KH):
+        first = rows_of_windows(s, 0)
+        np.add(column[:, first], first_row, out=winner)
+        found = best[:, first]
+        for kh in range(1, s.KH):
             rows = rows_of_windows(s, kh)
-            if kh:
-                np.add(column[:, rows], number.type(kh * s.DH * s.W), out=candidate)
-                keep_larger(y_rows, winner, best[:, rows], candidate, nan)
-            else:
-                np.copyto(y_rows, best[:, rows])
-                np.add(column[:, rows], first_row * number.type(s.DH * s.W), out=winner)
+            np.add(column[:, rows], number.type(kh * s.DH * s.W), out=candidate)
+            keep_larger(found, winner, best[:, rows], candidate, nan, y_rows)
+            found = y_rows
+        if found is not y_rows:
+            np.copyto(y_rows, found)
         index = indices[start:stop]
         np.copyto(index, winner.reshape(index.shape), casting="same_kind")
         np.add(index, origins, out=index)

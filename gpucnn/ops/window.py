@@ -192,14 +192,15 @@ def cells(images: NDArray[Any], s: Pool2dGeometry, kh: int, kw: int) -> NDArray[
     ]
 
 
-def phases(s: Pool2dGeometry, n: int, fill: float, dtype: Any) -> NDArray[Any]:
+def phases(s: Pool2dGeometry, n: int, fill: float | None, dtype: Any) -> NDArray[Any]:
     """Padded images (n, high, SW, wide/SW, C), a scratch buffer: column w is at [w % SW, w // SW].
 
     Thus what one column of all windows holds is a run in each row, whatever the stride.
     """
     n, high, wide, channels = padded_shape(s, n)
     images = scratch("window phases", (n, high, s.SW, -(-wide // s.SW), channels), dtype)
-    images[...] = fill
+    if fill is not None:
+        images[...] = fill
     return images
 
 
@@ -237,9 +238,14 @@ def rows_of_windows(s: Pool2dGeometry, kh: int) -> slice:
 
 
 def keep_larger(
-    best: NDArray[Any], winner: NDArray[Any], cell: NDArray[Any], offset: Any, nan: bool
+    best: NDArray[Any],
+    winner: NDArray[Any],
+    cell: NDArray[Any],
+    offset: Any,
+    nan: bool,
+    out: NDArray[Any],
 ) -> None:
-    """Where cell is larger, or NaN, it becomes the best and its offset the winner.
+    """Where cell is larger than best, or NaN, it goes out, and its offset is the winner.
 
     Offsets within the image increase from call to call, so the last winner has the largest.
     """
@@ -250,7 +256,7 @@ def keep_larger(
     candidate = scratch("window candidate", best.shape, winner.dtype)
     np.multiply(wins.view(np.uint8), offset, out=candidate)
     np.maximum(winner, candidate, out=winner)
-    np.maximum(best, cell, out=best)
+    np.maximum(best, cell, out=out)
 
 
 def sum_of_cells(x: Array, divisor: Array, s: Pool2dGeometry, y: Array) -> None:
