@@ -95,6 +95,14 @@ def test_definition_is_the_formula(case: Conv2dCase) -> None:
     assert_close(conv2d_weight_gradient(dy, x, s), dw, "float64", s.N * s.OH * s.OW)
 
 
+@cases
+def test_definition_in_bands(case: Conv2dCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images too large for the cache are cut: here each row of outputs is."""
+    monkeypatch.setattr("gpucnn.ops.conv2d._CHUNK_BYTES", 1)
+    monkeypatch.setattr("gpucnn.ops.depthwise._BAND", 1)
+    test_definition_is_the_formula(case)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @cases
 def test_kernels(case: Conv2dCase, variant: str, kernel_device: str) -> None:

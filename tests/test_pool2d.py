@@ -114,6 +114,16 @@ def test_backward_gives_the_same_bits_every_time(device: str) -> None:
     assert len(runs) == 1
 
 
+def test_no_winner_far_from_the_first_cell() -> None:
+    """-1 is 256 cells before the window at 255, and a byte holds the distance of most winners."""
+    x = np.full((1, 18, 15, 1), -1, np.float32)
+    s = max_pool2d_geometry(x, 2, (17, 15), 0, 1, "zero")
+    y, indices = max_pool2d_forward(x, s)
+    assert indices[..., 0].tolist() == [[[0], [-1]]]
+    dx = max_pool2d_backward(np.ones_like(y), indices, s)
+    assert (dx.sum(), dx[0, 0, 0, 0]) == (1, 1)
+
+
 def test_more_than_one_chunk() -> None:
     """The definition cuts the batch; a part must not see another one's scratch."""
     x = randn(5, 40, 41, 32)
