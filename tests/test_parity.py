@@ -146,6 +146,8 @@ def test_rungs_are_rows_of_their_own() -> None:
     worst = {r.variant: r.scaled_ulp for r in coarse}
     assert worst["naive"] < 4
     assert 100 < worst["implicit_gemm"] < 2**14  # 10 bits of mantissa in place of 23
+    half = parity.parity(problems, "emulated", runs=2, precision="bf16")
+    assert worst["implicit_gemm"] < {r.variant: r.scaled_ulp for r in half}["implicit_gemm"] < 2**17
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,6 +177,8 @@ def test_the_command_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["parity", "conv2d", "--precision", "fp8"]) == 2
+    assert "'fp32', 'tf32', 'bf16', 'fp16'" in capsys.readouterr().err
     assert main(["parity", "conv2"]) == 2
     err = capsys.readouterr().err
     assert "conv2d" in err

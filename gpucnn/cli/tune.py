@@ -21,7 +21,7 @@ import click
     "precisions",
     metavar="PRECISION",
     multiple=True,
-    help="fp32, tf32, bf16 or fp16; may be given several times. Default: all that the GPU has.",
+    help="fp32, tf32, bf16 or fp16; may be given several times. Default: fp32 and tf32.",
 )
 @click.option(
     "--out",
