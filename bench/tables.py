@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from .machine import Machine
 from .rivals import COLUMNS as RIVALS
@@ -210,10 +210,43 @@ def markdown(results: Results, against: Iterable[str] = RIVALS) -> str:
     return "\n".join(parts)
 
 
-def show(results: Results, against: Iterable[str] = RIVALS) -> None:
-    """Print a table per family on the terminal, as wide as its contents."""
-    from rich.console import Console
+# What a narrow terminal does without, the first one first.
+_LESS_TELLING = (
+    *("shared_bytes", "registers", "occupancy", "gb_s", "kernel", "floor_us", "gflop_s", "p20_us"),
+    "floor_share",
+)
+
+
+def _terminal_table(family: str, rows: Sequence[Row], columns: Sequence[Column]) -> Any:
+    """A table whose headings take several lines and whose numbers and names are not broken."""
+    from rich import box
     from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=family, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i, column in enumerate(columns):
+        words = column.header.replace("torch_", "torch\n").replace("channels_", "channels\n")
+        words = words.replace(" ", "\n", i >= 3)
+        justify: Literal["left", "right"] = "left" if i < 3 else "right"
+        table.add_column(words, justify=justify, no_wrap=i >= 2, overflow="fold")
+    before: tuple[str, ...] = ()
+    for row in rows:
+        style = "" if row["status"] == OK else "red"
+        cells = [column.text(row) for column in columns]
+        cells[0] = cells[0].removeprefix(f"{family}_")
+        name = tuple(cells[:2])
+        table.add_row(
+            *(Text(c, style) for c in (("", "") if name == before else name)),
+            *(Text(c, style) for c in cells[2:]),
+        )
+        before = name
+    return table
+
+
+def show(results: Results, against: Iterable[str] = RIVALS) -> None:
+    """Print a table per family; a narrow terminal gets the columns that say most."""
+    from rich.console import Console
+    from rich.measure import Measurement
     from rich.text import Text
 
     console = Console()
@@ -223,14 +256,19 @@ def show(results: Results, against: Iterable[str] = RIVALS) -> None:
     console.print(Text(roofs(results.machine)))
     if results.machine.remark:
         console.print(Text(f"not to be trusted: {results.machine.remark}", "red"))
+    left_out: dict[str, None] = {}
+    unbounded = console.options.update(max_width=1000)
     for family, rows in families(results.rows).items():
         columns = columns_for(rows, against)
-        table = Table(title=family, title_justify="left")
-        for i, column in enumerate(columns):
-            table.add_column(column.header, justify="left" if i < 3 else "right", overflow="fold")
-        for row in rows:
-            style = "" if row["status"] == OK else "red"
-            table.add_row(*(Text(c.text(row), style) for c in columns))
+        table = _terminal_table(family, rows, columns)
+        for name in _LESS_TELLING:
+            if Measurement.get(console, unbounded, table).maximum <= console.width:
+                break
+            left_out |= {c.header: None for c in columns if c.name == name}
+            columns = [c for c in columns if c.name != name]
+            table = _terminal_table(family, rows, columns)
         console.print(table)
+    if left_out:
+        console.print(Text(f"not shown on {console.width} columns: {', '.join(left_out)}", "dim"))
     for line in notes(results.rows):
         console.print(Text(line, "red"))

@@ -231,6 +231,24 @@ def test_a_busy_machine_is_named_at_the_head(capsys: pytest.CaptureFixture[str])
     assert "not to be trusted: the machine was busy" in capsys.readouterr().out.split("conv2d")[0]
 
 
+def test_a_narrow_terminal_breaks_no_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = results()
+    show(made, ("torch", "torch_channels_last"))
+    wide = capsys.readouterr().out
+    assert "45–60" in wide
+    assert "not shown" not in wide
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    monkeypatch.setenv("COLUMNS", "72")
+    show(made, ("torch", "torch_channels_last"))
+    narrow = re.sub("\x1b\\[[0-9]*m", "", capsys.readouterr().out)
+    assert "…" not in narrow
+    assert re.search(r" forward +16to32-b16 +numpy +50 .* 2\.50 ", narrow)
+    assert "1.0e-06" in narrow
+    assert re.search(r"not shown on 72 columns: .*GB/s", narrow)
+
+
 def test_series_have_colours_and_marks_of_their_own() -> None:
     own = ["default", "naive", "tiled", "register_tiled", "implicit_gemm"]
     styles = plots._styles([*own, *RIVALS])
