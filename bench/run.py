@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
+import importlib
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -91,6 +93,23 @@ def _busy(threads: int) -> str:
     return f"the machine was busy before the run (load {load:.1f} on {threads} threads)"
 
 
+def _import_patient_torch() -> None:
+    """Import PyTorch with threads that sleep where they wait for each other.
+
+    Spinning is faster on a quiet machine; on a busy one it takes the cores from those waited for,
+    and a call of microseconds takes several of the scheduler's time slices.
+    """
+    if "torch" in sys.modules or "OMP_WAIT_POLICY" in os.environ:
+        return
+    os.environ["OMP_WAIT_POLICY"] = "passive"  # read once, when the library is loaded
+    try:
+        importlib.import_module("torch")
+    except Exception:  # whoever needs it leaves a gap
+        pass
+    finally:
+        del os.environ["OMP_WAIT_POLICY"]
+
+
 @functools.cache
 def _expected_losses(step: Step) -> Any:
     """The losses of the first steps by the definitions in float64."""
@@ -113,6 +132,8 @@ class Bench:
         self.options = options
         self.timer: Any = open_timer(options.device) if timer is None else timer
         remark = _busy(thread_count())
+        if remark and options.device == "cpu" and "torch" in options.against:
+            _import_patient_torch()
         if machine is None:
             cuda = options.device == "cuda"
             machine = measure_cuda(self.timer) if cuda else measure_cpu()

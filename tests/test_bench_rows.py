@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import os
+import sys
 from typing import Any
 
 import numpy as np
@@ -304,6 +307,21 @@ def test_rivals_leave_a_gap_in_half_precision() -> None:
     made._precision = "bf16"
     assert made._opponents() == {}
     assert made.results.gaps == {("torch", "no bf16 products of float32 arrays"): 1}
+
+
+def test_threads_of_a_busy_machine_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setattr(
+        importlib, "import_module", lambda name: seen.append(os.environ["OMP_WAIT_POLICY"])
+    )
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    run._import_patient_torch()
+    assert seen == ["passive"]
+    assert "OMP_WAIT_POLICY" not in os.environ
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    run._import_patient_torch()
+    assert seen == ["passive"]
 
 
 def test_a_library_that_is_not_there_is_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
