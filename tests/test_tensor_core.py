@@ -271,6 +271,20 @@ def test_the_widest_tile_that_fits_is_chosen() -> None:
     assert tile(many, 10, s, "tf32", 4, plenty, True) == 5
 
 
+@pytest.mark.parametrize("kib", [64, 99, 163, 227])
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_a_tile_fits_the_shared_memory_of_every_gpu(kib: int, by_rows: bool) -> None:
+    """Of compute capability 7.5; 8.6, 8.9 and 12.0; 8.0; 9.0 and 10.0: ring and static arrays."""
+    s = conv2d_geometry(randn(1, 8, 8, 64), randn(64, 1, 1, 64), None, 1, 0, 1, 1)
+    for rung in (REGISTER_TILED, IMPLICIT_GEMM):
+        for columns in (1, 16, 17, 32, 33, 64, 65, 128):
+            for rows in (1, 1 << 20):
+                mode = "fp16" if kib == 64 else "tf32"
+                tile = rung.tiles[rung.tile(rows, columns, s, mode, 4, kib * 1024, by_rows)]
+                places = 16 * (tile.rows if by_rows else 2 * 32)
+                assert tile.ring(by_rows) + places <= kib * 1024, (rung.name, columns, str(tile))
+
+
 def test_precision_chooses_the_rung(kernel_device: str) -> None:
     """Tensor cores only where TF32 is asked for and a group has eight channels on both sides."""
     names: list[str] = []

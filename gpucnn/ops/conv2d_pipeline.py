@@ -41,6 +41,10 @@ class Tile:
         """Bytes of dynamic shared memory: the slabs of pipeline_rows, or of pipeline_columns."""
         return 4 * self.stages * (self.rows + self.columns + (0 if by_rows else 16)) * 32
 
+    def fits(self, shared: int, by_rows: bool) -> bool:
+        """Whether a block finds its memory: the ring, and places of its rows or of two slabs."""
+        return self.ring(by_rows) + _PLACE * (self.rows if by_rows else 64) <= shared
+
     def macros(self, arithmetic: Macros, vector: int, dims: int) -> dict[str, int]:
         return {
             "TILE_GM": self.rows,
@@ -74,7 +78,7 @@ TILES: tuple[tuple[float, tuple[str, ...]], ...] = (
 )
 BUSY_BLOCKS = 264  # two for each multiprocessor of a large GPU
 _CAPABILITY = {"fp32": 80, "tf32": 80, "bf16": 80, "fp16": 75}  # of the GPU, × 10
-_PLACES = 16  # bytes of static shared memory that a row of pipeline_rows takes besides
+_PLACE = 16  # bytes of a Place of gemm_pipeline.cuh, in static shared memory
 
 
 class Rung:
@@ -117,20 +121,21 @@ class Rung:
         by_rows: bool,
     ) -> int:
         """The first tile that TILES names for these columns, whose operands fit the registers,
-        which makes enough blocks and finds the ``shared`` bytes of memory; else the last one.
+        which makes enough blocks, as the last one need not, and finds the ``shared`` bytes of
+        memory; else the smallest.
         """
         if vector == 1 or s.dims == 3:
             return self.smallest
         names = [str(tile) for tile in self.tiles]
         listed = next(tiles for most, tiles in TILES if columns <= most)
         wanted = [names.index(name) for name in listed if name in names]
-        for index in wanted[:-1]:
+        for index in wanted:
             tile = self.tiles[index]
             blocks = -(-rows // tile.rows) * -(-columns // tile.columns) * s.G
-            fits = tile.ring(by_rows) + _PLACES * tile.rows <= shared
-            if index >= self.widest(mode) and blocks >= BUSY_BLOCKS and fits:
+            enough = blocks >= BUSY_BLOCKS or index == wanted[-1]
+            if index >= self.widest(mode) and enough and tile.fits(shared, by_rows):
                 return index
-        return wanted[-1]
+        return self.smallest
 
     def choose(
         self, name: str, s: ConvGeometry, rows: int, columns: int, channels: int, *arrays: Array
