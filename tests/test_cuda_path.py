@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -33,16 +32,7 @@ from tests import fake_cupy
 from tests.support import assert_close, randn
 from tests.test_emulated_training import losses
 
-pytestmark = pytest.mark.emulated
-
-
-@pytest.fixture(autouse=True)
-def _fake_cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy.module())
-    monkeypatch.setattr(gpucnn.device, "_cuda_trouble", lambda: "")
-    kernel._cuda_kernel.cache_clear()
-    yield
-    kernel._cuda_kernel.cache_clear()
+pytestmark = [pytest.mark.emulated, pytest.mark.usefixtures("cuda_path")]
 
 
 @pytest.mark.parametrize("optimizer", [SGD, AdamW])

@@ -56,6 +56,7 @@ class ConvCase:
 CONV1D = [
     ConvCase((2, 9, 3), (4, 3, 3)),
     ConvCase((1, 1, 1), (1, 1, 1)),
+    ConvCase((2, 5, 33), (7, 5, 33)),
     ConvCase((3, 11, 6), (10, 4, 3), {"stride": 2, "padding": ((1, 3),), "groups": 2}),
     ConvCase((2, 10, 5), (5, 3, 1), {"groups": 5, "dilation": 2, "padding": "same"}, bias=False),
 ]
@@ -65,6 +66,7 @@ CONV3D = [
     ConvCase((2, 3, 4, 5, 3), (4, 2, 3, 2, 3)),
     ConvCase((1, 1, 1, 1, 1), (1, 1, 1, 1, 1)),
     ConvCase((1, 4, 3, 5, 2), (3, 4, 3, 5, 2)),
+    ConvCase((1, 3, 4, 2, 5), (2, 2, 3, 2, 5), {"padding": (0, 1, 1)}),
     ConvCase((2, 5, 4, 6, 1), (17, 3, 3, 3, 1), {"stride": 2, "padding": 1}, bias=False),
     ConvCase((1, 5, 6, 4, 4), (6, 2, 1, 3, 2), {"stride": (3, 1, 2), "groups": 2}),
     ConvCase((1, 6, 5, 7, 2), (3, 2, 3, 2, 2), {"dilation": (3, 2, 1), "padding": (1, 2, 0)}),
