@@ -5,7 +5,8 @@
 //   wait_for_copies<N>();               until at most N groups of this thread are under way
 //
 // Each thread waits for its own copies; a barrier then makes everyone's visible. Both addresses are
-// multiples of the size; where nothing is read, `from` may point anywhere. Before sm_80 the copy is done at once.
+// multiples of the size, also where nothing is read: there `from` may lie outside its array. Before
+// sm_80 the copy is done at once.
 
 template <int BYTES>
 __device__ __forceinline__ void copy_async(float* to, const float* from, bool inside) {
@@ -15,7 +16,7 @@ __device__ __forceinline__ void copy_async(float* to, const float* from, bool in
 #elif __CUDA_ARCH__ >= 800
     const unsigned shared = (unsigned)__cvta_generic_to_shared(to);
     const int bytes = inside ? BYTES : 0;
-    if (BYTES == 16)  // past L1: no thread of this block reads the line again
+    if (BYTES == 16)  // past L1, of which shared memory leaves little; other taps find the line in L2
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from),
                      "r"(bytes) : "memory");
     else

@@ -47,7 +47,8 @@ struct Place {
 __device__ __forceinline__ Place place_of(const Lattice& lattice, int p, int P) {
     const Window at = lattice.window_at(p, P);
     const int cell = ((DIMS == 3 ? at.d * lattice.h.cells : 0) + at.h) * lattice.w.cells + at.w;
-    return {at.image + cell * lattice.C, at.image >= 0 ? at.h : -(1 << 30), at.w, at.d};
+    const bool exists = at.image >= 0;  // if not, still an aligned address
+    return {exists ? at.image + cell * lattice.C : 0, exists ? at.h : -(1 << 30), at.w, at.d};
 }
 
 __device__ __forceinline__ Place read_place(const Place* shared) {
@@ -215,7 +216,7 @@ __device__ __forceinline__ void pipeline_columns(
     const int row = thread / LANES_N;
     const int k_n = LANES_N == 4 ? (row & ~3) | (row & 1) << 1 | (row >> 1 & 1) : row;
     const Tap tap = lattice.tap_at(first_m + m0, lattice.taps() * lattice.CG);
-    const Reach reach(lattice, tap.d, tap.h, tap.w, tap.c, tap.c >= 0);
+    const Reach reach(lattice, tap.d, tap.h, tap.w, max(tap.c, 0), tap.c >= 0);
 
     auto find_places = [&](int slab) {
         if (thread < TILE_GK)

@@ -211,6 +211,23 @@ def test_a_copy_outside_an_array_is_found() -> None:
         compiled("copies", COPIES)((1,), (64,), (y, x, 64))
 
 
+@emulated
+@pytest.mark.parametrize("inside", [0, 1])
+def test_a_copy_from_a_misaligned_address_is_found(inside: int) -> None:
+    """Also where nothing is read."""
+    body = """
+    extern "C" __global__ void shifted(float* y, const float* x, int inside) {
+        __shared__ __align__(16) float tile[128];
+        copy_async<16>(tile + threadIdx.x * 4, x + threadIdx.x * 4 + 1, inside);
+        commit_copies();
+        wait_for_copies<0>();
+        for (int i = 0; i < 4; ++i) y[threadIdx.x * 4 + i] = tile[threadIdx.x * 4 + i];
+    }"""
+    x, y = randn(132), np.zeros(128, np.float32)
+    with pytest.raises(emulator.KernelFault, match="misaligned"):
+        compiled("shifted", body)((1,), (32,), (y, x, inside))
+
+
 def check_passes(device: str, x: np.ndarray, w: np.ndarray, s: ConvGeometry, mode: str) -> None:
     """All three passes against float64 products of operands rounded by NumPy."""
     rounded = ROUNDED.get(mode, lambda a: a)

@@ -31,21 +31,24 @@ GPUCNN_INLINE void gpucnn_matrix_load(unsigned (&to)[4], const void* row, bool t
     gpucnn_warp(0xffffffffu, gpucnn_load, (unsigned long)&own, transposed);
 }
 
-// Copies `bytes` (a multiple of 4) of the SIZE bytes and zeros the rest, at the wait.
+// Copies `bytes` (a multiple of 4) of the SIZE bytes and zeros the rest, at the wait. To name the source
+// makes the compiler check its alignment, which cp.async asks for also where it reads nothing.
 template <int SIZE>
 GPUCNN_INLINE void gpucnn_copy_async(void* to, const void* from, int bytes) {
     static_assert(SIZE == 4 || SIZE == 16, "cp.async with a source size takes 4 or 16 bytes here");
     unsigned value[SIZE / 4] = {};
     if constexpr (SIZE == 16) {
+        const uint4& source = *static_cast<const uint4*>(from);
         if (bytes == 16) {
-            const uint4 read = *static_cast<const uint4*>(from);
+            const uint4 read = source;
             value[0] = read.x, value[1] = read.y, value[2] = read.z, value[3] = read.w;
         } else {
             for (int i = 0; i * 4 < bytes; ++i) value[i] = static_cast<const unsigned*>(from)[i];
         }
         *static_cast<uint4*>(to) = make_uint4(0x7fffdeadu, 0x7fffdeadu, 0x7fffdeadu, 0x7fffdeadu);
     } else {
-        if (bytes) value[0] = *static_cast<const unsigned*>(from);
+        const unsigned& source = *static_cast<const unsigned*>(from);
+        if (bytes) value[0] = source;
         *static_cast<unsigned*>(to) = 0x7fffdeadu;
     }
     gpucnn_copy_begin((unsigned long)to, value, SIZE);
