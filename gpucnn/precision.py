@@ -15,12 +15,15 @@ class precision:
     """Choose how tensor cores compute: ``precision("tf32")``, also as ``with precision(…)``.
 
     "fp32": float32 products and sums; on tensor cores each product is made of three TF32 ones,
-    whose error against float64 stays near float32's. "tf32", "bf16", "fp16": the operands of matrix
-    products are rounded to nearest with 10, 7 or 10 bits of mantissa, "fp16" with a range of only
-    6e-8 to 65504; sums and all that is stored are float32. ``None`` returns to the default: "tf32"
-    on GPUs that have it (compute capability 8.0 and newer; "fp16" from 7.5), "fp32" elsewhere. Only
-    kernels on tensor cores round. The device ``cpu`` computes in the dtype of its arrays whatever
-    is chosen. Raises ValueError for another mode.
+    whose error against float64 stays near float32's under the emulator, which rounds sums. Tensor
+    cores may cut them off instead: what that costs in long sums is unmeasured.
+    "tf32", "bf16", "fp16": the operands of matrix products are rounded to nearest with 10, 7 or 10
+    bits of mantissa, "fp16" with a range of only 6e-8 to 65504; sums and all that is stored are
+    float32. Only kernels on tensor cores round.
+
+    ``None`` returns to the default: "tf32" on GPUs that have it (compute capability 8.0 and newer;
+    "fp16" from 7.5), "fp32" elsewhere. The device ``cpu`` computes in the dtype of its arrays
+    whatever is chosen. Raises ValueError for another mode.
     """
 
     modes = ("fp32", "tf32", "bf16", "fp16")

@@ -6,7 +6,8 @@
 //   16 bits, K = 16:     two consecutive k to a register, 2t and 2t+1 (+8) in place of t (+4)
 //
 // (PTX ISA, "Matrix fragments".) TF32 has float's range and 10 bits of mantissa, bfloat16 the same
-// range and 7 bits, float16 10 bits up to 65504. sm_80 and newer; float16 also sm_75.
+// range and 7 bits, float16 10 bits up to 65504. sm_80 and newer; float16 also sm_75. How the hardware
+// rounds the sum is not documented; the emulator rounds it once, to nearest.
 
 // Nearest TF32 number, halves away from zero; without this the tensor core would cut off the bits.
 __device__ __forceinline__ unsigned to_tf32(float x) {
