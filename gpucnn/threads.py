@@ -66,12 +66,22 @@ def single_threaded_blas() -> Iterator[None]:
         _local.limited = False
 
 
+_FEW = 16  # chunks: of more, the last one matters little
+_GRAIN = 64  # what chunks of a multiple of this remain a multiple of
+
+
 def map_chunks(work: Callable[[int, int], T], n: int, chunk: int) -> list[T]:
     """``[work(0, chunk), work(chunk, 2*chunk), …]`` up to ``n``, computed by the thread pool.
 
     The results come in chunk order, whichever thread computed them, so a sum over them is
-    reproducible.
+    reproducible. A few chunks become an even number of equal ones, so that no thread waits long for
+    another; that depends on ``n`` and ``chunk`` alone, and chunks never grow.
     """
+    count = -(-n // chunk)
+    if 1 < count < _FEW:
+        grain = _GRAIN if chunk % _GRAIN == 0 else 1
+        even = count + count % 2
+        chunk = min(chunk, -(-n // (even * grain)) * grain)
     spans = [(start, min(start + chunk, n)) for start in range(0, n, chunk)]
     with single_threaded_blas():
         if len(spans) < 2 or thread_count() < 2 or getattr(_local, "inside", False):

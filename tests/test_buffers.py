@@ -72,6 +72,11 @@ def test_map_chunks_keeps_order_and_raises() -> None:
     spans = threads.map_chunks(lambda a, b: (a, b), 10, 3)
     assert spans == [(0, 3), (3, 6), (6, 9), (9, 10)]
 
+    # Few chunks: an even number, alike; multiples of 64 stay so. Many: as they were asked for.
+    assert threads.map_chunks(lambda a, b: b - a, 30, 10) == [8, 8, 8, 6]
+    assert threads.map_chunks(lambda a, b: b - a, 3000, 1024) == [768, 768, 768, 696]
+    assert threads.map_chunks(lambda a, b: b - a, 35, 2) == [2] * 17 + [1]
+
     def fail(start: int, stop: int) -> None:
         raise KeyError(start)
 
