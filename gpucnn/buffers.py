@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import collections
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gpucnn import recording
 
 _SMALL = 1 << 16  # bytes: malloc keeps these in its heap
 _IDLE = 1 << 26  # bytes of one size that are kept for later, or _IDLE_BLOCKS if that is more
@@ -57,7 +59,16 @@ class _Block:
 
 def empty(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     """A C-contiguous array with undefined contents, from recycled memory if it is large."""
-    dtype = np.dtype(dtype)
+    recorder = recording.active and recording.current()
+    if recorder:
+        return cast(
+            "NDArray[Any]",
+            recorder.empty(shape, dtype, lambda: _empty(shape, np.dtype(dtype)), False),
+        )
+    return _empty(shape, np.dtype(dtype))
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     size = math.prod(shape) * dtype.itemsize
     if size < _SMALL:
         return np.empty(shape, dtype)

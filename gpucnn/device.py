@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn import recording
 from gpucnn.driver import driver_cuda_version, fitting_extra
 
 DEVICES = ("cpu", "cuda", "emulated")
@@ -135,6 +136,13 @@ def module_of(array: Array) -> ModuleType:
 
 def to_device(array: Array, device: str) -> Array:
     """The C-contiguous array of ``device`` with these values; copies only where it has to."""
+    recorder = recording.active and recording.current()
+    if recorder:
+        return recorder.to_device(array, device, lambda: _to_device(array, device))
+    return _to_device(array, device)
+
+
+def _to_device(array: Array, device: str) -> Array:
     if device == "cuda":
         import cupy
 
@@ -155,5 +163,8 @@ def empty(like: Array, shape: tuple[int, ...], dtype: Any = np.float32) -> Array
     if isinstance(like, np.ndarray):
         from gpucnn import emulator
 
+        recorder = recording.active and recording.current()
+        if recorder:
+            return recorder.empty(shape, dtype, lambda: emulator.empty(shape, dtype), True)
         return emulator.empty(shape, dtype)
     return module_of(like).empty(shape, dtype)

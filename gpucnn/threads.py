@@ -84,7 +84,7 @@ def map_chunks(work: Callable[[int, int], T], n: int, chunk: int) -> list[T]:
         chunk = min(chunk, -(-n // (even * grain)) * grain)
     spans = [(start, min(start + chunk, n)) for start in range(0, n, chunk)]
     with single_threaded_blas():
-        if len(spans) < 2 or thread_count() < 2 or getattr(_local, "inside", False):
+        if len(spans) < 2 or thread_count() < 2 or in_chunk():
             return [work(*span) for span in spans]
         results: list[Any] = [None] * len(spans)
         take = iter(range(len(spans)))
@@ -105,6 +105,11 @@ def map_chunks(work: Callable[[int, int], T], n: int, chunk: int) -> list[T]:
             for future in futures:
                 future.result()
         return results
+
+
+def in_chunk() -> bool:
+    """Whether this thread computes a chunk that :func:`map_chunks` gave it."""
+    return getattr(_local, "inside", False)
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
