@@ -21,13 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.device import Array
-from gpucnn.signature import Signature, convert_arguments, parse_kernels
+from gpucnn.signature import (
+    MAX_ELEMENTS,
+    Packed,
+    Packer,
+    Signature,
+    convert_arguments,
+    parse_kernels,
+)
 
 Dim = tuple[int, ...]
 Macros = Mapping[str, int]
 
-MAX_ELEMENTS = 2**31 - 1
 GRID_LIMITS = (2**31 - 1, 65535, 65535)  # of every GPU; CuPy wraps what is larger
 
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"[^\n]*$', re.MULTILINE)
@@ -94,6 +99,13 @@ class Specialisation:
     family: str
     macros: tuple[tuple[str, int], ...]
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.family, self.macros))
+
     @property
     def source(self) -> str:
         return translation_unit(self.family)
@@ -112,6 +124,7 @@ class _CudaKernel:
     """A kernel on one GPU, and the bytes of dynamic shared memory that were asked for so far."""
 
     raw: Any
+    wait: bool  # after each launch
     shared: int = 0
 
     def allow(self, shared_mem: int) -> None:
@@ -126,7 +139,8 @@ class _CudaKernel:
 def _cuda_kernel(spec: Specialisation, name: str, device: int) -> _CudaKernel:
     import cupy
 
-    return _CudaKernel(cupy.RawKernel(spec.source, name, spec.options))
+    wait = os.environ.get("GPUCNN_SYNC") == "1"
+    return _CudaKernel(cupy.RawKernel(spec.source, name, spec.options), wait)
 
 
 @functools.cache
@@ -206,19 +220,31 @@ class Kernel:
         shared_mem: bytes of dynamic shared memory. Raises TypeError or ValueError before the launch
         if an argument does not fit its parameter, or the grid is empty or too large.
         """
-        if any(not 1 <= n <= most for n, most in zip(grid, GRID_LIMITS, strict=False)):
-            raise ValueError(
-                f"{self.name}: grid {tuple(grid)} must lie within (1, 1, 1) and {GRID_LIMITS}"
-            )
-        arrays = [a for a in args if getattr(a, "ndim", 0)]
-        for a in arrays:
-            if a.size > MAX_ELEMENTS:
+        for n, most in zip(grid, GRID_LIMITS, strict=False):
+            if not 1 <= n <= most:
+                raise ValueError(
+                    f"{self.name}: grid {tuple(grid)} must lie within (1, 1, 1) and {GRID_LIMITS}"
+                )
+        packer = self._packer
+        packed = packer(args)
+        if packed is None or _stand_ins or _observers:
+            self._launch_watched(Launch(self, tuple(grid), tuple(block), shared_mem), args)
+        else:
+            self._start(tuple(grid), tuple(block), shared_mem, args[: packer.arrays], packed)
+
+    @functools.cached_property
+    def _packer(self) -> Packer:
+        return Packer(self.signature)
+
+    def _launch_watched(self, launch: Launch, args: Sequence[Any]) -> None:
+        """Check the arguments one by one, launch or let a stand-in do it, and tell observers."""
+        for a in args:
+            if getattr(a, "ndim", 0) and a.size > MAX_ELEMENTS:
                 raise ValueError(
                     f"{self.name}: an array of shape {a.shape} has more than 2**31 - 1 elements; "
                     "split the batch"
                 )
         converted = convert_arguments(self.signature, args)
-        launch = Launch(self, tuple(grid), tuple(block), shared_mem)
         if _stand_ins:
             _stand_ins[-1](launch, converted)
         else:
@@ -234,35 +260,62 @@ class Kernel:
 
     def run(self, launch: Launch, converted: Sequence[Any]) -> None:
         """Run this kernel for a launch whose arguments :func:`convert_arguments` has checked."""
-        grid, block, shared_mem = launch.grid, launch.block, launch.shared_mem
-        arrays = [a for a in converted if getattr(a, "ndim", 0)]
-        if arrays and not isinstance(arrays[0], np.ndarray):
-            self._launch_cuda(grid, block, converted, arrays, shared_mem)
-            return
-        with _lock:
-            compiled = _emulated_kernel(self.spec, self.name)
-        compiled(grid, block, tuple(converted), shared_mem=shared_mem)
+        self._start(launch.grid, launch.block, launch.shared_mem, tuple(converted), Packed(()))
+
+    def _start(
+        self, grid: Dim, block: Dim, shared_mem: int, arrays: tuple[Any, ...], numbers: Packed
+    ) -> None:
+        """Launch with checked arguments, the arrays (and what comes among them) first: the one way
+        to a device.
+        """
+        if type(arrays[0]) is not np.ndarray:
+            first = next((a for a in arrays if getattr(a, "ndim", 0)), None)
+            if first is not None and not isinstance(first, np.ndarray):
+                self._launch_cuda(grid, block, shared_mem, arrays, numbers)
+                return
+        compiled = _emulated_kernel(self.spec, self.name)
+        compiled(grid, block, arrays + numbers.scalars, shared_mem=shared_mem)
 
     def _launch_cuda(
-        self, grid: Dim, block: Dim, args: Sequence[Any], arrays: list[Array], shared_mem: int
+        self, grid: Dim, block: Dim, shared_mem: int, arrays: tuple[Any, ...], numbers: Packed
     ) -> None:
         import cupy
 
         current = cupy.cuda.runtime.getDevice()
+        passed: list[Any] = []
         for a in arrays:
-            if isinstance(a, np.ndarray) or a.device.id != current:
+            if a is None:
+                # CuPy hands None to the driver as a missing argument; a null pointer is a zero of
+                # its size.
+                passed.append(_NULL)
+                continue
+            if getattr(a, "ndim", 0) and (isinstance(a, np.ndarray) or a.device.id != current):
                 where = "a NumPy array" if isinstance(a, np.ndarray) else f"on GPU {a.device.id}"
                 raise ValueError(
                     f"{self.name}: every array must be on GPU {current}, one is {where}"
                 )
+            passed.append(a)
         compiled = _cuda_kernel(self.spec, self.name, current)
         if shared_mem > compiled.shared:
             compiled.allow(shared_mem)
-        # CuPy hands None to the driver as a missing argument; a null pointer is a zero of its size.
-        passed = tuple(np.uint64(0) if a is None else a for a in args)
-        compiled.raw(grid, block, passed, shared_mem=shared_mem)
-        if os.environ.get("GPUCNN_SYNC") == "1":
+        if numbers.for_cupy is None:
+            numbers.for_cupy = _for_cupy(numbers.scalars)
+        compiled.raw(grid, block, (*passed, *numbers.for_cupy), shared_mem=shared_mem)
+        if compiled.wait:
             cupy.cuda.get_current_stream().synchronize()
+
+
+_NULL = np.uint64(0)
+
+
+def _for_cupy(scalars: tuple[Any, ...]) -> tuple[Any, ...]:
+    """NumPy scalars wrapped as CuPy wraps them anew in each launch, which takes it longer than
+    most of the launch.
+    """
+    import cupy
+
+    wrap = getattr(getattr(cupy.cuda, "function", None), "CNumpyArray", None)
+    return scalars if wrap is None else tuple(wrap(np.asarray(n)) for n in scalars)
 
 
 class KernelFile:
@@ -277,19 +330,21 @@ class KernelFile:
             Specialisation(family, tuple(sorted(macros.items())))
             for macros in (specialisations or ({},))
         )
-        self._kernels: dict[tuple[str, int], Kernel] = {}
+        self._kernels: dict[str | tuple[str, int], Kernel] = {}
         FILES[family] = self
 
     def __getitem__(self, key: str | tuple[str, int]) -> Kernel:
-        name, index = (key, 0) if isinstance(key, str) else key
-        found = self._kernels.get((name, index))
+        found = self._kernels.get(key)
         if found is None:
+            name, index = (key, 0) if isinstance(key, str) else key
             signature = signatures(self.family).get(name)
             if signature is None:
                 known = ", ".join(signatures(self.family))
                 raise KeyError(f"kernels/{self.family}.cu has no kernel {name!r}, only {known}")
             found = Kernel(self.specialisations[index], name, signature)
-            self._kernels[name, index] = found
+            if index == 0:  # by both names one object
+                found = self._kernels.setdefault((name, 0), found)
+            self._kernels[key] = found
         return found
 
 

@@ -27,6 +27,7 @@ class Primitive:
         self.family = definition.__module__.rsplit(".", 1)[-1]
         self.definition = definition
         self.launchers: dict[str, Callable[..., Any]] = {}
+        self.default: Callable[..., Any]  # the launcher that was registered first
         # (primitive, arguments) -> the launcher that was measured to be fastest, None if none was
         self.tuned: Callable[[Primitive, tuple[Any, ...]], Callable[..., Any] | None] | None = None
 
@@ -46,6 +47,8 @@ class Primitive:
                     f"launcher {launcher.__name__}{got} must have the signature of "
                     f"{self.name}{want}"
                 )
+            if not self.launchers:
+                self.default = launcher
             self.launchers[variant] = launcher
             return launcher
 
@@ -55,16 +58,15 @@ class Primitive:
         """The function that computes this primitive on ``device``."""
         if device == "cpu":
             return self.definition
-        variant = _variant_of.get(self.family)
-        if variant in self.launchers:
+        if _variant_of and (variant := _variant_of.get(self.family)) in self.launchers:
             return self.launchers[variant]
         if self.tuned is not None and device == "cuda":
             return self._measured_fastest
-        return next(iter(self.launchers.values()))
+        return self.default
 
     def _measured_fastest(self, *arguments: Any) -> Any:
         found = None if self.tuned is None else self.tuned(self, arguments)
-        return (found or next(iter(self.launchers.values())))(*arguments)
+        return (found or self.default)(*arguments)
 
 
 def primitive(definition: Callable[..., Any]) -> Primitive:

@@ -9,13 +9,24 @@ from __future__ import annotations
 
 import functools
 import re
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 
-__all__ = ["Parameter", "Signature", "convert_arguments", "numpy_dtype", "parse_kernels"]
+__all__ = [
+    "Packed",
+    "Packer",
+    "Parameter",
+    "Signature",
+    "convert_arguments",
+    "numpy_dtype",
+    "parse_kernels",
+]
+
+MAX_ELEMENTS = 2**31 - 1  # of an array argument: what int32 offsets reach
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,9 @@ class Signature:
     kernel: str
     parameters: tuple[Parameter, ...]
     line: int
+
+    def __hash__(self) -> int:
+        return hash((self.kernel, self.line))
 
 
 _CANONICAL = {
@@ -365,12 +379,89 @@ def _array_converter(signature: Signature, parameter: Parameter) -> Callable[[An
 
 
 def _scalar_converter(signature: Signature, parameter: Parameter) -> Callable[[Any], Any]:
-    if parameter.type == "int":
+    check = functools.partial(_convert_scalar, signature, parameter)
+    name = _SCALARS.get(parameter.type, "")
+    if name not in ("int32", "uint64", "float32"):
+        return check
+    scalar = np.dtype(name).type
+    if name == "float32":
+        most = float(np.finfo(np.float32).max)
+        return lambda value: (
+            scalar(value) if type(value) is float and -most <= value <= most else check(value)
+        )
+    limits = np.iinfo(name)
+    low, high = int(limits.min), int(limits.max)
+    return lambda value: (
+        scalar(value) if type(value) is int and low <= value <= high else check(value)
+    )
 
-        def convert(value: Any) -> Any:
-            if type(value) is int and -(2**31) <= value < 2**31:
-                return np.int32(value)
-            return _convert_scalar(signature, parameter, value)
 
-        return convert
-    return functools.partial(_convert_scalar, signature, parameter)
+class Packed:
+    """The numbers of a launch, in order: NumPy scalars in their exact C types."""
+
+    __slots__ = ("for_cupy", "scalars")
+
+    def __init__(self, scalars: tuple[Any, ...]) -> None:
+        self.scalars = scalars
+        self.for_cupy: tuple[Any, ...] | None = None  # the same as CuPy takes them fastest
+
+
+_FORMATS = {"float32": "f", "float64": "d", "bool": "B", "int32": "i", "uint64": "Q"}
+_MOST_KNOWN = 1024
+
+
+class Packer:
+    """Checks and packs the arguments of one kernel, quickly where they are right.
+
+    Numbers that were packed before, which is most of them from the second training step on, are
+    looked up by their bytes.
+    """
+
+    def __init__(self, signature: Signature) -> None:
+        parameters = signature.parameters
+        pointers = [p for p in parameters if p.pointer]
+        self._count, self.arrays = len(parameters), len(pointers)
+        self._known: dict[bytes, Packed] = {}
+        self._dtypes: tuple[np.dtype[Any], ...] = ()
+        self._reals: tuple[int, ...] = ()
+        self._pack: Callable[..., bytes] | None = None
+        types = [_SCALARS.get(p.type, "") for p in parameters[self.arrays :]]
+        plain = all(p.type in _SCALARS or _VECTOR.fullmatch(p.type) for p in pointers)
+        if plain and pointers == list(parameters[: self.arrays]) and set(types) <= _FORMATS.keys():
+            self._dtypes = tuple(numpy_dtype(p.type) for p in pointers)
+            self._reals = tuple(i for i, t in enumerate(types, self.arrays) if t[0] == "f")
+            self._converters = _converters(signature)[self.arrays :]
+            self._pack = struct.Struct("=" + "".join(_FORMATS[t] for t in types)).pack
+
+    def __call__(self, args: tuple[Any, ...]) -> Packed | None:
+        """The numbers of a launch, whose first ``arrays`` arguments are arrays or None; None where
+        something may be wrong with the arguments: :func:`convert_arguments` then says what, or
+        converts them.
+        """
+        if self._pack is None or len(args) != self._count:
+            return None
+        try:
+            for array, dtype in zip(args, self._dtypes, strict=False):
+                if array is not None and (
+                    array.dtype is not dtype
+                    or not array.flags.c_contiguous
+                    or not array.ndim
+                    or array.size > MAX_ELEMENTS
+                ):
+                    return None
+            for i in self._reals:
+                if not isinstance(args[i], float | int):
+                    return None
+            numbers = args[self.arrays :]
+            key = self._pack(*numbers)
+        except (AttributeError, OverflowError, struct.error):
+            return None
+        found = self._known.get(key)
+        return self._remember(key, numbers) if found is None else found
+
+    def _remember(self, key: bytes, numbers: tuple[Any, ...]) -> Packed:
+        made = Packed(tuple([f(v) for f, v in zip(self._converters, numbers, strict=True)]))
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        self._known[key] = made
+        return made

@@ -61,6 +61,9 @@ def _as_array(data: Any, device: str) -> Array:
     return to_device(array, device)
 
 
+_new = object.__new__
+
+
 class Tensor:
     """An array on a device, with the record of how it was computed.
 
@@ -73,11 +76,11 @@ class Tensor:
 
     device: str
     data: Array
-    requires_grad: bool
-    grad: Tensor | None
-    _creator: Function | None
-    _output_index: int
-    _gradient_home: Array | None  # where an optimizer wants the gradient: a view of its buffer
+    requires_grad: bool = False
+    grad: Tensor | None = None
+    _creator: Function | None = None
+    _output_index: int = 0
+    _gradient_home: Array | None = None  # where an optimizer wants the gradient, in its buffer
 
     def __init__(
         self, data: Any, *, requires_grad: bool = False, device: str | None = None
@@ -90,17 +93,12 @@ class Tensor:
         if requires_grad and self.data.dtype.kind != "f":
             raise TypeError(f"requires_grad needs float data, got {self.data.dtype}")
         self.requires_grad = requires_grad
-        self.grad = None
-        self._creator = None
-        self._output_index = 0
-        self._gradient_home = None
 
     @classmethod
     def _wrap(cls, array: Array, device: str) -> Tensor:
-        tensor = cls.__new__(Tensor)
-        tensor.device, tensor.data = device, array
-        tensor.requires_grad, tensor.grad = False, None
-        tensor._creator, tensor._output_index, tensor._gradient_home = None, 0, None
+        tensor = _new(Tensor)
+        tensor.device = device
+        tensor.data = array
         return tensor
 
     @property
@@ -284,27 +282,48 @@ class Function:
     @classmethod
     def apply(cls, *inputs: Tensor | None, **options: Any) -> Any:
         """Run forward on tensors (None passes through) and record it where a gradient is needed."""
-        if not all(isinstance(t, Tensor) for t in inputs):
+        device, one_device, all_tensors = "", True, True
+        arrays: list[Array | None] = []
+        needs: list[bool] = []
+        for t in inputs:
+            if isinstance(t, Tensor):
+                arrays.append(t.data)
+                needs.append(t.requires_grad)
+                if t.device != device:
+                    one_device = not device
+                    device = t.device
+            else:
+                all_tensors = False
+                arrays.append(None)
+                needs.append(False)
+        if not all_tensors:
             _check_inputs(cls, inputs)
-        if cls.batched and inputs[0] is not None and inputs[0].shape[:1] == (0,):
+        if cls.batched and arrays[0] is not None and arrays[0].shape[:1] == (0,):
             from gpucnn.empty_batch import of_no_images
 
             return of_no_images(cls, inputs, options, cls.batched)
+        if not (one_device and device):
+            common_device(inputs)
         function = cls()
-        function.device = common_device(inputs)
-        function.needs = tuple(t is not None and t.requires_grad for t in inputs)
-        function.recording = _mode.recording and any(function.needs)
-        outputs = function.forward(*(None if t is None else t.data for t in inputs), **options)
-        single = not isinstance(outputs, tuple)
-        tensors = [Tensor._wrap(a, function.device) for a in ((outputs,) if single else outputs)]
-        if function.recording:
-            function._inputs = inputs
-            function._output_count = len(tensors)
+        function.device = device
+        function.needs = tuple(needs)
+        function.recording = recording = _mode.recording and any(needs)
+        outputs = function.forward(*arrays, **options)
+        if not isinstance(outputs, tuple):
+            tensor = Tensor._wrap(outputs, device)
+            if recording:
+                function._inputs, function._output_count = inputs, 1
+                if outputs.dtype.kind == "f":
+                    tensor.requires_grad, tensor._creator = True, function
+            return tensor
+        tensors = tuple([Tensor._wrap(a, device) for a in outputs])
+        if recording:
+            function._inputs, function._output_count = inputs, len(tensors)
             for index, tensor in enumerate(tensors):
-                if tensor.dtype.kind == "f":
+                if tensor.data.dtype.kind == "f":
                     tensor.requires_grad = True
                     tensor._creator, tensor._output_index = function, index
-        return tensors[0] if single else tuple(tensors)
+        return tensors
 
 
 def check_tensor(name: str, value: Any) -> None:
@@ -357,21 +376,20 @@ class Reshape(Function):
 def _order(root: Function) -> list[Function]:
     """The functions that ``root`` depends on, each before all that it was computed from."""
     order: list[Function] = []
-    seen: set[int] = set()
-    stack: list[tuple[Function, bool]] = [(root, False)]
+    seen: set[Function] = set()
+    stack: list[Function | None] = [root]
     while stack:
-        function, done = stack.pop()
-        if done:
-            order.append(function)
-        elif id(function) not in seen:
-            seen.add(id(function))
-            stack.append((function, True))
-            stack.extend(
-                (t._creator, False)
-                for t in _inputs_of(function)
-                if t is not None and t._creator is not None
-            )
-    return order[::-1]
+        function = stack.pop()
+        if function is None:  # stands on a function whose inputs are all in order
+            order.append(cast("Function", stack.pop()))
+        elif function not in seen:
+            seen.add(function)
+            stack += (function, None)
+            for t in _inputs_of(function):
+                if t is not None and t._creator is not None:
+                    stack.append(t._creator)
+    order.reverse()
+    return order
 
 
 def _inputs_of(function: Function) -> tuple[Tensor | None, ...]:
@@ -389,23 +407,33 @@ def _sum(device: str, a: Array, b: Array) -> Array:
     return add_forward.on(device)(a, b) if a.size else a
 
 
+def _add_gradient(pending: dict[Function, list[Array | None]], tensor: Tensor, grad: Array) -> None:
+    """Add to what has come back so far for a tensor that a function made."""
+    function, index = cast("Function", tensor._creator), tensor._output_index
+    grads = pending.get(function)
+    if grads is None:
+        grads = pending[function] = [None] * function._output_count
+    before = grads[index]
+    grads[index] = grad if before is None else _sum(tensor.device, before, grad)
+
+
 def _walk_back(tensor: Tensor, grad: Array) -> None:
     if tensor._creator is None:
         tensor._accumulate(grad)
         return
-    pending: dict[tuple[int, int], Array] = {(id(tensor._creator), tensor._output_index): grad}
-    for function in _order(tensor._creator):
-        inputs = _inputs_of(function)
-        grads = [pending.pop((id(function), i), None) for i in range(function._output_count)]
+    order = _order(tensor._creator)
+    pending: dict[Function, list[Array | None]] = {}  # the gradients of a function's outputs
+    _add_gradient(pending, tensor, grad)
+    for function in order:
+        inputs, needs, device = _inputs_of(function), function.needs, function.device
+        grads = pending.pop(function, None) or [None] * function._output_count
         results = function.backward(*grads)
-        for t, needed, dx in zip(inputs, function.needs, results, strict=True):
+        for t, needed, dx in zip(inputs, needs, results, strict=True):
             if t is None or not needed or dx is None:
                 continue
             if t._creator is None:
                 t._accumulate(dx)
-                continue
-            key = (id(t._creator), t._output_index)
-            pending[key] = dx if key not in pending else _sum(t.device, pending[key], dx)
-        device, needs = function.device, function.needs
+            else:
+                _add_gradient(pending, t, dx)
         function.__dict__.clear()
         function.device, function.needs = device, needs

@@ -2,8 +2,8 @@
 
 Arrays can be made, copied, cut, reshaped, converted and moved: no arithmetic, so that a
 computation by anything but our own kernels fails. Kernels run under the emulator, and get their
-arguments as strictly as CuPy hands them to the driver: arrays of this GPU and NumPy scalars, never
-None and never a Python number.
+arguments as strictly as CuPy hands them to the driver: arrays of this GPU, and NumPy scalars, bare
+or as CuPy wraps them; never None and never a Python number.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpucnn import emulator
-from gpucnn.signature import parse_kernels
+from gpucnn.signature import numpy_dtype, parse_kernels
 
 
 class Device:
@@ -68,6 +68,15 @@ class ndarray:  # CuPy's own name
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
 
 
+class CNumpyArray:
+    """CuPy's wrapper of a number, which its launches take as it is."""
+
+    def __init__(self, value: np.ndarray) -> None:
+        assert isinstance(value, np.ndarray)
+        assert value.ndim == 0
+        self.number = value[()]
+
+
 class RawKernel:
     launches = 0
 
@@ -100,8 +109,10 @@ class RawKernel:
                 assert isinstance(argument, ndarray), parameter
                 passed.append(argument._values)
             else:
-                assert isinstance(argument, np.generic), parameter
-                passed.append(argument)
+                number = argument.number if isinstance(argument, CNumpyArray) else argument
+                assert isinstance(number, np.generic), parameter
+                assert number.dtype == numpy_dtype(parameter.type), parameter
+                passed.append(number)
         RawKernel.launches += 1
         self._kernel(grid, block, tuple(passed), shared_mem=shared_mem)
 
@@ -130,7 +141,10 @@ def module() -> types.ModuleType:
     )
     stream = types.SimpleNamespace(synchronize=lambda: None, is_capturing=lambda: False)
     made.cuda = types.SimpleNamespace(  # type: ignore[attr-defined]
-        runtime=runtime, Device=Device, get_current_stream=lambda: stream
+        runtime=runtime,
+        Device=Device,
+        get_current_stream=lambda: stream,
+        function=types.SimpleNamespace(CNumpyArray=CNumpyArray),
     )
     for item in (ndarray, RawKernel, asarray, empty, zeros):
         setattr(made, item.__name__, item)

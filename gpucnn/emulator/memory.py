@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import weakref
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ Array = np.ndarray[Any, Any]
 _poisoned: dict[int, tuple[weakref.ref[Array], int]] = {}
 _salts = itertools.count(1)
 
+_memory = ctypes.c_char * 0  # stands for the address of an array, sooner than array.ctypes does
+
 
 def empty(shape: int | tuple[int, ...], dtype: DTypeLike = np.float32) -> Array:
     """An array whose content counts as uninitialised: a checked kernel that reads it faults.
@@ -36,7 +39,7 @@ def empty(shape: int | tuple[int, ...], dtype: DTypeLike = np.float32) -> Array:
     if words == 0 or not available():
         return array
     salt = next(_salts) % 0xFFFFFFFF + 1
-    runtime().gpucnn_poison(array.ctypes.data, words, salt)
+    runtime().gpucnn_poison(_memory.from_buffer(array), words, salt)
     key = id(array)
     _poisoned[key] = (weakref.ref(array, lambda _: _poisoned.pop(key, None)), salt)
     return array

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, replace
+import functools
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gpucnn.ops.geometry import (
     AXES,
+    Geometry,
     Pair,
     batch_shape,
     conv_output_size,
     conv_transpose_output_size,
     integer,
+    remembered,
     resolve_padding,
     same_float_dtype,
     sizes,
@@ -19,7 +22,7 @@ from gpucnn.ops.geometry import (
 
 
 @dataclass(frozen=True)
-class ConvGeometry:
+class ConvGeometry(Geometry):
     """The sizes of one convolution: ``dims``, then those that the kernels take, in their order.
 
     Axes that the images lack (D of 2-D images, D and H of sequences) have size 1.
@@ -49,47 +52,49 @@ class ConvGeometry:
     DW: int
     G: int
 
-    @property
+    __hash__ = Geometry.__hash__
+
+    @functools.cached_property
     def numbers(self) -> tuple[int, ...]:
         """What the kernels take."""
-        return astuple(self)[1:]
+        return self.values[1:]
 
-    @property
+    @functools.cached_property
     def CG(self) -> int:
         """Input channels per group."""
         return self.C // self.G
 
-    @property
+    @functools.cached_property
     def OCG(self) -> int:
         """Output channels per group."""
         return self.OC // self.G
 
-    @property
+    @functools.cached_property
     def K(self) -> int:
         """Weights per output channel."""
         return self.KD * self.KH * self.KW * self.CG
 
-    @property
+    @functools.cached_property
     def inputs(self) -> int:
         """Input pixels of the batch."""
         return self.N * self.D * self.H * self.W
 
-    @property
+    @functools.cached_property
     def outputs(self) -> int:
         """Output pixels of the batch."""
         return self.N * self.OD * self.OH * self.OW
 
-    @property
+    @functools.cached_property
     def x_shape(self) -> tuple[int, ...]:
         """The input, without the axes that the images lack."""
         return (self.N, *(self.D, self.H, self.W)[-self.dims :], self.C)
 
-    @property
+    @functools.cached_property
     def w_shape(self) -> tuple[int, ...]:
         """The weight."""
         return (self.OC, *(self.KD, self.KH, self.KW)[-self.dims :], self.CG)
 
-    @property
+    @functools.cached_property
     def y_shape(self) -> tuple[int, ...]:
         """The output."""
         return (self.N, *(self.OD, self.OH, self.OW)[-self.dims :], self.OC)
@@ -99,17 +104,21 @@ class ConvGeometry:
 
         Strides are 1 then, and the padding is smaller than the window.
         """
-        pads = (
-            (self.KD - 1) * self.DD - self.PF,
-            (self.KH - 1) * self.DH - self.PT,
-            (self.KW - 1) * self.DW - self.PL,
-        )
-        if max(self.SD, self.SH, self.SW) > 1 or min(pads) < 0:
-            return None
-        inputs = {"D": self.OD, "H": self.OH, "W": self.OW, "C": self.OC}
-        outputs = {"OD": self.D, "OH": self.H, "OW": self.W, "OC": self.C}
-        before = dict(zip(("PF", "PT", "PL"), pads, strict=True))
-        return replace(self, **inputs, **outputs, **before)
+        return self.once(_adjoint)
+
+
+def _adjoint(s: ConvGeometry) -> ConvGeometry | None:
+    pads = (
+        (s.KD - 1) * s.DD - s.PF,
+        (s.KH - 1) * s.DH - s.PT,
+        (s.KW - 1) * s.DW - s.PL,
+    )
+    if max(s.SD, s.SH, s.SW) > 1 or min(pads) < 0:
+        return None
+    inputs = {"D": s.OD, "H": s.OH, "W": s.OW, "C": s.OC}
+    outputs = {"OD": s.D, "OH": s.H, "OW": s.W, "OC": s.C}
+    before = dict(zip(("PF", "PT", "PL"), pads, strict=True))
+    return replace(s, **inputs, **outputs, **before)
 
 
 def _make(
@@ -152,6 +161,7 @@ def _check_arrays(
     return x.shape[1:-1], weight.shape[1:-1]
 
 
+@remembered(arrays=slice(1, 4))
 def conv_geometry(
     dims: int,
     x: Any,
@@ -184,6 +194,7 @@ def conv_geometry(
     return _make(dims, x.shape[0], (C, OC), G, size, kernel, out, steps, pads, spread)
 
 
+@remembered(arrays=slice(1, 4))
 def conv_transpose_geometry(
     dims: int,
     x: Any,

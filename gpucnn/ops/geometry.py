@@ -6,9 +6,11 @@ kernel ``k`` and stride ``s``, ``n`` inputs give ``(n + lo + hi - d*(k - 1) - 1)
 
 from __future__ import annotations
 
+import functools
 import operator
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +18,90 @@ from numpy.typing import NDArray
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 
+Result = TypeVar("Result")
+
 AXES = "DHW"
 MAX_SIZE = 2**31 - 2**16  # what a kernel adds to a coordinate stays within int32
+
+
+class Geometry:
+    """Base of frozen dataclasses of sizes, which are asked for the same things again and again.
+
+    A subclass says ``__hash__ = Geometry.__hash__``: a dataclass would make its own.
+    """
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash(self.values)
+
+    @functools.cached_property
+    def values(self) -> tuple[Any, ...]:
+        """All fields in order."""
+        return tuple(getattr(self, field.name) for field in fields(cast(Any, self)))
+
+    @functools.cached_property
+    def _worked_out(self) -> dict[Any, Any]:
+        return {}
+
+    def once(self, work_out: Callable[[Any], Result]) -> Result:
+        """``work_out(self)``, worked out once. It must be a function of the sizes alone, and one
+        that stays, such as one of a module.
+        """
+        known = self._worked_out
+        if work_out not in known:
+            known[work_out] = work_out(self)
+        return cast("Result", known[work_out])
+
+
+_MOST_REMEMBERED = 4096  # calls of one check
+
+Check = TypeVar("Check", bound=Callable[..., Any])
+
+
+def remembered(arrays: slice) -> Callable[[Check], Check]:
+    """Remember what a check of arguments returned, by shapes, dtype and options.
+
+    arrays: which arguments are arrays of one dtype, or None; of these only the shape may matter. A
+    call is checked anew unless its options are the very objects of a call before: ``True`` is equal
+    to 1, and may be refused where that is allowed.
+    """
+
+    def decorate(check: Check) -> Check:
+        known: dict[Any, tuple[tuple[Any, ...], Any]] = {}
+
+        @functools.wraps(check)
+        def call(*arguments: Any, **named: Any) -> Any:
+            if named:
+                return check(*arguments, **named)
+            try:
+                dtype = arguments[arrays.start].dtype
+                key: list[Any] = [dtype]
+                for array in arguments[arrays]:
+                    if array is None:
+                        key.append(None)
+                    elif array.dtype is dtype:
+                        key.append(array.shape)
+                    else:
+                        return check(*arguments)
+                options = arguments[: arrays.start] + arguments[arrays.stop :]
+                problem = (*key, *options)
+                before = known.get(problem)
+            except (AttributeError, IndexError, TypeError):  # such as a list of options
+                return check(*arguments)
+            if before is not None and all(map(operator.is_, before[0], options)):
+                return before[1]
+            found = check(*arguments)
+            if len(known) >= _MOST_REMEMBERED:
+                known.clear()
+            known[problem] = options, found
+            return found
+
+        return cast("Check", call)
+
+    return decorate
 
 
 def flag(name: str, value: Any) -> bool:
