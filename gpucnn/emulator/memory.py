@@ -21,7 +21,7 @@ Array = np.ndarray[Any, Any]
 _poisoned: dict[int, tuple[weakref.ref[Array], int]] = {}
 _salts = itertools.count(1)
 
-_memory = ctypes.c_char * 0  # stands for the address of an array, sooner than array.ctypes does
+_memory: Any = ctypes.c_char * 0  # stands for the address of an array, sooner than array.ctypes does
 
 
 def empty(shape: int | tuple[int, ...], dtype: DTypeLike = np.float32) -> Array:
