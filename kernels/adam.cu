@@ -10,8 +10,14 @@
 //
 // with c_g = lr*(1-mu_t)/(1-mu_1*..*mu_t), c_m = lr*mu_{t+1}/(1-mu_1*..*mu_{t+1}) and
 // mu_t = b1*(1 - 0.96^(t*psi)/2). These are the formulas of torch.optim; what depends on the step t
-// comes from the host, in double precision. One launch reads and writes every buffer once (loop:
-// update.cuh), 28 bytes per parameter, 36 for amsgrad: memory-bound. Any n.
+// comes from the host, which computes it in double precision. It lies in device memory, so that a
+// launch that a graph replays finds the numbers of its own step; all threads read the same few
+// words. One launch reads and writes every buffer once (loop: update.cuh), 28 bytes per parameter,
+// 36 for amsgrad: memory-bound. Any n.
+//
+// numbers, of those that a kernel takes: step_size = lr / (1 - b1^t); root_correction = 1 / sqrt(1 -
+// b2^t); l2, the weight decay added to g, 0 if decoupled; shrink = 1 - lr * weight decay if
+// decoupled, else 1.
 
 #include "common.cuh"
 #include "update.cuh"
@@ -22,11 +28,10 @@ extern "C" __global__ void adam(
     float* __restrict__ v,        // (n), updated: running mean of g squared
     float* __restrict__ w,        // (n), updated: the largest v so far; null for adam
     const float* __restrict__ g,  // (n)
-    int n, float step_size,       // lr / (1 - b1^t)
-    float root_correction,        // 1 / sqrt(1 - b2^t)
-    float b1, float b2, float eps,
-    float l2,                     // weight decay added to g; 0 if decoupled
-    float shrink) {               // 1 - lr * weight decay if decoupled, else 1
+    const float* __restrict__ numbers,  // (7)
+    int n) {
+    const float step_size = numbers[0], root_correction = numbers[1], b1 = numbers[2];
+    const float b2 = numbers[3], eps = numbers[4], l2 = numbers[5], shrink = numbers[6];
     const bool keep_largest = w;
     update_four<3>(p, {m, v, w}, g, n, [=](float& p, float (&state)[3], float g) {
         float &m = state[0], &v = state[1], &w = state[2];
@@ -43,9 +48,11 @@ extern "C" __global__ void nadam(
     float* __restrict__ m,        // (n), updated: running mean of g
     float* __restrict__ v,        // (n), updated: running mean of g squared
     const float* __restrict__ g,  // (n)
-    int n, float gradient_factor, float mean_factor,  // c_g, c_m
-    float root_correction,        // 1 / sqrt(1 - b2^t)
-    float b1, float b2, float eps, float l2, float shrink) {
+    const float* __restrict__ numbers,  // (8), the first two c_g and c_m
+    int n) {
+    const float gradient_factor = numbers[0], mean_factor = numbers[1];
+    const float root_correction = numbers[2], b1 = numbers[3], b2 = numbers[4], eps = numbers[5];
+    const float l2 = numbers[6], shrink = numbers[7];
     update_four<2>(p, {m, v}, g, n, [=](float& p, float (&state)[2], float g) {
         float &m = state[0], &v = state[1];
         g += l2 * p;
@@ -61,7 +68,10 @@ extern "C" __global__ void adamax(
     float* __restrict__ m,        // (n), updated: running mean of g
     float* __restrict__ u,        // (n), updated: decaying maximum of |g|
     const float* __restrict__ g,  // (n)
-    int n, float step_size, float b1, float b2, float eps, float l2) {
+    const float* __restrict__ numbers,  // (5)
+    int n) {
+    const float step_size = numbers[0], b1 = numbers[1], b2 = numbers[2], eps = numbers[3];
+    const float l2 = numbers[4];
     update_four<2>(p, {m, u}, g, n, [=](float& p, float (&state)[2], float g) {
         float &m = state[0], &u = state[1];
         g += l2 * p;

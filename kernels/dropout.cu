@@ -4,8 +4,9 @@
 //   dropout2d   y[n][h][w][c] = x[n][h][w][c] * m(n*C + c)  u(j): element start + j of the stream
 //
 // u has 24 bits: u < p is (word >> 8) < threshold = ceil(p * 2^24), exact in integers. The mask is
-// never stored: the backward pass computes it again from (seed, stream, start), about 20 integer
-// instructions per element, hidden behind the 8 bytes of traffic: memory-bound.
+// never stored: the backward pass computes it again from place = (seed, stream, start), about 20
+// integer instructions per element, hidden behind the 8 bytes of traffic: memory-bound. place lies in
+// device memory, so that each replay of a graph draws from where its own step stands.
 //
 // A thread owns four consecutive elements, which are the four words of one Philox block: start is a
 // multiple of 4. In dropout2d it owns four channels of a pixel, or one where C is no multiple of 4,
@@ -22,11 +23,11 @@ __device__ __forceinline__ float factor(unsigned word, int threshold, float scal
 extern "C" __global__ void __launch_bounds__(256) dropout(
     float* __restrict__ y,        // (n)
     const float* __restrict__ x,  // (n)
-    int n, int threshold, float scale, unsigned long long seed, unsigned long long stream,
-    unsigned long long start) {
+    const unsigned long long* __restrict__ place,  // (3)
+    int n, int threshold, float scale) {
     const unsigned i = first_of_four();
     if (i >= n) return;
-    const uint4 word = philox(start / 4 + i / 4, stream, seed);
+    const uint4 word = philox(place[2] / 4 + i / 4, place[1], place[0]);
     const float4 v = load_four(x, i, n);
     store_four(y, i, n, make_float4(v.x * factor(word.x, threshold, scale),
                                     v.y * factor(word.y, threshold, scale),
@@ -36,13 +37,13 @@ extern "C" __global__ void __launch_bounds__(256) dropout(
 
 template <int V>
 __device__ __forceinline__ void channel_dropout(
-    float* y, const float* x, int N, int pixels, int C, int threshold, float scale,
-    unsigned long long seed, unsigned long long stream, unsigned long long start) {
+    float* y, const float* x, const unsigned long long* place, int N, int pixels, int C,
+    int threshold, float scale) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     const unsigned CV = C / V, n = i / CV / pixels;
     if (n >= N) return;
     const unsigned decision = n * C + i % CV * V;
-    const uint4 block = philox(start / 4 + decision / 4, stream, seed);
+    const uint4 block = philox(place[2] / 4 + decision / 4, place[1], place[0]);
     const unsigned words[4] = {block.x, block.y, block.z, block.w};
     Channels<float, V> v = load_channels<V>(x + (long long)i * V);
 #pragma unroll
@@ -54,10 +55,10 @@ __device__ __forceinline__ void channel_dropout(
 extern "C" __global__ void __launch_bounds__(256) dropout2d(
     float* __restrict__ y,        // (N, pixels, C)
     const float* __restrict__ x,  // (N, pixels, C)
-    int N, int pixels, int C, int threshold, float scale, unsigned long long seed,
-    unsigned long long stream, unsigned long long start) {
+    const unsigned long long* __restrict__ place,  // (3)
+    int N, int pixels, int C, int threshold, float scale) {
     if (C % 4 == 0)
-        channel_dropout<4>(y, x, N, pixels, C, threshold, scale, seed, stream, start);
+        channel_dropout<4>(y, x, place, N, pixels, C, threshold, scale);
     else
-        channel_dropout<1>(y, x, N, pixels, C, threshold, scale, seed, stream, start);
+        channel_dropout<1>(y, x, place, N, pixels, C, threshold, scale);
 }

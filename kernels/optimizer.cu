@@ -14,6 +14,9 @@
 // The formulas of torch.optim and of Chen et al., arXiv:2302.06675 (lion); the steps of Adam and its
 // relatives are in adam.cu. One launch moves every buffer once (loop: update.cuh): 12
 // bytes per parameter for p and g and 8 for each state: memory-bound. Any n.
+//
+// Rates and decays may change from step to step, so they are read from device memory: a launch that
+// a graph replays finds the numbers of its own step there. All threads read the same few words.
 
 #include "common.cuh"
 #include "update.cuh"
@@ -22,7 +25,9 @@ extern "C" __global__ void sgd(
     float* __restrict__ p,        // (n), updated
     float* __restrict__ v,        // (n), updated; null if momentum is 0
     const float* __restrict__ g,  // (n)
-    int n, float lr, float momentum, float weight_decay, bool nesterov) {
+    const float* __restrict__ numbers,  // (3)
+    int n, bool nesterov) {
+    const float lr = numbers[0], momentum = numbers[1], weight_decay = numbers[2];
     update_four<1>(p, {v}, g, n, [=](float& p, float (&state)[1], float g) {
         float& v = state[0];
         g += weight_decay * p;
@@ -35,7 +40,9 @@ extern "C" __global__ void adagrad(
     float* __restrict__ p,        // (n), updated
     float* __restrict__ s,        // (n), updated: sum of g squared
     const float* __restrict__ g,  // (n)
-    int n, float lr, float eps, float weight_decay) {
+    const float* __restrict__ numbers,  // (3)
+    int n) {
+    const float lr = numbers[0], eps = numbers[1], weight_decay = numbers[2];
     update_four<1>(p, {s}, g, n, [=](float& p, float (&state)[1], float g) {
         float& s = state[0];
         g += weight_decay * p;
@@ -49,7 +56,9 @@ extern "C" __global__ void adadelta(
     float* __restrict__ s,        // (n), updated: running mean of g squared
     float* __restrict__ u,        // (n), updated: running mean of the steps squared
     const float* __restrict__ g,  // (n)
-    int n, float lr, float rho, float eps, float weight_decay) {
+    const float* __restrict__ numbers,  // (4)
+    int n) {
+    const float lr = numbers[0], rho = numbers[1], eps = numbers[2], weight_decay = numbers[3];
     update_four<2>(p, {s, u}, g, n, [=](float& p, float (&state)[2], float g) {
         float &s = state[0], &u = state[1];
         g += weight_decay * p;
@@ -66,7 +75,10 @@ extern "C" __global__ void rmsprop(
     float* __restrict__ m,        // (n), updated: running mean of g; null if not centered
     float* __restrict__ v,        // (n), updated; null if momentum is 0
     const float* __restrict__ g,  // (n)
-    int n, float lr, float alpha, float eps, float momentum, float weight_decay) {
+    const float* __restrict__ numbers,  // (5)
+    int n) {
+    const float lr = numbers[0], alpha = numbers[1], eps = numbers[2], momentum = numbers[3];
+    const float weight_decay = numbers[4];
     const bool centered = m;
     update_four<3>(p, {s, m, v}, g, n, [=](float& p, float (&state)[3], float g) {
         float &s = state[0], &m = state[1], &v = state[2];
@@ -87,8 +99,9 @@ extern "C" __global__ void lion(
     float* __restrict__ p,        // (n), updated
     float* __restrict__ m,        // (n), updated: running mean of g
     const float* __restrict__ g,  // (n)
-    int n, float lr, float b1, float b2,
-    float shrink) {               // 1 - lr * weight decay
+    const float* __restrict__ numbers,  // (4), the last one 1 - lr * weight decay
+    int n) {
+    const float lr = numbers[0], b1 = numbers[1], b2 = numbers[2], shrink = numbers[3];
     update_four<1>(p, {m}, g, n, [=](float& p, float (&state)[1], float g) {
         float& m = state[0];
         const float c = b1 * m + (1.0f - b1) * g;
@@ -101,6 +114,8 @@ extern "C" __global__ void lion(
 extern "C" __global__ void ema(
     float* __restrict__ e,        // (n), updated
     const float* __restrict__ p,  // (n)
-    int n, float share) {         // 1 - decay
-    map_four(e, e, p, n, [share](float e, float p) { return e + share * (p - e); });
+    const float* __restrict__ share,  // (1): 1 - decay
+    int n) {
+    const float step = *share;
+    map_four(e, e, p, n, [step](float e, float p) { return e + step * (p - e); });
 }

@@ -197,14 +197,18 @@ def continue_to_the_bit(ours: type[Optimizer], options: dict[str, Any]) -> None:
 def check_step(
     step: Primitive, states: int, numbers: tuple[Any, ...], n: int, kernel_device: str
 ) -> None:
-    """One step of n elements on a device beside the definition: p, its states, g."""
+    """One step of n elements on a device beside the definition: p, its states, g.
+
+    numbers: those of the step, which are device data, and its other arguments.
+    """
     # the first state is far above the square of the second: no cancellation when centered
     buffers = [np.abs(randn(n, seed=9 + i)) / 2 + (20 if i == 0 else 1) for i in range(states)]
     given = [randn(n), *buffers, randn(n, seed=1)]
     wide = [a.astype(np.float64) for a in given]
-    step(*wide, *numbers)
+    first, *options = numbers
+    step(*wide, np.array(first), *options)
     arrays = on(kernel_device, *(a.copy() for a in given))
-    step.on(kernel_device)(*arrays, *numbers)
+    step.on(kernel_device)(*arrays, *on(kernel_device, np.array(first, np.float32)), *options)
     for a, e in zip(arrays, wide, strict=True):
         assert_close(a, e, "float32")
 

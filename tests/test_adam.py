@@ -58,10 +58,12 @@ OPTIONS: dict[type[Optimizer], st.SearchStrategy[dict[str, Any]]] = {
 }
 
 STEP = AdamStep(0.1, 0.9, 0.99, 1e-8, 0.1, True, 3)
-STEPS: list[tuple[Primitive, int, tuple[Any, ...]]] = [  # (step, its states, its numbers)
-    (adam_step, 3, (STEP,)),
-    (nadam_step, 2, (0.2, 0.3, STEP)),
-    (adamax_step, 2, (STEP,)),
+STEPS: list[
+    tuple[Primitive, int, tuple[Any, ...]]
+] = [  # (step, its states, its numbers and options)
+    (adam_step, 3, (STEP.adam(),)),
+    (nadam_step, 2, (STEP.nadam(0.2, 0.3),)),
+    (adamax_step, 2, (STEP.adamax(),)),
 ]
 
 

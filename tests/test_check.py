@@ -160,9 +160,9 @@ def test_an_input_must_stay_as_it_is(check: Check) -> None:
 
 
 def test_steps_in_place_and_macros(check: Check) -> None:
-    text = """extern "C" __global__ void average(float* e, const float* p, int n, float share) {
+    text = """extern "C" __global__ void average(float* e, const float* p, const float* share, int n) {
         int i = blockIdx.x * blockDim.x + threadIdx.x;
-        if (i < n) e[i] += SCALE * share * (p[i] - e[i]);
+        if (i < n) e[i] += SCALE * *share * (p[i] - e[i]);
     }"""
     assert check(text, "--as", "ema_step", "-D", "SCALE=1")[0] == 0
     code, out, _ = check(text, "--as", "ema_step", "-D", "SCALE=2")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from bench.cases import DROPOUT
 from gpucnn import functional as F
 from gpucnn import nn, random
 from gpucnn.device import to_host
-from gpucnn.ops.dropout import Draw, dropout2d_forward, dropout_forward
+from gpucnn.ops.dropout import dropout2d_forward, dropout_forward, place
 from tests.support import (
     assert_close,
     check_kernel,
@@ -27,6 +27,22 @@ from tests.support import (
 )
 
 shapes = pytest.mark.parametrize("shape", DROPOUT, ids=str)
+
+
+class Draw(NamedTuple):
+    """Probability and place of a mask."""
+
+    p: float
+    seed: int
+    stream: int
+    start: int
+
+    @property
+    def arguments(self) -> tuple[np.ndarray, float]:
+        """What the primitives take after x."""
+        return place(self.seed, self.stream, self.start), self.p
+
+
 DRAWS = [
     Draw(0.3, 5, 9, 0),
     Draw(0.5, 2**64 - 3, 2**63 + 1, 2**34 + 4),
@@ -49,18 +65,18 @@ def loops(x: np.ndarray, draw: Draw, channels: bool) -> np.ndarray:
 @shapes
 def test_definition_is_the_formula(shape: tuple[int, ...], draw: Draw) -> None:
     x = randn(*shape, dtype=np.float64)
-    assert_close(dropout_forward(x, draw), loops(x, draw, False), "float64")
+    assert_close(dropout_forward(x, *draw.arguments), loops(x, draw, False), "float64")
     if len(shape) == 4:
-        assert_close(dropout2d_forward(x, draw), loops(x, draw, True), "float64")
+        assert_close(dropout2d_forward(x, *draw.arguments), loops(x, draw, True), "float64")
 
 
 @pytest.mark.parametrize("draw", DRAWS, ids=str)
 @shapes
 def test_kernels(shape: tuple[int, ...], draw: Draw, kernel_device: str) -> None:
-    x = randn(*shape)
-    check_kernel(dropout_forward, kernel_device, [x], draw)
+    arrays, p = [randn(*shape), draw.arguments[0]], draw.p
+    check_kernel(dropout_forward, kernel_device, arrays, p)
     if len(shape) == 4:
-        check_kernel(dropout2d_forward, kernel_device, [x], draw)
+        check_kernel(dropout2d_forward, kernel_device, arrays, p)
 
 
 @given(p=st.floats(0, 1), seed=st.integers(0, 2**64 - 1), start=st.integers(0, 2**62))
@@ -68,7 +84,7 @@ def test_kernels(shape: tuple[int, ...], draw: Draw, kernel_device: str) -> None
 def test_the_threshold_is_u_less_than_p(p: float, seed: int, start: int) -> None:
     draw = Draw(p, seed, 3, start // 4 * 4)
     u = random.uniform(seed, 3, 64, draw.start)
-    kept = dropout_forward(np.ones(64), draw) != 0
+    kept = dropout_forward(np.ones(64), *draw.arguments) != 0
     np.testing.assert_array_equal(kept, (u >= p) & (p < 1))
 
 
@@ -78,15 +94,15 @@ def test_masks_are_equal_on_every_device(op: Any, kernel_device: str) -> None:
     for C in (5, 8):
         x = randn(3, 7, 6, C)
         for draw in DRAWS:
-            (given_x,) = on(kernel_device, x)
-            actual = to_host(op.on(kernel_device)(given_x, draw))
-            assert actual.tobytes() == op(x, draw).tobytes()
+            where, p = draw.arguments
+            actual = to_host(op.on(kernel_device)(*on(kernel_device, x, where), p))
+            assert actual.tobytes() == op(x, where, p).tobytes()
 
 
 @pytest.mark.parametrize("op", [dropout_forward, dropout2d_forward])
 def test_arrays_that_are_not_aligned(op: Any, kernel_device: str) -> None:
     x = randn(2 * 3 * 4 * 8 + 1)[1:].reshape(2, 3, 4, 8)
-    check_kernel(op, kernel_device, [x], DRAWS[0])
+    check_kernel(op, kernel_device, [x, DRAWS[0].arguments[0]], DRAWS[0].p)
 
 
 def test_more_than_one_chunk() -> None:
@@ -94,8 +110,8 @@ def test_more_than_one_chunk() -> None:
     x = np.ones((5, 100, 300, 1))
     u = random.uniform(5, 9, x.size).reshape(x.shape)
     expected = np.where(u < 0.3, 0, 1 / 0.7)
-    assert_close(dropout_forward(x, DRAWS[0]), expected, "float64")
-    y = dropout2d_forward(x, DRAWS[0])
+    assert_close(dropout_forward(x, *DRAWS[0].arguments), expected, "float64")
+    y = dropout2d_forward(x, *DRAWS[0].arguments)
     assert_close(y, np.broadcast_to(expected.reshape(-1)[:5, None, None, None], y.shape), "float64")
 
 

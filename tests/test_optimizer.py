@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 import gpucnn
 from bench.cases import OPTIMIZER
 from gpucnn.ops.optimizer import (
-    SGDStep,
     adadelta_step,
     adagrad_step,
     ema_step,
@@ -101,13 +100,15 @@ OPTIONS: dict[type[Optimizer], st.SearchStrategy[dict[str, Any]]] = {
 
 ALL = [Adagrad, Adadelta, Adam, Adamax, AMSGrad, Lion, Nadam, RMSprop, SGD]
 
-STEPS: list[tuple[Primitive, int, tuple[Any, ...]]] = [  # (step, its states, its numbers)
-    (sgd_step, 1, (SGDStep(0.1, 0.9, 0.1, True),)),
-    (adagrad_step, 1, (0.1, 1e-3, 0.1)),
-    (adadelta_step, 2, (0.1, 0.9, 1e-3, 0.1)),
-    (rmsprop_step, 3, (0.1, 0.9, 1e-3, 0.5, 0.1)),
-    (lion_step, 1, (0.1, 0.9, 0.99, 0.1)),
-    (ema_step, 0, (0.9,)),
+STEPS: list[
+    tuple[Primitive, int, tuple[Any, ...]]
+] = [  # (step, its states, its numbers and options)
+    (sgd_step, 1, ((0.1, 0.9, 0.1), True)),
+    (adagrad_step, 1, ((0.1, 1e-3, 0.1),)),
+    (adadelta_step, 2, ((0.1, 0.9, 1e-3, 0.1),)),
+    (rmsprop_step, 3, ((0.1, 0.9, 1e-3, 0.5, 0.1),)),
+    (lion_step, 1, ((0.1, 0.9, 0.99, 0.99),)),
+    (ema_step, 0, ((0.1,),)),
 ]
 
 
@@ -153,8 +154,8 @@ def test_kernel_tails(
 
 def test_sgd_kernel_without_momentum(kernel_device: str) -> None:
     p, g = randn(7), randn(7, seed=1)
-    arrays = on(kernel_device, p.copy(), g)
-    sgd_step.on(kernel_device)(arrays[0], None, arrays[1], SGDStep(0.1, 0.0, 0.1, False))
+    arrays = on(kernel_device, p.copy(), g, np.array([0.1, 0.0, 0.1], np.float32))
+    sgd_step.on(kernel_device)(arrays[0], None, *arrays[1:], False)
     assert_close(arrays[0], p - 0.1 * (g + 0.1 * p.astype(np.float64)), "float32")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from gpucnn.ops.activation import activation_forward, relu_forward
 from gpucnn.ops.activation_formulas import ACTIVATIONS
-from gpucnn.ops.dropout import Draw
+from gpucnn.ops.dropout import place
 
 from ..cases import ACTIVATION, DROPOUT, ELEMENTWISE, ELEMENTWISE_VECTOR, PRELU
 from .problem import Arguments, Problem, Shape, draws, label, normal, size, words
@@ -84,11 +84,11 @@ def _vector(name: str, shape: Shape, group: str) -> Iterator[Problem]:
 
 def _dropout(name: str, shape: Shape, group: str) -> Iterator[Problem]:
     def make(seed: int) -> Arguments:
-        return normal(seed, 0, *shape), Draw(0.5, seed, 1, 0)
+        return normal(seed, 0, *shape), place(seed, 1, 0), 0.5
 
     primitives = ["dropout_forward"] + (["dropout2d_forward"] if len(shape) == 4 else [])
     for primitive in primitives:
-        moved = words(shape, shape)
+        moved = words(shape, shape) + place(0, 0, 0).nbytes
         yield Problem("dropout", primitive, name, group, make, moved, size(shape))
 
 

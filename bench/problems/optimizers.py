@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from gpucnn.ops.adam import AdamStep
-from gpucnn.ops.optimizer import SGDStep
 
 from ..cases import CLIP, OPTIMIZER
 from .problem import Arguments, Problem, label, normal, words
@@ -16,39 +15,41 @@ from .problem import Arguments, Problem, label, normal, words
 TYPICAL = {"100k": 100_000}
 LAYERS = {"1M": 1_000_000, "10M": 10_000_000}
 
-_ADAM = AdamStep(1e-3, 0.9, 0.999, 1e-8, 1e-2, True, 10)
-_ADAM_L2 = AdamStep(1e-3, 0.9, 0.999, 1e-8, 1e-2, False, 10)
+ADAM = AdamStep(1e-3, 0.9, 0.999, 1e-8, 1e-2, True, 10)
+ADAM_L2 = AdamStep(1e-3, 0.9, 0.999, 1e-8, 1e-2, False, 10)
 
 
 class Step(NamedTuple):
     """One step: what it takes and its operations per element.
 
     buffers: p parameters, g gradients (for ema the parameters), m a mean, v a mean of squares
-    (>= 1), - an absent one; all but g are updated. An exponential average counts 3 operations, that
-    of a square 4, g + weight_decay·p counts 2.
+    (>= 1), - an absent one; all but g are updated. numbers: what the primitive takes of rates and
+    decays, an array; then: its arguments after that. An exponential average counts 3 operations,
+    that of a square 4, g + weight_decay·p counts 2.
     """
 
     primitive: str
     variant: str
     buffers: str
-    numbers: tuple[Any, ...]
+    numbers: Sequence[float]
     flops: int
+    then: Arguments = ()
 
 
 STEPS = [
-    Step("sgd_step", "", "pmg", (SGDStep(0.1, 0.9, 1e-4, False),), 6),
-    Step("sgd_step", "nesterov", "pmg", (SGDStep(0.1, 0.9, 1e-4, True),), 8),
-    Step("sgd_step", "plain", "p-g", (SGDStep(0.1, 0.0, 0.0, False),), 4),
+    Step("sgd_step", "", "pmg", (0.1, 0.9, 1e-4), 6, (False,)),
+    Step("sgd_step", "nesterov", "pmg", (0.1, 0.9, 1e-4), 8, (True,)),
+    Step("sgd_step", "plain", "p-g", (0.1, 0.0, 0.0), 4, (False,)),
     Step("adagrad_step", "", "pvg", (0.01, 1e-10, 1e-4), 9),
     Step("adadelta_step", "", "pvvg", (1.0, 0.9, 1e-6, 1e-4), 18),
     Step("rmsprop_step", "", "pv--g", (0.01, 0.99, 1e-8, 0.0, 1e-4), 11),
     Step("rmsprop_step", "centered", "pvmmg", (0.01, 0.99, 1e-8, 0.9, 1e-4), 19),
-    Step("lion_step", "", "pmg", (1e-4, 0.9, 0.99, 1e-2), 10),
-    Step("ema_step", "", "mg", (0.999,), 3),
-    Step("adam_step", "", "pmv-g", (_ADAM,), 16),
-    Step("adam_step", "amsgrad", "pmvvg", (_ADAM_L2,), 17),
-    Step("nadam_step", "", "pmvg", (1e-3, 9e-3, _ADAM_L2), 18),
-    Step("adamax_step", "", "pmvg", (_ADAM_L2,), 12),
+    Step("lion_step", "", "pmg", (1e-4, 0.9, 0.99, 1 - 1e-6), 10),
+    Step("ema_step", "", "mg", (1 - 0.999,), 3),
+    Step("adam_step", "", "pmv-g", ADAM.adam(), 16),
+    Step("adam_step", "amsgrad", "pmvvg", ADAM_L2.adam(), 17),
+    Step("nadam_step", "", "pmvg", ADAM_L2.nadam(1e-3, 9e-3), 18),
+    Step("adamax_step", "", "pmvg", ADAM_L2.adamax(), 12),
 ]
 
 
@@ -67,11 +68,12 @@ def _buffer(kind: str, seed: int, at: int, n: int) -> np.ndarray | None:
 def _step(name: str, n: int, group: str, step: Step) -> Problem:
     def make(seed: int) -> Arguments:
         buffers = (_buffer(kind, seed, at, n) for at, kind in enumerate(step.buffers))
-        return *buffers, *step.numbers
+        return *buffers, np.array(step.numbers, np.float32), *step.then
 
     updated = tuple(i for i, kind in enumerate(step.buffers) if kind not in "-g")
     family = "adam" if step.primitive.startswith(("adam", "nadam")) else "optimizer"
     moved = (len(updated) + len(step.buffers.replace("-", ""))) * words((n,))
+    moved += words((len(step.numbers),))
     rest = (moved, step.flops * n, 1, updated)
     return Problem(family, step.primitive, label(name, step.variant), group, make, *rest)
 

@@ -20,7 +20,7 @@ class Problem:
 
     group: "edge" (small and awkward: tails, padding, one channel), "typical" (the size of a layer
     of a small network; large enough to time) or "layer" (a whole batch of a known network).
-    make: seed -> the primitive's arguments, float32 NumPy arrays, drawn from ``seed``.
+    make: seed -> the primitive's arguments, NumPy arrays (of numbers float32), drawn from ``seed``.
     bytes: of all inputs and outputs, each moved once; an array that is updated in place is read and
     written, which counts twice, and of an input that is read in part only that part counts.
     flops: those of the formula: additions, multiplications, divisions, comparisons, roots,

@@ -140,9 +140,9 @@ def _cut(torch: Any, y: Any, start: int, width: int) -> Expression:
 
 
 @expression("dropout_forward")
-def _dropout(torch: Any, x: Any, draw: Any) -> Expression:
+def _dropout(torch: Any, x: Any, place: Any, p: float) -> Expression:
     """Other random numbers: the time is compared, the values are not."""
-    return Expression([x], lambda x: torch.dropout(x, draw.p, True), lambda r: [None])
+    return Expression([x], lambda x: torch.dropout(x, p, True), lambda r: [None])
 
 
 @expression("prelu_forward")

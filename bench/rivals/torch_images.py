@@ -261,7 +261,7 @@ def _repeat_backward(torch: Any, dy: Any, s: Any) -> Expression | None:
 
 
 @expression("dropout2d_forward")
-def _dropout2d(torch: Any, x: Any, draw: Any) -> Expression:
+def _dropout2d(torch: Any, x: Any, place: Any, p: float) -> Expression:
     """Other random numbers: the time is compared, the values are not."""
     run = torch.nn.functional.dropout2d
-    return Expression([channels_first(x)], lambda x: run(x, draw.p), lambda r: [None])
+    return Expression([channels_first(x)], lambda x: run(x, p), lambda r: [None])

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..problems.optimizers import ADAM, ADAM_L2
 from .expression import Expression, expression
 
 
@@ -200,17 +201,19 @@ def _weighted_bce_backward(
 
 
 @expression("sgd_step")
-def _sgd(torch: Any, p: Any, v: Any, g: Any, step: Any) -> Expression:
+def _sgd(torch: Any, p: Any, v: Any, g: Any, numbers: Any, nesterov: bool) -> Expression:
+    lr, momentum, weight_decay = numbers.tolist()
+
     def run(p: Any, v: Any, g: Any) -> None:
         torch._fused_sgd_(
             [p],
             [g],
             [] if v is None else [v],
-            weight_decay=step.weight_decay,
-            momentum=step.momentum,
-            lr=step.lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            lr=lr,
             dampening=0.0,
-            nesterov=step.nesterov,
+            nesterov=nesterov,
             maximize=False,
             is_first_step=False,
         )
@@ -219,7 +222,10 @@ def _sgd(torch: Any, p: Any, v: Any, g: Any, step: Any) -> Expression:
 
 
 @expression("adam_step")
-def _adam(torch: Any, p: Any, m: Any, v: Any, largest: Any, g: Any, step: Any) -> Expression:
+def _adam(torch: Any, p: Any, m: Any, v: Any, largest: Any, g: Any, numbers: Any) -> Expression:
+    step = next(
+        s for s in (ADAM, ADAM_L2) if np.array_equal(np.array(s.adam(), np.float32), numbers)
+    )
     fused = torch._fused_adamw_ if step.decoupled else torch._fused_adam_
     count = np.array(float(step.step), np.float32)
 
@@ -245,9 +251,9 @@ def _adam(torch: Any, p: Any, m: Any, v: Any, largest: Any, g: Any, step: Any) -
 
 
 @expression("adagrad_step")
-def _adagrad(
-    torch: Any, p: Any, s: Any, g: Any, lr: float, eps: float, weight_decay: float
-) -> Expression:
+def _adagrad(torch: Any, p: Any, s: Any, g: Any, numbers: Any) -> Expression:
+    lr, eps, weight_decay = numbers.tolist()
+
     def run(p: Any, s: Any, g: Any) -> None:
         if weight_decay:
             g = g + weight_decay * p
@@ -258,21 +264,10 @@ def _adagrad(
 
 
 @expression("rmsprop_step")
-def _rmsprop(
-    torch: Any,
-    p: Any,
-    s: Any,
-    m: Any,
-    v: Any,
-    g: Any,
-    lr: float,
-    alpha: float,
-    eps: float,
-    momentum: float,
-    weight_decay: float,
-) -> Expression | None:
+def _rmsprop(torch: Any, p: Any, s: Any, m: Any, v: Any, g: Any, numbers: Any) -> Expression | None:
     if m is not None:
         return None
+    lr, alpha, eps, momentum, weight_decay = numbers.tolist()
 
     def run(p: Any, s: Any, v: Any, g: Any) -> None:
         if weight_decay:
@@ -288,8 +283,10 @@ def _rmsprop(
 
 
 @expression("ema_step")
-def _ema(torch: Any, e: Any, p: Any, decay: float) -> Expression:
+def _ema(torch: Any, e: Any, p: Any, share: Any) -> Expression:
+    weight = share.item()
+
     def run(e: Any, p: Any) -> None:
-        e.lerp_(p, 1 - decay)
+        e.lerp_(p, weight)
 
     return Expression([e, p], run, updated=(0,))

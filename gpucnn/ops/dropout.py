@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -15,33 +14,31 @@ from gpucnn.kernel import KernelFile
 from gpucnn.ops.elementwise import THREADS, four_each
 from gpucnn.ops.geometry import flag, image_shape, not_empty, same_float_dtype
 from gpucnn.primitive import Primitive, primitive
+from gpucnn.recording import per_step
 from gpucnn.tensor import Function, Tensor, check_tensor
 from gpucnn.threads import map_chunks
 
 # geometry
 
 
-@dataclass(frozen=True)
-class Draw:
-    """Decision i drops where ``random.uniform(seed, stream, …)[start + i] < p``.
+def place(seed: int, stream: int, start: int) -> NDArray[np.uint64]:
+    """Where a stretch of random numbers begins, (3) as the primitives take it.
 
-    start is a multiple of 4: the first word of a Philox block.
+    Decision i drops where ``random.uniform(seed, stream, …)[start + i] < p``; start is a multiple
+    of 4, the first word of a Philox block. The words of the counter have 64 bits.
     """
+    low = 2**64 - 1
+    return np.array([seed & low, stream & low, start], np.uint64)
 
-    p: float
-    seed: int
-    stream: int
-    start: int
 
-    @property
-    def threshold(self) -> int:
-        """u < p in integers: u has 24 bits."""
-        return math.ceil(self.p * 2**24)
+def _threshold(p: float) -> int:
+    """u < p in integers: u has 24 bits."""
+    return math.ceil(p * 2**24)
 
-    @property
-    def scale(self) -> float:
-        """What a kept element is multiplied by."""
-        return 0.0 if self.p == 1 else 1 / (1 - self.p)
+
+def _scale(p: float) -> float:
+    """What a kept element is multiplied by."""
+    return 0.0 if p == 1 else 1 / (1 - p)
 
 
 def check_dropout(p: Any, training: Any, generator: Any) -> None:
@@ -60,23 +57,25 @@ def check_dropout(p: Any, training: Any, generator: Any) -> None:
 _CHUNK = 1 << 16  # elements, a multiple of 4: the words of so many stay in a 2 MiB L2 cache
 
 
-def _factors(draw: Draw, start: int, stop: int, dtype: Any) -> NDArray[Any]:
-    words = random.bits(draw.seed, draw.stream, stop - start, draw.start + start)
-    kept = (words >> np.uint32(8)) >= np.uint32(draw.threshold)
-    return cast("NDArray[Any]", kept * np.dtype(dtype).type(draw.scale))
+def _factors(place: Array, p: float, start: int, stop: int, dtype: Any) -> NDArray[Any]:
+    seed, stream, first = place.tolist()
+    words = random.bits(seed, stream, stop - start, first + start)
+    kept = (words >> np.uint32(8)) >= np.uint32(_threshold(p))
+    return cast("NDArray[Any]", kept * np.dtype(dtype).type(_scale(p)))
 
 
 @primitive
-def dropout_forward(x: Array, draw: Draw) -> Array:
+def dropout_forward(x: Array, place: Array, p: float) -> Array:
     """y[i] = x[i]·m(i), m(i) = 0 where decision i drops, else 1/(1 − p); any shape, in memory order
 
-    Its own adjoint: the gradient is dropout_forward(dy, draw).
+    place: (3) uint64, see :func:`place`. Its own adjoint: the gradient is
+    dropout_forward(dy, place, p).
     """
     y = buffers.empty_like(x)
     inputs, outputs = x.reshape(-1), y.reshape(-1)
 
     def part(start: int, stop: int) -> None:
-        factors = _factors(draw, start, stop, x.dtype)
+        factors = _factors(place, p, start, stop, x.dtype)
         with np.errstate(invalid="ignore", over="ignore"):  # inf * 0 is NaN
             np.multiply(inputs[start:stop], factors, out=outputs[start:stop])
 
@@ -85,11 +84,11 @@ def dropout_forward(x: Array, draw: Draw) -> Array:
 
 
 @primitive
-def dropout2d_forward(x: Array, draw: Draw) -> Array:
-    """y[n,h,w,c] = x[n,h,w,c]·m(n·C + c): x, y (N,H,W,C); its own adjoint."""
+def dropout2d_forward(x: Array, place: Array, p: float) -> Array:
+    """y[n,h,w,c] = x[n,h,w,c]·m(n·C + c): x, y (N,H,W,C), place (3); its own adjoint."""
     N, C = x.shape[0], x.shape[-1]
     y = buffers.empty_like(x)
-    factors = _factors(draw, 0, N * C, x.dtype).reshape(N, 1, 1, C)
+    factors = _factors(place, p, 0, N * C, x.dtype).reshape(N, 1, 1, C)
 
     def part(start: int, stop: int) -> None:
         with np.errstate(invalid="ignore", over="ignore"):  # inf * 0 is NaN
@@ -102,26 +101,22 @@ def dropout2d_forward(x: Array, draw: Draw) -> Array:
 _kernels = KernelFile("dropout")
 
 
-def _numbers(draw: Draw) -> tuple[float, ...]:
-    low = 2**64 - 1  # the kernel's seed and stream have 64 bits, as the words of the counter do
-    return draw.threshold, draw.scale, draw.seed & low, draw.stream & low, draw.start
-
-
 @dropout_forward.kernel()
-def _launch_dropout(x: Array, draw: Draw) -> Array:
+def _launch_dropout(x: Array, place: Array, p: float) -> Array:
     y = empty(x, x.shape)
-    flat = (y.reshape(-1), x.reshape(-1))
-    _kernels["dropout"](four_each(x.size), (THREADS,), *flat, x.size, *_numbers(draw))
+    arrays = (y.reshape(-1), x.reshape(-1), place)
+    _kernels["dropout"](four_each(x.size), (THREADS,), *arrays, x.size, _threshold(p), _scale(p))
     return y
 
 
 @dropout2d_forward.kernel()
-def _launch_dropout2d(x: Array, draw: Draw) -> Array:
+def _launch_dropout2d(x: Array, place: Array, p: float) -> Array:
     y = empty(x, x.shape)
     N, H, W, C = x.shape
     each = 4 if C % 4 == 0 else 1
     grid = (-(-x.size // (each * THREADS)),)
-    _kernels["dropout2d"](grid, (THREADS,), y, x, N, H * W, C, *_numbers(draw))
+    sizes = (N, H * W, C)
+    _kernels["dropout2d"](grid, (THREADS,), y, x, place, *sizes, _threshold(p), _scale(p))
     return y
 
 
@@ -133,12 +128,12 @@ class Dropout(Function):
 
     batched = (0,)
 
-    def forward(self, x: Array, *, op: Primitive, draw: Draw) -> Array:
-        self.op, self.draw = op, draw
-        return self.run(op, x, draw)
+    def forward(self, x: Array, *, op: Primitive, place: Array, p: float) -> Array:
+        self.op, self.place, self.p = op, place, p
+        return self.run(op, x, place, p)
 
     def backward(self, dy: Array) -> tuple[Array]:
-        return (self.run(self.op, dy, self.draw),)
+        return (self.run(self.op, dy, self.place, self.p),)
 
 
 def _apply(
@@ -154,8 +149,12 @@ def _apply(
     if not training or p == 0:
         return x
     source = random.dropout_generator() if generator is None else generator
-    draw = Draw(float(p), source.seed, source.stream, source.reserve(decisions))
-    return cast("Tensor", Dropout.apply(x, op=op, draw=draw))
+
+    def reserve() -> NDArray[np.uint64]:
+        return place(source.seed, source.stream, source.reserve(decisions))
+
+    where = per_step(reserve, x.device)
+    return cast("Tensor", Dropout.apply(x, op=op, place=where, p=float(p)))
 
 
 # public

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,20 +13,10 @@ from gpucnn.ops.elementwise import THREADS, four_each
 from gpucnn.primitive import primitive
 from gpucnn.threads import map_chunks, scratch
 
-# geometry
-
-
-@dataclass(frozen=True)
-class SGDStep:
-    """The numbers of one SGD step."""
-
-    lr: float
-    momentum: float
-    weight_decay: float
-    nesterov: bool
-
-
 # primitives
+#
+# The numbers of a step are an array of the device, float32 and float64 on cpu: a step that a graph
+# replays finds new ones in it.
 
 CHUNK = 1 << 15  # elements: six float32 buffers of it fit a core's cache
 
@@ -63,37 +52,40 @@ def running_square(mean: Array, value: Array, decay: float) -> None:
 
 
 @primitive
-def sgd_step(p: Array, v: Array | None, g: Array, step: SGDStep) -> None:
+def sgd_step(p: Array, v: Array | None, g: Array, numbers: Array, nesterov: bool) -> None:
     """In place: g' = g + wd·p; v = μ·v + g'; p −= lr·(g' + μ·v with Nesterov, else v).
 
-    p, v, g: (n). v is None when momentum is 0. Source: torch.optim.SGD (dampening 0).
+    p, v, g: (n). v is None when momentum is 0. numbers: (3) lr, μ, wd. Source: torch.optim.SGD
+    (dampening 0).
     """
+    lr, momentum, weight_decay = numbers.tolist()
 
     def part(start: int, stop: int) -> None:
         parameters = p[start:stop]
-        d = decayed_gradient(parameters, g[start:stop], step.weight_decay)
+        d = decayed_gradient(parameters, g[start:stop], weight_decay)
         if v is not None:
             velocity = v[start:stop]
-            velocity *= step.momentum
+            velocity *= momentum
             velocity += d
-            if step.nesterov:
+            if nesterov:
                 update = temporary("update", d)
-                np.multiply(velocity, step.momentum, out=update)
+                np.multiply(velocity, momentum, out=update)
                 d += update
             else:
                 d[...] = velocity
-        d *= step.lr
+        d *= lr
         parameters -= d
 
     map_chunks(part, p.size, CHUNK)
 
 
 @primitive
-def adagrad_step(p: Array, s: Array, g: Array, lr: float, eps: float, weight_decay: float) -> None:
+def adagrad_step(p: Array, s: Array, g: Array, numbers: Array) -> None:
     """In place: g' = g + wd·p; s += g'²; p −= lr·g'/(√s + ε).
 
-    p, s, g: (n). Source: torch.optim.Adagrad.
+    p, s, g: (n). numbers: (3) lr, ε, wd. Source: torch.optim.Adagrad.
     """
+    lr, eps, weight_decay = numbers.tolist()
 
     def part(start: int, stop: int) -> None:
         parameters, square = p[start:stop], s[start:stop]
@@ -111,13 +103,12 @@ def adagrad_step(p: Array, s: Array, g: Array, lr: float, eps: float, weight_dec
 
 
 @primitive
-def adadelta_step(
-    p: Array, s: Array, u: Array, g: Array, lr: float, rho: float, eps: float, weight_decay: float
-) -> None:
+def adadelta_step(p: Array, s: Array, u: Array, g: Array, numbers: Array) -> None:
     """In place: s = ρs + (1−ρ)g'²; Δ = g'·√(u+ε)/√(s+ε); u = ρu + (1−ρ)Δ²; p −= lr·Δ.
 
-    g' = g + wd·p. p, s, u, g: (n). Source: torch.optim.Adadelta.
+    g' = g + wd·p. p, s, u, g: (n). numbers: (4) lr, ρ, ε, wd. Source: torch.optim.Adadelta.
     """
+    lr, rho, eps, weight_decay = numbers.tolist()
 
     def part(start: int, stop: int) -> None:
         parameters, square, steps = p[start:stop], s[start:stop], u[start:stop]
@@ -137,23 +128,15 @@ def adadelta_step(
 
 @primitive
 def rmsprop_step(
-    p: Array,
-    s: Array,
-    m: Array | None,
-    v: Array | None,
-    g: Array,
-    lr: float,
-    alpha: float,
-    eps: float,
-    momentum: float,
-    weight_decay: float,
+    p: Array, s: Array, m: Array | None, v: Array | None, g: Array, numbers: Array
 ) -> None:
     """In place: s = αs + (1−α)g'²; v = μv + g'/(√s + ε); p −= lr·v.
 
     g' = g + wd·p. p, s, m, v, g: (n). With m, centered: m += (1−α)(g'−m), and s − m² (0 where
     rounding makes it negative) in place of s under the root. v is None when momentum is 0.
-    Source: torch.optim.RMSprop.
+    numbers: (5) lr, α, ε, μ, wd. Source: torch.optim.RMSprop.
     """
+    lr, alpha, eps, momentum, weight_decay = numbers.tolist()
 
     def part(start: int, stop: int) -> None:
         parameters, square = p[start:stop], s[start:stop]
@@ -183,13 +166,13 @@ def rmsprop_step(
 
 
 @primitive
-def lion_step(
-    p: Array, m: Array, g: Array, lr: float, beta1: float, beta2: float, weight_decay: float
-) -> None:
+def lion_step(p: Array, m: Array, g: Array, numbers: Array) -> None:
     """In place: p = (1 − lr·wd)·p − lr·sign(β₁m + (1−β₁)g); m = β₂m + (1−β₂)g; sign(0) = 0.
 
-    p, m, g: (n). Source: Chen et al., arXiv:2302.06675, algorithm 2.
+    p, m, g: (n). numbers: (4) lr, β₁, β₂, 1 − lr·wd. Source: Chen et al., arXiv:2302.06675,
+    algorithm 2.
     """
+    lr, beta1, beta2, shrink = numbers.tolist()
 
     def part(start: int, stop: int) -> None:
         parameters, mean, gradient = p[start:stop], m[start:stop], g[start:stop]
@@ -199,7 +182,7 @@ def lion_step(
         c += share
         np.sign(c, out=c)
         c *= lr
-        parameters *= 1.0 - lr * weight_decay
+        parameters *= shrink
         parameters -= c
         mean *= beta2
         np.multiply(gradient, 1.0 - beta2, out=share)
@@ -209,11 +192,15 @@ def lion_step(
 
 
 @primitive
-def ema_step(e: Array, p: Array, decay: float) -> None:
-    """In place: e += (1 − decay)·(p − e), that is e = decay·e + (1 − decay)·p. e, p: (n)."""
+def ema_step(e: Array, p: Array, share: Array) -> None:
+    """In place: e += share·(p − e), that is e = decay·e + (1 − decay)·p.
+
+    e, p: (n). share: (1) 1 − decay.
+    """
+    step = share.item()
 
     def part(start: int, stop: int) -> None:
-        running_mean(e[start:stop], p[start:stop], 1.0 - decay)
+        running_mean(e[start:stop], p[start:stop], step)
 
     map_chunks(part, p.size, CHUNK)
 
@@ -222,56 +209,32 @@ _kernels = KernelFile("optimizer")
 
 
 @sgd_step.kernel()
-def _launch_sgd(p: Array, v: Array | None, g: Array, step: SGDStep) -> None:
-    _kernels["sgd"](
-        four_each(p.size), (THREADS,), p, v, g, p.size,
-        step.lr, step.momentum, step.weight_decay, step.nesterov,
-    )  # fmt: skip
+def _launch_sgd(p: Array, v: Array | None, g: Array, numbers: Array, nesterov: bool) -> None:
+    _kernels["sgd"](four_each(p.size), (THREADS,), p, v, g, numbers, p.size, nesterov)
 
 
 @adagrad_step.kernel()
-def _launch_adagrad(
-    p: Array, s: Array, g: Array, lr: float, eps: float, weight_decay: float
-) -> None:
-    grid = four_each(p.size)
-    _kernels["adagrad"](grid, (THREADS,), p, s, g, p.size, lr, eps, weight_decay)
+def _launch_adagrad(p: Array, s: Array, g: Array, numbers: Array) -> None:
+    _kernels["adagrad"](four_each(p.size), (THREADS,), p, s, g, numbers, p.size)
 
 
 @adadelta_step.kernel()
-def _launch_adadelta(
-    p: Array, s: Array, u: Array, g: Array, lr: float, rho: float, eps: float, weight_decay: float
-) -> None:
-    grid = four_each(p.size)
-    _kernels["adadelta"](grid, (THREADS,), p, s, u, g, p.size, lr, rho, eps, weight_decay)
+def _launch_adadelta(p: Array, s: Array, u: Array, g: Array, numbers: Array) -> None:
+    _kernels["adadelta"](four_each(p.size), (THREADS,), p, s, u, g, numbers, p.size)
 
 
 @rmsprop_step.kernel()
 def _launch_rmsprop(
-    p: Array,
-    s: Array,
-    m: Array | None,
-    v: Array | None,
-    g: Array,
-    lr: float,
-    alpha: float,
-    eps: float,
-    momentum: float,
-    weight_decay: float,
+    p: Array, s: Array, m: Array | None, v: Array | None, g: Array, numbers: Array
 ) -> None:
-    _kernels["rmsprop"](
-        four_each(p.size), (THREADS,), p, s, m, v, g, p.size,
-        lr, alpha, eps, momentum, weight_decay,
-    )  # fmt: skip
+    _kernels["rmsprop"](four_each(p.size), (THREADS,), p, s, m, v, g, numbers, p.size)
 
 
 @lion_step.kernel()
-def _launch_lion(
-    p: Array, m: Array, g: Array, lr: float, beta1: float, beta2: float, weight_decay: float
-) -> None:
-    shrink = 1.0 - lr * weight_decay
-    _kernels["lion"](four_each(p.size), (THREADS,), p, m, g, p.size, lr, beta1, beta2, shrink)
+def _launch_lion(p: Array, m: Array, g: Array, numbers: Array) -> None:
+    _kernels["lion"](four_each(p.size), (THREADS,), p, m, g, numbers, p.size)
 
 
 @ema_step.kernel()
-def _launch_ema(e: Array, p: Array, decay: float) -> None:
-    _kernels["ema"](four_each(p.size), (THREADS,), e, p, p.size, 1.0 - decay)
+def _launch_ema(e: Array, p: Array, share: Array) -> None:
+    _kernels["ema"](four_each(p.size), (THREADS,), e, p, share, p.size)

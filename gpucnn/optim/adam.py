@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gpucnn.device import Array
@@ -42,7 +42,10 @@ class Adam(Optimizer):
         for name in ("eps", "weight_decay"):
             group[name] = check_number(name, group[name], 0.0)
 
-    def _numbers(self, group: dict[str, Any]) -> AdamStep:
+    def _numbers(self, group: dict[str, Any]) -> Sequence[float]:
+        return self._moments(group).adam()
+
+    def _moments(self, group: dict[str, Any]) -> AdamStep:
         beta1, beta2 = group["betas"]
         return AdamStep(
             lr=group["lr"],
@@ -54,11 +57,17 @@ class Adam(Optimizer):
             step=self.steps,
         )
 
-    def _update(self, p: Array, g: Array, state: dict[str, Array], group: dict[str, Any]) -> None:
+    def _update(
+        self,
+        p: Array,
+        g: Array,
+        state: dict[str, Array],
+        group: dict[str, Any],
+        numbers: Array,
+    ) -> None:
         adam_step.on(self.device)(
-            p, state["exp_avg"], state["exp_avg_sq"], state.get("max_exp_avg_sq"), g,
-            self._numbers(group),
-        )  # fmt: skip
+            p, state["exp_avg"], state["exp_avg_sq"], state.get("max_exp_avg_sq"), g, numbers
+        )
 
 
 class AdamW(Adam):
@@ -138,17 +147,25 @@ class Nadam(Adam):
         self._products[beta1, decay] = self.steps, product
         return product
 
-    def _update(self, p: Array, g: Array, state: dict[str, Array], group: dict[str, Any]) -> None:
+    def _numbers(self, group: dict[str, Any]) -> Sequence[float]:
         beta1, decay = group["betas"][0], group["momentum_decay"]
         now = self._momentum(beta1, decay, self.steps)
         then = self._momentum(beta1, decay, self.steps + 1)
         product = self._product(beta1, decay)
-        nadam_step.on(self.device)(
-            p, state["exp_avg"], state["exp_avg_sq"], g,
+        return self._moments(group).nadam(
             group["lr"] * (1.0 - now) / (1.0 - product),
             group["lr"] * then / (1.0 - product * then),
-            self._numbers(group),
-        )  # fmt: skip
+        )
+
+    def _update(
+        self,
+        p: Array,
+        g: Array,
+        state: dict[str, Array],
+        group: dict[str, Any],
+        numbers: Array,
+    ) -> None:
+        nadam_step.on(self.device)(p, state["exp_avg"], state["exp_avg_sq"], g, numbers)
 
 
 class Adamax(Adam):
@@ -171,5 +188,15 @@ class Adamax(Adam):
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay)
 
-    def _update(self, p: Array, g: Array, state: dict[str, Array], group: dict[str, Any]) -> None:
-        adamax_step.on(self.device)(p, state["exp_avg"], state["exp_inf"], g, self._numbers(group))
+    def _numbers(self, group: dict[str, Any]) -> Sequence[float]:
+        return self._moments(group).adamax()
+
+    def _update(
+        self,
+        p: Array,
+        g: Array,
+        state: dict[str, Array],
+        group: dict[str, Any],
+        numbers: Array,
+    ) -> None:
+        adamax_step.on(self.device)(p, state["exp_avg"], state["exp_inf"], g, numbers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from gpucnn.device import Array
@@ -41,9 +41,19 @@ class Adagrad(Optimizer):
         for name in ("lr_decay", "weight_decay", "eps"):
             group[name] = check_number(name, group[name], 0.0)
 
-    def _update(self, p: Array, g: Array, state: dict[str, Array], group: dict[str, Any]) -> None:
+    def _numbers(self, group: dict[str, Any]) -> Sequence[float]:
         lr = group["lr"] / (1.0 + (self.steps - 1) * group["lr_decay"])
-        adagrad_step.on(self.device)(p, state["sum"], g, lr, group["eps"], group["weight_decay"])
+        return lr, group["eps"], group["weight_decay"]
+
+    def _update(
+        self,
+        p: Array,
+        g: Array,
+        state: dict[str, Array],
+        group: dict[str, Any],
+        numbers: Array,
+    ) -> None:
+        adagrad_step.on(self.device)(p, state["sum"], g, numbers)
 
 
 class Adadelta(Optimizer):
@@ -73,11 +83,18 @@ class Adadelta(Optimizer):
         for name in ("eps", "weight_decay"):
             group[name] = check_number(name, group[name], 0.0)
 
-    def _update(self, p: Array, g: Array, state: dict[str, Array], group: dict[str, Any]) -> None:
-        adadelta_step.on(self.device)(
-            p, state["square_avg"], state["acc_delta"], g,
-            group["lr"], group["rho"], group["eps"], group["weight_decay"],
-        )  # fmt: skip
+    def _numbers(self, group: dict[str, Any]) -> Sequence[float]:
+        return group["lr"], group["rho"], group["eps"], group["weight_decay"]
+
+    def _update(
+        self,
+        p: Array,
+        g: Array,
+        state: dict[str, Array],
+        group: dict[str, Any],
+        numbers: Array,
+    ) -> None:
+        adadelta_step.on(self.device)(p, state["square_avg"], state["acc_delta"], g, numbers)
 
 
 class RMSprop(Optimizer):
@@ -113,18 +130,32 @@ class RMSprop(Optimizer):
             group[name] = check_number(name, group[name], 0.0)
         group["centered"] = flag("centered", group["centered"])
 
+    def _numbers(self, group: dict[str, Any]) -> Sequence[float]:
+        names = ("lr", "alpha", "eps", "momentum", "weight_decay")
+        return [group[name] for name in names]
+
+    def _form(self, group: dict[str, Any]) -> Hashable:
+        return group["centered"], group["momentum"] > 0
+
     @property
     def _state_names(self) -> tuple[str, ...]:  # type: ignore[override]
         mean = ("grad_avg",) if self._any("centered") else ()
         velocity = ("momentum_buffer",) if self._any("momentum") else ()
         return ("square_avg", *mean, *velocity)
 
-    def _update(self, p: Array, g: Array, state: dict[str, Array], group: dict[str, Any]) -> None:
+    def _update(
+        self,
+        p: Array,
+        g: Array,
+        state: dict[str, Array],
+        group: dict[str, Any],
+        numbers: Array,
+    ) -> None:
         rmsprop_step.on(self.device)(
             p,
             state["square_avg"],
             state["grad_avg"] if group["centered"] else None,
             state["momentum_buffer"] if group["momentum"] else None,
             g,
-            group["lr"], group["alpha"], group["eps"], group["momentum"], group["weight_decay"],
-        )  # fmt: skip
+            numbers,
+        )

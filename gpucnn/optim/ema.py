@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from gpucnn.device import Array, module_of, to_host
 from gpucnn.ops.optimizer import ema_step
-from gpucnn.optim.optimizer import Optimizer, check_number, check_optimizer
+from gpucnn.optim.optimizer import Optimizer, check_number, check_optimizer, step_numbers
+from gpucnn.recording import assign, per_step
 
 
 class EMA:
@@ -41,20 +42,24 @@ class EMA:
     def update(self) -> None:
         """Move the average towards the parameters."""
         self._not_applied("update()")
+        share = per_step(self._next_update, self.optimizer.device)
+        ema_step.on(self.optimizer.device)(self._average, self.optimizer._flat, share)
+
+    def _next_update(self) -> NDArray[Any]:
         self.updates += 1
-        ema_step.on(self.optimizer.device)(self._average, self.optimizer._flat, self.decay)
+        return step_numbers(self.optimizer.device, [1.0 - self.decay])
 
     def apply(self) -> None:
         """Put the average in place of the parameters, and keep these for :meth:`restore`."""
         self._not_applied("apply()")
         self._weights = self.optimizer._flat.copy()
-        self.optimizer._flat[...] = self._average
+        assign(self.optimizer._flat, self._average)
 
     def restore(self) -> None:
         """Put the trained parameters back, to the bit."""
         if self._weights is None:
             raise RuntimeError("restore() needs apply() before it")
-        self.optimizer._flat[...] = self._weights
+        assign(self.optimizer._flat, self._weights)
         self._weights = None
 
     @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 from gpucnn.ops.geometry import choice, integer
 from gpucnn.optim.optimizer import Optimizer, check_number, check_optimizer
+from gpucnn.recording import every_step
 
 
 class LRScheduler:
@@ -35,6 +36,9 @@ class LRScheduler:
 
     def step(self) -> None:
         """Count one step and set the learning rates of the next."""
+        every_step(self._advance)
+
+    def _advance(self) -> None:
         self.steps += 1
         self._apply()
 

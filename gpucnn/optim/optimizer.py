@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn.device import Array, module_of, to_host
+from gpucnn.recording import per_step, watch
 from gpucnn.tensor import Tensor, common_device
 
 _ALIGNMENT = 64  # elements between the starts of two parameters: whole 256-byte lines in float32
@@ -36,6 +37,23 @@ def check_optimizer(value: Any) -> None:
     """Raise TypeError unless it is an :class:`Optimizer`."""
     if not isinstance(value, Optimizer):
         raise TypeError(f"optimizer must be an Optimizer, got {type(value).__name__}")
+
+
+def step_numbers(device: str, values: Any) -> NDArray[Any]:
+    """The numbers of a step as an array that a device computes with: float64 on cpu, else float32.
+
+    Raises ValueError for a finite one beyond float32.
+    """
+    wide = np.asarray(values, np.float64)
+    if device == "cpu":
+        return wide
+    with np.errstate(over="raise"):
+        try:
+            return wide.astype(np.float32)
+        except FloatingPointError:
+            raise ValueError(
+                f"the numbers of a step must fit float32 on {device!r}, got {values}"
+            ) from None
 
 
 class Optimizer:
@@ -119,6 +137,21 @@ class Optimizer:
         """Check and convert the options of one group other than lr."""
         raise NotImplementedError
 
+    def _numbers(self, group: dict[str, Any]) -> Sequence[float]:
+        """The numbers of a group in step ``self.steps``: device data, as many in every step."""
+        raise NotImplementedError
+
+    def _form(self, group: dict[str, Any]) -> Hashable:
+        """What is no number among the options that the launches of a group depend on."""
+        return None
+
+    def _forms(self) -> Hashable:
+        return tuple([self._form(group) for group in self.param_groups])
+
+    def _next_step(self) -> NDArray[Any]:
+        self.steps += 1
+        return step_numbers(self.device, [self._numbers(group) for group in self.param_groups])
+
     def _any(self, option: str) -> bool:
         return any(group[option] for group in self.param_groups)
 
@@ -149,12 +182,12 @@ class Optimizer:
         for t in self.params:
             t.grad = None
 
-    def _runs(self) -> Iterator[tuple[slice, dict[str, Any]]]:
+    def _runs(self) -> Iterator[tuple[slice, int]]:
         """The longest stretches of the flat buffers whose parameters share a group and all have a
-        gradient, each with its group.
+        gradient, each with the index of its group.
         """
         i = 0
-        for group in self.param_groups:
+        for index, group in enumerate(self.param_groups):
             start: int | None = None
             for t in group["params"]:
                 if t.data is not self._views[i]:
@@ -165,11 +198,11 @@ class Optimizer:
                 if t.grad is not None and start is None:
                     start = self._offsets[i]
                 if t.grad is None and start is not None:
-                    yield slice(start, self._offsets[i]), group
+                    yield slice(start, self._offsets[i]), index
                     start = None
                 i += 1
             if start is not None:
-                yield slice(start, self._offsets[i]), group
+                yield slice(start, self._offsets[i]), index
 
     def gradient_runs(self) -> list[Array]:
         """The flat gradients that the next step will use: views of the gradient buffer."""
@@ -177,13 +210,23 @@ class Optimizer:
 
     def step(self) -> None:
         """Update every parameter that has a gradient, in place."""
-        self.steps += 1
-        for run, group in self._runs():
+        runs = list(self._runs())
+        watch(self._forms)
+        numbers = per_step(self._next_step, self.device)
+        for run, index in runs:
             state = {name: buffer[run] for name, buffer in self._state.items()}
-            self._update(self._flat[run], self._gradients[run], state, group)
+            group = self.param_groups[index]
+            self._update(self._flat[run], self._gradients[run], state, group, numbers[index])
 
-    def _update(self, p: Array, g: Array, state: dict[str, Array], group: dict[str, Any]) -> None:
-        """One step of the stretch p with gradients g."""
+    def _update(
+        self,
+        p: Array,
+        g: Array,
+        state: dict[str, Array],
+        group: dict[str, Any],
+        numbers: Array,
+    ) -> None:
+        """One step of the stretch p with gradients g and the numbers of its group."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, NDArray[Any]]:

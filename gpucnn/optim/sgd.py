@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from gpucnn.device import Array
 from gpucnn.ops.geometry import flag
-from gpucnn.ops.optimizer import SGDStep, lion_step, sgd_step
+from gpucnn.ops.optimizer import lion_step, sgd_step
 from gpucnn.optim.optimizer import Optimizer, check_betas, check_number
 from gpucnn.tensor import Tensor
 
@@ -42,14 +42,26 @@ class SGD(Optimizer):
         if group["nesterov"] and not group["momentum"]:
             raise ValueError("nesterov=True needs momentum > 0")
 
+    def _numbers(self, group: dict[str, Any]) -> Sequence[float]:
+        return group["lr"], group["momentum"], group["weight_decay"]
+
+    def _form(self, group: dict[str, Any]) -> Hashable:
+        return group["nesterov"], group["momentum"] > 0
+
     @property
     def _state_names(self) -> tuple[str, ...]:  # type: ignore[override]
         return ("momentum_buffer",) if self._any("momentum") else ()
 
-    def _update(self, p: Array, g: Array, state: dict[str, Array], group: dict[str, Any]) -> None:
-        step = SGDStep(group["lr"], group["momentum"], group["weight_decay"], group["nesterov"])
+    def _update(
+        self,
+        p: Array,
+        g: Array,
+        state: dict[str, Array],
+        group: dict[str, Any],
+        numbers: Array,
+    ) -> None:
         velocity = state["momentum_buffer"] if group["momentum"] else None
-        sgd_step.on(self.device)(p, velocity, g, step)
+        sgd_step.on(self.device)(p, velocity, g, numbers, group["nesterov"])
 
 
 class Lion(Optimizer):
@@ -78,7 +90,15 @@ class Lion(Optimizer):
         group["betas"] = check_betas(group["betas"])
         group["weight_decay"] = check_number("weight_decay", group["weight_decay"], 0.0)
 
-    def _update(self, p: Array, g: Array, state: dict[str, Array], group: dict[str, Any]) -> None:
-        lion_step.on(self.device)(
-            p, state["exp_avg"], g, group["lr"], *group["betas"], group["weight_decay"]
-        )
+    def _numbers(self, group: dict[str, Any]) -> Sequence[float]:
+        return group["lr"], *group["betas"], 1.0 - group["lr"] * group["weight_decay"]
+
+    def _update(
+        self,
+        p: Array,
+        g: Array,
+        state: dict[str, Array],
+        group: dict[str, Any],
+        numbers: Array,
+    ) -> None:
+        lion_step.on(self.device)(p, state["exp_avg"], g, numbers)
