@@ -155,16 +155,27 @@ def to_host(array: Array) -> Any:
     return array if isinstance(array, np.ndarray | np.generic) else array.get()
 
 
+@functools.cache
+def _emulator() -> Any:
+    from gpucnn import emulator
+
+    return emulator
+
+
+def address(array: Array) -> int:
+    """Where the first element of an array lies, on its device."""
+    return int(_emulator().address(array) if isinstance(array, np.ndarray) else array.data.ptr)
+
+
 def empty(like: Array, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
     """An array that a kernel will fill, beside ``like``.
 
     On ``emulated`` the emulator tracks it, so that reading an element nobody wrote is a fault.
     """
     if isinstance(like, np.ndarray):
-        from gpucnn import emulator
-
+        tracked = _emulator().empty
         recorder = recording.active and recording.current()
         if recorder:
-            return recorder.empty(shape, dtype, lambda: emulator.empty(shape, dtype), True)
-        return emulator.empty(shape, dtype)
+            return recorder.empty(shape, dtype, lambda: tracked(shape, dtype), True)
+        return tracked(shape, dtype)
     return module_of(like).empty(shape, dtype)

@@ -17,7 +17,7 @@ write and compute.
 
 from gpucnn.emulator.build import available, why_unavailable
 from gpucnn.emulator.fault import CompileError, KernelFault, Unsupported
-from gpucnn.emulator.memory import empty
+from gpucnn.emulator.memory import address, empty
 from gpucnn.emulator.raw_kernel import RawKernel, check_order
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "KernelFault",
     "RawKernel",
     "Unsupported",
+    "address",
     "available",
     "check_order",
     "empty",

@@ -21,7 +21,15 @@ Array = np.ndarray[Any, Any]
 _poisoned: dict[int, tuple[weakref.ref[Array], int]] = {}
 _salts = itertools.count(1)
 
-_memory: Any = ctypes.c_char * 0  # stands for the address of an array, sooner than array.ctypes does
+_memory: Any = ctypes.c_char * 0
+
+
+def address(array: Array) -> int:
+    """Where the first element lies: ``array.ctypes.data``, sooner where the array can be written."""
+    try:
+        return ctypes.addressof(_memory.from_buffer(array))
+    except (TypeError, ValueError):
+        return int(array.ctypes.data)
 
 
 def empty(shape: int | tuple[int, ...], dtype: DTypeLike = np.float32) -> Array:
@@ -39,7 +47,7 @@ def empty(shape: int | tuple[int, ...], dtype: DTypeLike = np.float32) -> Array:
     if words == 0 or not available():
         return array
     salt = next(_salts) % 0xFFFFFFFF + 1
-    runtime().gpucnn_poison(_memory.from_buffer(array), words, salt)
+    runtime().gpucnn_poison(address(array), words, salt)
     key = id(array)
     _poisoned[key] = (weakref.ref(array, lambda _: _poisoned.pop(key, None)), salt)
     return array

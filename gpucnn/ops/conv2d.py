@@ -22,11 +22,17 @@ from gpucnn.kernel import Kernel, KernelFile
 from gpucnn.ops import depthwise
 from gpucnn.ops.channels import pixels
 from gpucnn.ops.conv2d_few_channels import FEW_CHANNELS, FewChannels, where_it_fits
-from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, wants_tensor_cores
+from gpucnn.ops.conv2d_pipeline import (
+    IMPLICIT_GEMM,
+    REGISTER_TILED,
+    phases_of,
+    wants_tensor_cores,
+)
 from gpucnn.ops.conv_geometry import ConvGeometry, conv_geometry
 from gpucnn.ops.geometry import Padding, Pair
 from gpucnn.ops.reduce import column_sum, launch_sum_slices
 from gpucnn.ops.tile import GRID_YZ, SPECIALISATIONS, THREADS, slices, tile
+from gpucnn.precision import precision_of
 from gpucnn.primitive import Primitive, primitive
 from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks, scratch
@@ -229,9 +235,7 @@ def _tiled_kernel(name: str, s: ConvGeometry, width: int) -> Kernel:
 
 def gather_grid(s: ConvGeometry) -> tuple[int, tuple[int, int, int]]:
     """(specialisation, grid) of ``kernels/conv2d_gather.cuh``: blocks own pixels of one phase."""
-    axes = ((s.D, s.SD), (s.H, s.SH), (s.W, s.SW))
-    phases = math.prod(min(size, stride) for size, stride in axes)
-    largest = s.N * math.prod(-(-size // stride) for size, stride in axes)
+    phases, largest = s.once(phases_of)
     index, rows, columns = tile(largest, s.CG)
     return index, (phases * rows, columns, s.G)
 
@@ -262,7 +266,11 @@ CHOICE: tuple[tuple[str, Callable[[str, Array, ConvGeometry], bool]], ...] = (
 
 
 def _best(primitive: Primitive, x: Array, s: ConvGeometry) -> Callable[..., Array]:
-    chosen = next(name for name, takes in CHOICE if takes(primitive.name, x, s))
+    key = (primitive.name, precision_of(x))
+    chosen = s.known.get(key)
+    if chosen is None:
+        chosen = next(name for name, takes in CHOICE if takes(primitive.name, x, s))
+        s.known[key] = chosen
     return primitive.launchers[chosen]
 
 

@@ -10,10 +10,11 @@ import math
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
-from gpucnn.device import Array, DeviceError, empty
+from gpucnn.device import Array, DeviceError, address, empty
 from gpucnn.kernel import Kernel, KernelFile, Macros
 from gpucnn.ops.conv_geometry import ConvGeometry
 from gpucnn.ops.reduce import launch_sum_slices
@@ -146,12 +147,29 @@ class Rung:
         of fours; arrays: what it reads.
         """
         like = arrays[0]
-        vector = 4 if channels % 4 == 0 and all(_address(a) % 16 == 0 for a in arrays) else 1
+        vector = 4 if channels % 4 == 0 and all(address(a) % 16 == 0 for a in arrays) else 1
         forced = _forced.tiles.get(self.name)
-        mode, dims = precision_of(like), 3 if s.dims == 3 else 2
-        shared = 227 * 1024
-        if not isinstance(like, np.ndarray):
-            capability, shared = _limits(like.device.id)
+        limits = None if isinstance(like, np.ndarray) else _limits(like.device.id)
+        key = (self.name, name, vector, precision_of(like), forced, limits)
+        found = s.known.get(key)
+        if found is None:
+            found = s.known[key] = self._choose(*key[1:], s, rows, columns)
+        return cast("tuple[Kernel, Tile]", found)
+
+    def _choose(
+        self,
+        name: str,
+        vector: int,
+        mode: str,
+        forced: tuple[int, int] | None,
+        limits: tuple[int, int] | None,
+        s: ConvGeometry,
+        rows: int,
+        columns: int,
+    ) -> tuple[Kernel, Tile]:
+        dims, shared = 3 if s.dims == 3 else 2, 227 * 1024
+        if limits is not None:
+            capability, shared = limits
             needed = _CAPABILITY[mode] if self.arithmetic[mode] else 0
             if capability < needed:
                 raise DeviceError(
@@ -184,9 +202,7 @@ class Rung:
         taps = s.KD * s.KH * s.KW
         wt = launch_transpose(w.reshape(s.G, s.OCG, taps, s.CG), (0, 3, 2, 1))
         wt = wt.reshape(s.C, *s.w_shape[1:-1], s.OCG)
-        axes = ((s.D, s.SD), (s.H, s.SH), (s.W, s.SW))
-        phases = math.prod(min(size, stride) for size, stride in axes)
-        largest = s.N * math.prod(-(-size // stride) for size, stride in axes)
+        phases, largest = s.once(phases_of)
         kernel, tile = self.choose("data_gradient", s, phases * largest, s.CG, s.OCG, dy, wt)
         blocks = phases * -(-largest // tile.rows) * -(-s.CG // tile.columns)
         ring = tile.ring(True)
@@ -235,8 +251,11 @@ def use_tile(rung: Rung, index: int, vector: int = 4) -> Iterator[None]:
         _forced.tiles = before
 
 
-def _address(a: Array) -> int:
-    return int(a.ctypes.data if isinstance(a, np.ndarray) else a.data.ptr)
+def phases_of(s: ConvGeometry) -> tuple[int, int]:
+    """The phases of the input pixels against the strides, and the pixels of the largest."""
+    axes = ((s.D, s.SD), (s.H, s.SH), (s.W, s.SW))
+    phases = math.prod(min(size, stride) for size, stride in axes)
+    return phases, s.N * math.prod(-(-size // stride) for size, stride in axes)
 
 
 @functools.cache

@@ -43,17 +43,17 @@ class Geometry:
         return tuple(getattr(self, field.name) for field in fields(cast(Any, self)))
 
     @functools.cached_property
-    def _worked_out(self) -> dict[Any, Any]:
+    def known(self) -> dict[Any, Any]:
+        """What was worked out from these sizes, by keys of whoever did it."""
         return {}
 
     def once(self, work_out: Callable[[Any], Result]) -> Result:
-        """``work_out(self)``, worked out once. It must be a function of the sizes alone, and one
-        that stays, such as one of a module.
+        """``work_out(self)``, once: a function of the sizes alone, and one that stays, such as one
+        of a module.
         """
-        known = self._worked_out
-        if work_out not in known:
-            known[work_out] = work_out(self)
-        return cast("Result", known[work_out])
+        if work_out not in self.known:
+            self.known[work_out] = work_out(self)
+        return cast("Result", self.known[work_out])
 
 
 _MOST_REMEMBERED = 4096  # calls of one check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Sequence
@@ -68,6 +69,8 @@ def exchanges(shape: Sequence[int], axes: Axes) -> list[tuple[int, int, int, int
     return moves
 
 
+_exchanges = functools.lru_cache(4096)(exchanges)
+
 # primitives
 
 _CHUNK = 1 << 17  # elements that a thread moves at once
@@ -97,7 +100,7 @@ _kernels = KernelFile("transpose")
 
 @transpose_forward.kernel()
 def launch_transpose(x: Array, axes: Axes) -> Array:
-    for B, R, C, S in exchanges(x.shape, axes):
+    for B, R, C, S in _exchanges(x.shape, axes):
         y = empty(x, x.shape)
         if S == 1:
             tiles_r, tiles_c = -(-R // _TILE), -(-C // _TILE)
@@ -107,7 +110,7 @@ def launch_transpose(x: Array, axes: Axes) -> Array:
             grid = (-(-x.size // _THREADS),)
             _kernels["transpose_runs"](grid, (_THREADS,), y, x, x.size, R, C, S)
         x = y
-    return x.reshape(tuple(x.shape[a] for a in axes))
+    return x.reshape([x.shape[a] for a in axes])
 
 
 # tape
