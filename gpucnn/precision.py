@@ -43,6 +43,11 @@ class precision:
         _chosen = self._previous
 
 
+def chosen_precision() -> str | None:
+    """The mode that was chosen, None for the default."""
+    return _chosen
+
+
 @functools.cache
 def _has_tf32(gpu: int) -> bool:
     import cupy

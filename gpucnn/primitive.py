@@ -13,6 +13,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from gpucnn import recording
+
 PRIMITIVES: dict[str, Primitive] = {}
 
 _variant_of: dict[str, str] = {}  # family -> the variant chosen by use_variant
@@ -56,6 +58,11 @@ class Primitive:
 
     def on(self, device: str) -> Callable[..., Any]:
         """The function that computes this primitive on ``device``."""
+        if recording.active is not None and (recorder := recording.current()) is not None:
+            return recorder.body(self, device) or self._body(device)
+        return self._body(device)
+
+    def _body(self, device: str) -> Callable[..., Any]:
         if device == "cpu":
             return self.definition
         if _variant_of and (variant := _variant_of.get(self.family)) in self.launchers:
@@ -83,6 +90,11 @@ def variants(family: str) -> tuple[str, ...]:
         if made.family == family:
             names.update(dict.fromkeys(name for name in made.launchers if name))
     return tuple(names)
+
+
+def chosen_variants() -> tuple[tuple[str, str], ...]:
+    """Each family whose kernels were chosen by hand, with its variant."""
+    return tuple(sorted(_variant_of.items()))
 
 
 class use_variant:

@@ -44,6 +44,10 @@ class Recorder:
         """``target[...] = source``."""
         target[...] = source
 
+    def copied(self, array: Array) -> Array:
+        """``array.copy()``."""
+        return array.copy()
+
     def host(self, action: Callable[[], None]) -> None:
         """Something that the host does in every step."""
         action()
@@ -131,6 +135,19 @@ def reading(what: str) -> None:
     recorder = active and current()
     if recorder:
         recorder.read(what)
+
+
+def using(tensors: Sequence[Any]) -> None:
+    """A function of the tape takes these tensors (None passes)."""
+    recorder = active and current()
+    if recorder:
+        recorder.used(tensors)
+
+
+def copied(array: Array) -> Array:
+    """``array.copy()``, also in a graph."""
+    recorder = active and current()
+    return recorder.copied(array) if recorder else array.copy()
 
 
 def assign(target: Array, source: Array) -> None:

@@ -17,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from gpucnn import recording
 from gpucnn.device import Array, DeviceError, default_device, require, to_device, to_host
 from gpucnn.primitive import Primitive
 
@@ -129,12 +130,14 @@ class Tensor:
 
     def numpy(self) -> NDArray[Any]:
         """The values as a NumPy array; shares memory on ``cpu`` and ``emulated``."""
+        recording.reading("the values of a tensor")
         return cast("NDArray[Any]", to_host(self.data))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """What ``numpy.asarray`` takes; a GPU's memory is copied by ``.numpy()`` only."""
         if self.device == "cuda":
             raise TypeError("a Tensor on 'cuda' is no NumPy array; .numpy() copies it")
+        recording.reading("the values of a tensor")
         return np.array(self.data, dtype, copy=copy) if copy else np.asarray(self.data, dtype)
 
     def item(self) -> float | int:
@@ -249,7 +252,7 @@ class Tensor:
         if self.grad is not None:
             grad = _sum(self.device, self.grad.data, grad)
         if self._gradient_home is not None:
-            self._gradient_home[...] = grad
+            recording.assign(self._gradient_home, grad)
             grad = self._gradient_home
         self.grad = Tensor._wrap(grad, self.device)
 
@@ -282,6 +285,8 @@ class Function:
     @classmethod
     def apply(cls, *inputs: Tensor | None, **options: Any) -> Any:
         """Run forward on tensors (None passes through) and record it where a gradient is needed."""
+        if recording.active is not None:
+            recording.using(inputs)
         device, one_device, all_tensors = "", True, True
         arrays: list[Array | None] = []
         needs: list[bool] = []
@@ -307,23 +312,28 @@ class Function:
         function = cls()
         function.device = device
         function.needs = tuple(needs)
-        function.recording = recording = _mode.recording and any(needs)
+        function.recording = taped = _mode.recording and any(needs)
         outputs = function.forward(*arrays, **options)
         if not isinstance(outputs, tuple):
             tensor = Tensor._wrap(outputs, device)
-            if recording:
+            if taped:
                 function._inputs, function._output_count = inputs, 1
                 if outputs.dtype.kind == "f":
                     tensor.requires_grad, tensor._creator = True, function
             return tensor
         tensors = tuple([Tensor._wrap(a, device) for a in outputs])
-        if recording:
+        if taped:
             function._inputs, function._output_count = inputs, len(tensors)
             for index, tensor in enumerate(tensors):
                 if tensor.data.dtype.kind == "f":
                     tensor.requires_grad = True
                     tensor._creator, tensor._output_index = function, index
         return tensors
+
+
+def is_recording_gradients() -> bool:
+    """Whether functions are put on the tape, which they are not inside :class:`no_grad`."""
+    return _mode.recording
 
 
 def check_tensor(name: str, value: Any) -> None:

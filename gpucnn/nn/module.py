@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from gpucnn import recording
 from gpucnn.device import require, to_device
 from gpucnn.tensor import Tensor
 
@@ -39,6 +40,8 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
+        if recording.active is not None:
+            recording.watch(lambda: self.training)
         return self.forward(*inputs, **options)
 
     def named_children(self) -> Iterator[tuple[str, Module]]:

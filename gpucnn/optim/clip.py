@@ -10,6 +10,7 @@ from gpucnn.device import Array, module_of
 from gpucnn.ops.clip import clip_norm
 from gpucnn.ops.clip import clip_value as clamp_gradients
 from gpucnn.optim.optimizer import Optimizer, check_number
+from gpucnn.recording import copied
 from gpucnn.tensor import Tensor, common_device
 
 
@@ -29,7 +30,7 @@ def _gradients(target: Optimizer | Tensor | Iterable[Tensor]) -> tuple[list[Arra
             continue
         array: Array = t.grad.data
         if array is not t._gradient_home:  # the tape may hand one array to two tensors
-            array = t.grad.data = array.copy()
+            array = t.grad.data = copied(array)
         found.append(array.reshape(-1))
     return found, common_device(tensors), tensors[0].data
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gpucnn.device import Array, module_of, to_host
 from gpucnn.ops.optimizer import ema_step
 from gpucnn.optim.optimizer import Optimizer, check_number, check_optimizer, step_numbers
-from gpucnn.recording import assign, per_step
+from gpucnn.recording import assign, copied, per_step
 
 
 class EMA:
@@ -52,7 +52,7 @@ class EMA:
     def apply(self) -> None:
         """Put the average in place of the parameters, and keep these for :meth:`restore`."""
         self._not_applied("apply()")
-        self._weights = self.optimizer._flat.copy()
+        self._weights = copied(self.optimizer._flat)
         assign(self.optimizer._flat, self._average)
 
     def restore(self) -> None:
