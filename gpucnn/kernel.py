@@ -34,6 +34,7 @@ Dim = tuple[int, ...]
 Macros = Mapping[str, int]
 
 GRID_LIMITS = (2**31 - 1, 65535, 65535)  # of every GPU; CuPy wraps what is larger
+_ANY_AXIS = min(GRID_LIMITS)
 
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"[^\n]*$', re.MULTILINE)
 
@@ -189,6 +190,11 @@ def standing_in(run: _StandIn) -> Iterator[None]:
         _stand_ins.pop()
 
 
+def stand_in() -> _StandIn | None:
+    """What is called in place of each launch, None where kernels run."""
+    return _stand_ins[-1] if _stand_ins else None
+
+
 def _clear_outputs(launch: Launch, arguments: Sequence[Any]) -> None:
     for parameter, array in zip(launch.kernel.signature.parameters, arguments, strict=True):
         if parameter.pointer and not parameter.const and array is not None:
@@ -220,11 +226,13 @@ class Kernel:
         shared_mem: bytes of dynamic shared memory. Raises TypeError or ValueError before the launch
         if an argument does not fit its parameter, or the grid is empty or too large.
         """
-        for n, most in zip(grid, GRID_LIMITS, strict=False):
-            if not 1 <= n <= most:
-                raise ValueError(
-                    f"{self.name}: grid {tuple(grid)} must lie within (1, 1, 1) and {GRID_LIMITS}"
-                )
+        if not 1 <= min(grid) <= max(grid) <= _ANY_AXIS:
+            for n, most in zip(grid, GRID_LIMITS, strict=False):
+                if not 1 <= n <= most:
+                    raise ValueError(
+                        f"{self.name}: grid {tuple(grid)} must lie within (1, 1, 1) and "
+                        f"{GRID_LIMITS}"
+                    )
         packer = self._packer
         packed = packer(args)
         if packed is None or _stand_ins or _observers:

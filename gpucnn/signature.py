@@ -422,13 +422,13 @@ class Packer:
         pointers = [p for p in parameters if p.pointer]
         self._count, self.arrays = len(parameters), len(pointers)
         self._known: dict[bytes, Packed] = {}
-        self._dtypes: tuple[np.dtype[Any], ...] = ()
+        self._dtypes: tuple[tuple[int, np.dtype[Any]], ...] = ()
         self._reals: tuple[int, ...] = ()
         self._pack: Callable[..., bytes] | None = None
         types = [_SCALARS.get(p.type, "") for p in parameters[self.arrays :]]
         plain = all(p.type in _SCALARS or _VECTOR.fullmatch(p.type) for p in pointers)
         if plain and pointers == list(parameters[: self.arrays]) and set(types) <= _FORMATS.keys():
-            self._dtypes = tuple(numpy_dtype(p.type) for p in pointers)
+            self._dtypes = tuple((i, numpy_dtype(p.type)) for i, p in enumerate(pointers))
             self._reals = tuple(i for i, t in enumerate(types, self.arrays) if t[0] == "f")
             self._converters = _converters(signature)[self.arrays :]
             self._pack = struct.Struct("=" + "".join(_FORMATS[t] for t in types)).pack
@@ -441,7 +441,8 @@ class Packer:
         if self._pack is None or len(args) != self._count:
             return None
         try:
-            for array, dtype in zip(args, self._dtypes, strict=False):
+            for i, dtype in self._dtypes:
+                array = args[i]
                 if array is not None and (
                     array.dtype is not dtype
                     or not array.flags.c_contiguous

@@ -8,10 +8,10 @@ from typing import Any, cast
 import numpy as np
 
 from gpucnn import buffers
-from gpucnn.device import Array, empty
+from gpucnn.device import Array
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.activation_formulas import ACTIVATIONS, not_below
-from gpucnn.ops.elementwise import THREADS, four_each, multiply_forward
+from gpucnn.ops.elementwise import launch_elements, multiply_forward
 from gpucnn.ops.geometry import choice, same_float_dtype
 from gpucnn.primitive import primitive
 from gpucnn.tensor import Function, Tensor
@@ -43,7 +43,8 @@ def check_input(x: Array) -> None:
     """Check the x of an activation."""
     if x.size == 0:
         raise ValueError(f"x must not be empty, got shape {tuple(x.shape)}")
-    same_float_dtype(x=x)
+    if x.dtype.kind != "f":
+        same_float_dtype(x=x)
 
 
 # primitives
@@ -136,33 +137,23 @@ _kernels = KernelFile("activation")
 
 @relu_forward.kernel()
 def _launch_relu_forward(x: Array) -> Array:
-    y = empty(x, x.shape)
-    _kernels["relu_forward"](four_each(x.size), (THREADS,), y.reshape(-1), x.reshape(-1), x.size)
-    return y
+    return launch_elements(_kernels["relu_forward"], x, x, x.size)
 
 
 @relu_backward.kernel()
 def _launch_relu_backward(dy: Array, y: Array) -> Array:
-    dx = empty(dy, dy.shape)
-    flat = (a.reshape(-1) for a in (dx, dy, y))
-    _kernels["relu_backward"](four_each(dy.size), (THREADS,), *flat, dy.size)
-    return dx
+    return launch_elements(_kernels["relu_backward"], dy, dy, y, dy.size)
 
 
 @activation_forward.kernel()
 def _launch_forward(x: Array, name: str, parameters: tuple[float, ...]) -> Array:
-    y = empty(x, x.shape)
-    launch, flat = _kernels[f"{name}_forward"], (y.reshape(-1), x.reshape(-1))
-    launch(four_each(x.size), (THREADS,), *flat, x.size, *parameters)
-    return y
+    return launch_elements(_kernels[f"{name}_forward"], x, x, x.size, *parameters)
 
 
 @activation_backward.kernel()
 def _launch_backward(dy: Array, kept: Array, name: str, parameters: tuple[float, ...]) -> Array:
-    dx = empty(dy, dy.shape)
-    launch, flat = _kernels[f"{name}_backward"], (a.reshape(-1) for a in (dx, dy, kept))
-    launch(four_each(dy.size), (THREADS,), *flat, dy.size, *parameters)
-    return dx
+    launch = _kernels[f"{name}_backward"]
+    return launch_elements(launch, dy, dy, kept, dy.size, *parameters)
 
 
 # tape

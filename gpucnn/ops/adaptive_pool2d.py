@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +12,7 @@ from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.channels import pixels
-from gpucnn.ops.geometry import MAX_SIZE, flag, image_shape, same_float_dtype, sizes
+from gpucnn.ops.geometry import MAX_SIZE, Geometry, flag, image_shape, same_float_dtype, sizes
 from gpucnn.ops.tile import BUSY_BLOCKS
 from gpucnn.ops.window import THREADS, blocks, keep_larger
 from gpucnn.primitive import primitive
@@ -23,7 +23,7 @@ from gpucnn.threads import map_chunks, scratch
 
 
 @dataclass(frozen=True)
-class AdaptivePool2dGeometry:
+class AdaptivePool2dGeometry(Geometry):
     """The sizes of one pooling, in the order in which the kernels take them."""
 
     N: int
@@ -253,13 +253,13 @@ def _launch_avg_forward(x: Array, geometry: AdaptivePool2dGeometry) -> Array:
     block, count, slices = _shared(s)
     if not slices:
         launch = _kernels["adaptive_avg_pool2d_forward"]
-        launch(blocks(y.size, s.C), (THREADS,), y, x, *astuple(s))
+        launch(blocks(y.size, s.C), (THREADS,), y, x, *s.values)
         return y
     parts = y if slices == 1 else empty(x, (s.N, s.OH, s.OW, slices, s.C))
-    _kernels["adaptive_avg_pool2d_shared"]((count,), block, parts, x, *astuple(s), slices)
+    _kernels["adaptive_avg_pool2d_shared"]((count,), block, parts, x, *s.values, slices)
     if slices > 1:
         launch = _kernels["adaptive_avg_pool2d_join"]
-        launch(blocks(y.size, 1), (THREADS,), y, parts, *astuple(s), slices)
+        launch(blocks(y.size, 1), (THREADS,), y, parts, *s.values, slices)
     return y
 
 
@@ -267,7 +267,7 @@ def _launch_avg_forward(x: Array, geometry: AdaptivePool2dGeometry) -> Array:
 def _launch_avg_backward(dy: Array, geometry: AdaptivePool2dGeometry) -> Array:
     s = geometry
     dx = empty(dy, (s.N, s.H, s.W, s.C))
-    _kernels["adaptive_avg_pool2d_backward"](blocks(dx.size, s.C), (THREADS,), dx, dy, *astuple(s))
+    _kernels["adaptive_avg_pool2d_backward"](blocks(dx.size, s.C), (THREADS,), dx, dy, *s.values)
     return dx
 
 
@@ -279,14 +279,14 @@ def _launch_max_forward(x: Array, geometry: AdaptivePool2dGeometry) -> tuple[Arr
     block, count, slices = _shared(s)
     if not slices:
         launch = _kernels["adaptive_max_pool2d_forward"]
-        launch(blocks(y.size, s.C), (THREADS,), y, indices, x, *astuple(s))
+        launch(blocks(y.size, s.C), (THREADS,), y, indices, x, *s.values)
         return y, indices
     parts, places = y, indices
     if slices > 1:
         parts = empty(x, (s.N, s.OH, s.OW, slices, s.C))
         places = empty(x, parts.shape, np.int32)
     launch = _kernels["adaptive_max_pool2d_shared"]
-    launch((count,), block, parts, places, x, *astuple(s), slices)
+    launch((count,), block, parts, places, x, *s.values, slices)
     if slices > 1:
         launch, arrays = _kernels["adaptive_max_pool2d_join"], (y, indices, parts, places)
         launch(blocks(y.size, 1), (THREADS,), *arrays, y.size, s.C, slices)
@@ -298,7 +298,7 @@ def _launch_max_backward(dy: Array, indices: Array, geometry: AdaptivePool2dGeom
     s = geometry
     dx = empty(dy, (s.N, s.H, s.W, s.C))
     launch = _kernels["adaptive_max_pool2d_backward"]
-    launch(blocks(dx.size, s.C), (THREADS,), dx, dy, indices, *astuple(s))
+    launch(blocks(dx.size, s.C), (THREADS,), dx, dy, indices, *s.values)
     return dx
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -42,7 +42,7 @@ class AvgPool2dGeometry:
 
     def kernel_arguments(self) -> tuple[int, ...]:
         flags = (int(self.AVERAGE), int(self.INCLUDE), int(self.ZERO))
-        return (*astuple(self.windows)[:12], self.PB, self.PR, *flags)
+        return (*self.windows.values[:12], self.PB, self.PR, *flags)
 
 
 def avg_pool2d_geometry(

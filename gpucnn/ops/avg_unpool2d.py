@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
 from typing import Any, cast
 
 import numpy as np
@@ -73,7 +72,7 @@ _kernels = KernelFile("avg_unpool2d")
 def _launch_repeat_forward(x: Array, geometry: Pool2dGeometry) -> Array:
     s = geometry
     y = empty(x, (s.N, s.H, s.W, s.C))
-    _kernels["avg_repeat_forward"](blocks(y.size, s.C), (THREADS,), y, x, *astuple(s)[:12])
+    _kernels["avg_repeat_forward"](blocks(y.size, s.C), (THREADS,), y, x, *s.values[:12])
     return y
 
 
@@ -81,7 +80,7 @@ def _launch_repeat_forward(x: Array, geometry: Pool2dGeometry) -> Array:
 def _launch_repeat_backward(dy: Array, geometry: Pool2dGeometry) -> Array:
     s = geometry
     dx = empty(dy, (s.N, s.OH, s.OW, s.C))
-    _kernels["avg_repeat_backward"](blocks(dx.size, s.C), (THREADS,), dx, dy, *astuple(s)[:12])
+    _kernels["avg_repeat_backward"](blocks(dx.size, s.C), (THREADS,), dx, dy, *s.values[:12])
     return dx
 
 

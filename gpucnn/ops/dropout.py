@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gpucnn import buffers, random
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
-from gpucnn.ops.elementwise import THREADS, four_each
+from gpucnn.ops.elementwise import THREADS, launch_elements
 from gpucnn.ops.geometry import flag, image_shape, not_empty, same_float_dtype
 from gpucnn.primitive import Primitive, primitive
 from gpucnn.recording import per_step
@@ -103,10 +103,8 @@ _kernels = KernelFile("dropout")
 
 @dropout_forward.kernel()
 def _launch_dropout(x: Array, place: Array, p: float) -> Array:
-    y = empty(x, x.shape)
-    arrays = (y.reshape(-1), x.reshape(-1), place)
-    _kernels["dropout"](four_each(x.size), (THREADS,), *arrays, x.size, _threshold(p), _scale(p))
-    return y
+    numbers = (x.size, _threshold(p), _scale(p))
+    return launch_elements(_kernels["dropout"], x, x, place, *numbers)
 
 
 @dropout2d_forward.kernel()

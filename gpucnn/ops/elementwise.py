@@ -9,7 +9,7 @@ import numpy as np
 
 from gpucnn import buffers
 from gpucnn.device import Array, empty
-from gpucnn.kernel import KernelFile
+from gpucnn.kernel import Kernel, KernelFile
 from gpucnn.ops.geometry import same_float_dtype
 from gpucnn.primitive import primitive
 from gpucnn.tensor import Function, Tensor, check_tensor
@@ -132,47 +132,49 @@ def four_each(n: int) -> tuple[int]:
     return (-(-n // (4 * THREADS)),)
 
 
-def _launch(name: str, like: Array, *args: Any) -> Array:
-    """Launch on flat arrays: a kernel takes no 0-d one."""
-    y = empty(like, (like.size,))
-    flat = (a.reshape(-1) if hasattr(a, "reshape") else a for a in args)
-    _kernels[name](four_each(y.size), (THREADS,), y, *flat)
-    return y.reshape(like.shape)
+def launch_elements(launch: Kernel, like: Array, *args: Any) -> Array:
+    """Launch on arrays of any shape, where a kernel takes all but 0-d ones -> y like ``like``."""
+    if not like.ndim:
+        flat = (a.reshape(1) if hasattr(a, "reshape") else a for a in args)
+        return launch_elements(launch, like.reshape(1), *flat).reshape(())
+    y = empty(like, like.shape)
+    launch(four_each(y.size), (THREADS,), y, *args)
+    return y
 
 
 @add_forward.kernel()
 def _launch_add(a: Array, b: Array) -> Array:
-    return _launch("add", a, a, b, a.size)
+    return launch_elements(_kernels["add"], a, a, b, a.size)
 
 
 @subtract_forward.kernel()
 def _launch_subtract(a: Array, b: Array) -> Array:
-    return _launch("subtract", a, a, b, a.size)
+    return launch_elements(_kernels["subtract"], a, a, b, a.size)
 
 
 @multiply_forward.kernel()
 def _launch_multiply(a: Array, b: Array) -> Array:
-    return _launch("multiply", a, a, b, a.size)
+    return launch_elements(_kernels["multiply"], a, a, b, a.size)
 
 
 @affine_forward.kernel()
 def _launch_affine(x: Array, scale: float, shift: float) -> Array:
-    return _launch("affine", x, x, x.size, scale, shift)
+    return launch_elements(_kernels["affine"], x, x, x.size, scale, shift)
 
 
 @add_vector.kernel()
 def _launch_add_vector(a: Array, b: Array, sign: float) -> Array:
-    return _launch("add_vector", a, a, b, a.size, b.size, sign)
+    return launch_elements(_kernels["add_vector"], a, a, b, a.size, b.size, sign)
 
 
 @multiply_vector.kernel()
 def _launch_multiply_vector(a: Array, b: Array) -> Array:
-    return _launch("multiply_vector", a, a, b, a.size, b.size)
+    return launch_elements(_kernels["multiply_vector"], a, a, b, a.size, b.size)
 
 
 @scale_forward.kernel()
 def _launch_scale(x: Array, factor: Array) -> Array:
-    return _launch("scale", x, x, factor, x.size)
+    return launch_elements(_kernels["scale"], x, x, factor.reshape(1), x.size)
 
 
 # tape

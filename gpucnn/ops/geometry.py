@@ -27,7 +27,7 @@ MAX_SIZE = 2**31 - 2**16  # what a kernel adds to a coordinate stays within int3
 class Geometry:
     """Base of frozen dataclasses of sizes, which are asked for the same things again and again.
 
-    A subclass says ``__hash__ = Geometry.__hash__``: a dataclass would make its own.
+    A subclass that is a key says ``__hash__ = Geometry.__hash__``: a dataclass makes its own.
     """
 
     def __hash__(self) -> int:
@@ -287,6 +287,9 @@ def image_shape(name: str, array: Any) -> tuple[int, int, int, int]:
 
 def same_float_dtype(**arrays: Any) -> None:
     """Raise TypeError unless every array (None passes) is float and all share one dtype."""
+    dtypes = {array.dtype for array in arrays.values() if array is not None}
+    if len(dtypes) == 1 and dtypes.pop().kind == "f":
+        return
     first = ""
     for name, array in arrays.items():
         if array is None:

@@ -9,10 +9,10 @@ import numpy as np
 
 from gpucnn import buffers
 from gpucnn.device import Array, empty
-from gpucnn.kernel import KernelFile
+from gpucnn.kernel import Kernel, KernelFile
 from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, Rung
 from gpucnn.ops.conv_geometry import ConvGeometry
-from gpucnn.ops.geometry import same_float_dtype
+from gpucnn.ops.geometry import Geometry, remembered, same_float_dtype
 from gpucnn.ops.reduce import column_sum, launch_sum_slices
 from gpucnn.ops.tile import GRID_YZ, SPECIALISATIONS, THREADS, slices, tile
 from gpucnn.primitive import primitive
@@ -23,7 +23,7 @@ from gpucnn.threads import map_chunks
 
 
 @dataclass(frozen=True)
-class LinearGeometry:
+class LinearGeometry(Geometry):
     """The sizes of y (M, O) = x (M, I) · weight (O, I)ᵀ."""
 
     M: int
@@ -31,6 +31,7 @@ class LinearGeometry:
     O: int
 
 
+@remembered(arrays=slice(0, 3))
 def linear_geometry(x: Any, weight: Any, bias: Any) -> LinearGeometry:
     """Check the arguments of :func:`linear` and work out its sizes."""
     if x.ndim != 2 or 0 in x.shape:
@@ -102,16 +103,27 @@ def _product(
     name: str, rows: int, columns: int, terms: int, arrays: tuple[Array, ...], s: LinearGeometry
 ) -> tuple[Array, bool]:
     """Launch one of the three products -> (partial (slices, rows, columns), is it one slice)."""
+    plan = s.known.get(name)
+    if plan is None:
+        plan = s.known[name] = _plan(name, rows, columns, terms)
+    kernel, grid, each = plan
+    count = grid[2]
+    partial = empty(arrays[0], (count, rows, columns))
+    if name == "linear_forward" and count > 1:
+        arrays = (*arrays[:2], None)
+    kernel(grid, (THREADS,), partial, *arrays, s.M, s.I, s.O, each)
+    return partial, count == 1
+
+
+def _plan(
+    name: str, rows: int, columns: int, terms: int
+) -> tuple[Kernel, tuple[int, int, int], int]:
+    """(kernel, grid, terms of a slice) of a product."""
     index, row_tiles, column_tiles = tile(rows, columns)
     if column_tiles > GRID_YZ:
         raise ValueError(f"linear: {columns} columns are more than the grid holds")
     count, each = slices(terms, row_tiles * column_tiles)
-    partial = empty(arrays[0], (count, rows, columns))
-    if name == "linear_forward" and count > 1:
-        arrays = (*arrays[:2], None)
-    grid = (row_tiles, column_tiles, count)
-    _kernels[name, index](grid, (THREADS,), partial, *arrays, s.M, s.I, s.O, each)
-    return partial, count == 1
+    return _kernels[name, index], (row_tiles, column_tiles, count), each
 
 
 @linear_forward.kernel("tiled")
@@ -145,15 +157,16 @@ def _register_rung(rung: Rung) -> None:
 
     @linear_forward.kernel(rung.name)
     def forward(x: Array, w: Array, b: Array | None, geometry: LinearGeometry) -> Array:
-        return rung.forward(x, w, b, _pointwise(geometry)).reshape(geometry.M, geometry.O)
+        return rung.forward(x, w, b, geometry.once(_pointwise)).reshape(geometry.M, geometry.O)
 
     @linear_data_gradient.kernel(rung.name)
     def data_gradient(dy: Array, w: Array, geometry: LinearGeometry) -> Array:
-        return rung.data_gradient(dy, w, _pointwise(geometry)).reshape(geometry.M, geometry.I)
+        return rung.data_gradient(dy, w, geometry.once(_pointwise)).reshape(geometry.M, geometry.I)
 
     @linear_weight_gradient.kernel(rung.name)
     def weight_gradient(dy: Array, x: Array, geometry: LinearGeometry) -> Array:
-        return rung.weight_gradient(dy, x, _pointwise(geometry)).reshape(geometry.O, geometry.I)
+        dw = rung.weight_gradient(dy, x, geometry.once(_pointwise))
+        return dw.reshape(geometry.O, geometry.I)
 
 
 for _rung in (REGISTER_TILED, IMPLICIT_GEMM):

@@ -110,7 +110,7 @@ def class_indices(target: Any, input: Tensor, ignore_index: int | None = None) -
         raise TypeError(f"target must be integers (class indices), got {labels.dtype}")
     if labels.shape != shape:
         raise ValueError(f"target must have shape {shape}, got {tuple(labels.shape)}")
-    if isinstance(labels, np.ndarray):
+    if isinstance(labels, np.ndarray) and not _all_within(labels, classes):
         bad = (labels < 0) | (labels >= classes)
         if ignore_index is not None:
             bad &= labels != ignore_index
@@ -124,6 +124,11 @@ def class_indices(target: Any, input: Tensor, ignore_index: int | None = None) -
                 f"allowed are 0 to {classes - 1}{hint}"
             )
     return to_device(labels.astype(np.int32, copy=False), input.device)
+
+
+def _all_within(labels: NDArray[Any], classes: int) -> bool:
+    """Whether all labels are sure to be classes, in one pass: a negative one is a large number."""
+    return bool(labels.dtype == np.int32 and labels.size and labels.view(np.uint32).max() < classes)
 
 
 # primitives

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
 from typing import Any, Literal, cast, overload
 
 import numpy as np
@@ -13,7 +12,7 @@ from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.misuse import look_for_zeros_that_won
 from gpucnn.ops.channels import pixels
-from gpucnn.ops.geometry import MAX_SIZE, Padding, Pair, flag
+from gpucnn.ops.geometry import MAX_SIZE, Padding, Pair, flag, remembered
 from gpucnn.ops.window import (
     THREADS,
     Pool2dGeometry,
@@ -36,6 +35,7 @@ from gpucnn.threads import map_chunks, scratch
 # geometry
 
 
+@remembered(arrays=slice(0, 1))
 def max_pool2d_geometry(
     x: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, edge: Any
 ) -> Pool2dGeometry:
@@ -206,7 +206,7 @@ def _launch_max_forward(x: Array, geometry: Pool2dGeometry) -> tuple[Array, Arra
     y = empty(x, (s.N, s.OH, s.OW, s.C))
     indices = empty(x, y.shape, np.int32)
     launch = _kernels["max_pool2d_forward", _specialisation(s)]
-    launch(blocks(y.size, s.C), (THREADS,), y, indices, x, *astuple(s))
+    launch(blocks(y.size, s.C), (THREADS,), y, indices, x, *s.values)
     return y, indices
 
 
@@ -215,7 +215,7 @@ def _launch_max_backward(dy: Array, indices: Array, geometry: Pool2dGeometry) ->
     s = geometry
     dx = empty(dy, (s.N, s.H, s.W, s.C))
     launch = _kernels["max_pool2d_backward"]
-    launch(blocks(dx.size, s.C), (THREADS,), dx, dy, indices, *astuple(s)[:-2])
+    launch(blocks(dx.size, s.C), (THREADS,), dx, dy, indices, *s.values[:-2])
     return dx
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +14,7 @@ from gpucnn.misuse import look_for_zeros_that_won
 from gpucnn.ops.avg_pool2d import avg_pool2d, sum_pool2d
 from gpucnn.ops.geometry import (
     MAX_SIZE,
+    Geometry,
     Pair,
     batch_shape,
     flag,
@@ -34,7 +35,7 @@ Ends = int | tuple[int, int, int] | tuple[Pair, Pair, Pair] | str
 
 
 @dataclass(frozen=True)
-class JoinGeometry:
+class JoinGeometry(Geometry):
     """The sizes of :func:`max_pool3d_join`, in the order in which the kernel takes them.
 
     From ZD, ZH and ZW on windows reach past the padded volume, and what they find there counts as
@@ -158,7 +159,7 @@ def _launch_join(
     indices = empty(best, y.shape, np.int32)
     winners = empty(best, best.shape, np.int32)
     arrays = (y, indices, winners, best, inner, outer)
-    _kernels["max_pool3d_join"](blocks(y.size, 1), (THREADS,), *arrays, *astuple(geometry))
+    _kernels["max_pool3d_join"](blocks(y.size, 1), (THREADS,), *arrays, *geometry.values)
     return y, indices, winners
 
 

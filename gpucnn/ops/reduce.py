@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import math
 import operator
 from collections.abc import Sequence
@@ -161,6 +162,7 @@ _MOST_CHUNKS = 256
 _kernels = KernelFile("reduce")
 
 
+@functools.lru_cache(4096)
 def column_blocks(rows: int, columns: int) -> tuple[tuple[int, int], tuple[int, int], int]:
     """(grid, block, rows per chunk) of a kernel that reduces the rows of a (rows, columns) matrix.
 

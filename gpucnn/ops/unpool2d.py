@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gpucnn import buffers
 from gpucnn.device import Array, empty, to_host
 from gpucnn.kernel import Kernel, KernelFile
-from gpucnn.ops.geometry import Padding, Pair, choice, host_array
+from gpucnn.ops.geometry import Geometry, Padding, Pair, choice, host_array
 from gpucnn.ops.window import (
     THREADS,
     UnpoolAxis,
@@ -29,7 +29,7 @@ OVERLAPS = ("last", "sum", "error")
 
 
 @dataclass(frozen=True)
-class UnpoolGeometry:
+class UnpoolGeometry(Geometry):
     """The sizes of one unpooling: ``dims``, then those that the kernels take, in their order.
 
     Windows (OD, OH, OW) over cells (D, H, W). Axes that the images lack (D of 2-D images, D and H
@@ -199,7 +199,7 @@ def _find_strays(indices: Array, s: UnpoolGeometry) -> tuple[Array, int]:
     parts = min(_PARTS, -(-s.windows * s.C // THREADS))
     strays = empty(indices, (s.N, parts), np.int32)
     launch = _kernel("find_strays", s)
-    launch((s.N * parts,), (THREADS,), strays, indices, *astuple(s)[1:], parts)
+    launch((s.N * parts,), (THREADS,), strays, indices, *s.values[1:], parts)
     return strays, parts
 
 
@@ -209,7 +209,7 @@ def _launch_max_forward(x: Array, indices: Array, last: bool, geometry: UnpoolGe
     y = empty(x, s.y_shape)
     strays, parts = _find_strays(indices, s)
     launch, arrays = _kernel("max_unpool2d_forward", s), (y, x, indices, strays)
-    launch(blocks(y.size, s.C), (THREADS,), *arrays, *astuple(s)[1:], parts, int(last))
+    launch(blocks(y.size, s.C), (THREADS,), *arrays, *s.values[1:], parts, int(last))
     return y
 
 
@@ -219,7 +219,7 @@ def _launch_max_backward(dy: Array, indices: Array, last: bool, geometry: Unpool
     dx = empty(dy, s.x_shape)
     strays, parts = _find_strays(indices, s)
     launch, arrays = _kernel("max_unpool2d_backward", s), (dx, dy, indices, strays)
-    launch(blocks(dx.size, 1), (THREADS,), *arrays, *astuple(s)[1:], parts, int(last))
+    launch(blocks(dx.size, 1), (THREADS,), *arrays, *s.values[1:], parts, int(last))
     return dx
 
 

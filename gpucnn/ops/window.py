@@ -14,6 +14,7 @@ from gpucnn.device import Array
 from gpucnn.ops.channels import pixels
 from gpucnn.ops.geometry import (
     MAX_SIZE,
+    Geometry,
     Pair,
     batch_shape,
     choice,
@@ -21,6 +22,7 @@ from gpucnn.ops.geometry import (
     image_shape,
     padding_of_axes,
     pair,
+    remembered,
     resolve_padding,
     same_float_dtype,
     sizes,
@@ -31,7 +33,7 @@ EDGES = ("drop", "ceil", "zero")
 
 
 @dataclass(frozen=True)
-class Pool2dGeometry:
+class Pool2dGeometry(Geometry):
     """The sizes of one pooling, in the order in which the kernels take them.
 
     The windows of the output rows from ZH on, and of the output columns from ZW on, reach past the
@@ -86,6 +88,7 @@ def _pool_output_size(
     return out, out - 1 if incomplete else out
 
 
+@remembered(arrays=slice(0, 1))
 def pool2d_geometry(
     x: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, edge: Any
 ) -> tuple[Pool2dGeometry, Pair]:
