@@ -4,6 +4,7 @@ from gpucnn import functional, models, nn, optim
 from gpucnn import tuning as tuning  # primitives ask it which kernel to take
 from gpucnn.device import DeviceError, cuda_available, default_device, use_device, why_cpu
 from gpucnn.gradcheck import gradcheck
+from gpucnn.graph import cuda_graph
 from gpucnn.misuse import MisuseWarning
 from gpucnn.ops.geometry import conv_output_size, conv_transpose_output_size
 from gpucnn.ops.pool_indices import convert_pool_indices
@@ -26,6 +27,7 @@ __all__ = [
     "conv_transpose_output_size",
     "convert_pool_indices",
     "cuda_available",
+    "cuda_graph",
     "default_device",
     "functional",
     "gradcheck",

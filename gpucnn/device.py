@@ -138,11 +138,12 @@ def to_device(array: Array, device: str) -> Array:
     """The C-contiguous array of ``device`` with these values; copies only where it has to."""
     recorder = recording.active and recording.current()
     if recorder:
-        return recorder.to_device(array, device, lambda: _to_device(array, device))
-    return _to_device(array, device)
+        return recorder.to_device(array, device, lambda: move_to_device(array, device))
+    return move_to_device(array, device)
 
 
-def _to_device(array: Array, device: str) -> Array:
+def move_to_device(array: Array, device: str) -> Array:
+    """:func:`to_device` behind the back of a recorder."""
     if device == "cuda":
         import cupy
 

@@ -24,6 +24,10 @@ class Recorder:
     """Base of what sees a step run; as it stands it lets everything happen as ever."""
 
     def __init__(self) -> None:
+        self.take_over()
+
+    def take_over(self) -> None:
+        """See what this thread does, and no other."""
         self._thread = threading.get_ident()
 
     def empty(
@@ -54,9 +58,9 @@ class Recorder:
 
     def numbers(self, compute: Callable[[], Array], device: str) -> Array:
         """Numbers of this step, on a device."""
-        from gpucnn.device import to_device
+        from gpucnn.device import move_to_device
 
-        return to_device(compute(), device)
+        return move_to_device(compute(), device)
 
     def watch(self, read: Callable[[], Hashable]) -> None:
         """Something that is as it was, or the recording is of no use."""

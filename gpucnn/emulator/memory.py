@@ -25,7 +25,7 @@ _memory: Any = ctypes.c_char * 0
 
 
 def address(array: Array) -> int:
-    """Where the first element lies: ``array.ctypes.data``, sooner where the array can be written."""
+    """Where the first element lies: ``array.ctypes.data``, sooner where it can be written."""
     try:
         return ctypes.addressof(_memory.from_buffer(array))
     except (TypeError, ValueError):
@@ -43,14 +43,22 @@ def empty(shape: int | tuple[int, ...], dtype: DTypeLike = np.float32) -> Array:
     reported.
     """
     array = np.empty(shape, dtype)
+    poison(array)
+    return array
+
+
+def poison(array: Array) -> None:
+    """Make the content of an array count as uninitialised, as that of :func:`empty`.
+
+    It is the array that all views of its memory come from.
+    """
     words = array.nbytes // 4
     if words == 0 or not available():
-        return array
+        return
     salt = next(_salts) % 0xFFFFFFFF + 1
     runtime().gpucnn_poison(address(array), words, salt)
     key = id(array)
     _poisoned[key] = (weakref.ref(array, lambda _: _poisoned.pop(key, None)), salt)
-    return array
 
 
 def owner(array: Array) -> Array:

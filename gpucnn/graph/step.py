@@ -1,0 +1,234 @@
+"""``gpucnn.cuda_graph``: a training step that is recorded once and replayed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpucnn import recording
+from gpucnn.device import Array, module_of, require
+from gpucnn.graph.host import HostRecording
+from gpucnn.graph.plan import MemoryPlan
+from gpucnn.graph.record import Observer, Store, is_array
+from gpucnn.misuse import warn_once
+from gpucnn.precision import chosen_precision
+from gpucnn.primitive import chosen_variants
+from gpucnn.recording import recording_by
+from gpucnn.tensor import Tensor, is_recording_gradients
+
+_MOST_GRAPHS = 32  # kept at once: each has memory of its own
+_MOST_KEYS = 8  # calls that differ from all before them, until that is said
+
+
+class Graph(Protocol):
+    """A step that was recorded."""
+
+    memory: MemoryPlan
+    launches: int
+
+    def replay(self) -> None:
+        """Compute the step once."""
+
+
+class _Recorded:
+    """One graph with the arguments that it reads, what it returns, and when it holds."""
+
+    def __init__(self, graph: Graph, store: Store, result: Any, watched: Any) -> None:
+        self.graph, self.store, self.result = graph, store, result
+        self._watched = watched
+
+    def fits(self) -> bool:
+        """Whether modes, options and parameters are still those of the recording."""
+        return all(read() == value for read, value in self._watched)
+
+
+class _Entry:
+    """What is known of calls with one kind of arguments."""
+
+    def __init__(self, held: tuple[Any, ...]) -> None:
+        self.held = held  # objects that the key knows by identity
+        self.reason = ""
+        self.devices: set[str] = set()
+        self.first: Any = None
+        self.graphs: list[_Recorded] = []
+
+
+class CudaGraph:
+    """A step that is recorded and replayed; made by :func:`cuda_graph`."""
+
+    def __init__(self, step: Callable[..., Any], device: str | None = None) -> None:
+        if not callable(step):
+            raise TypeError(f"step must be a function, got {type(step).__name__}")
+        functools.update_wrapper(self, step)
+        self._step = step
+        self._device = None if device is None else require(device)
+        self._entries: dict[Hashable, _Entry] = {}
+        self._last: _Recorded | None = None
+        self._name = getattr(step, "__name__", type(step).__name__)
+        self.reason = ""
+        self.replays = 0
+
+    @property
+    def memory(self) -> MemoryPlan | None:
+        """The arena of the graph that was last recorded or replayed, None before there is one."""
+        return None if self._last is None else self._last.graph.memory
+
+    @property
+    def launches(self) -> int:
+        """Kernel launches of that graph (primitives on ``cpu``), 0 before there is one."""
+        return 0 if self._last is None else self._last.graph.launches
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the step: eagerly, while recording, or by a replay."""
+        if recording.active is not None and recording.current() is not None:
+            return self._step(*args, **kwargs)  # a part of the graph that is being recorded
+        arrays: list[Tensor] = []
+        held: list[Any] = []
+        form = self._form((args, kwargs), arrays, held)
+        key = form, chosen_precision(), chosen_variants(), is_recording_gradients()
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._entries[key] = self._new_entry(tuple(held))
+        for recorded in entry.graphs:
+            if recorded.fits():
+                return self._replay(recorded, arrays)
+        if entry.reason:
+            return self._eagerly(args, kwargs, arrays)
+        if any(t.requires_grad for t in arrays):
+            return self._give_up(entry, "an argument requires a gradient", args, kwargs, arrays)
+        if not entry.devices:
+            return self._observe(entry, args, kwargs, arrays)
+        return self._record(entry, args, kwargs, arrays)
+
+    # ---- arguments
+
+    def _form(self, value: Any, arrays: list[Tensor], held: list[Any]) -> Hashable:
+        """What must be equal for calls to share a graph; collects the arrays, as tensors."""
+        if isinstance(value, Tensor):
+            arrays.append(value)
+            return value.device, value.data.dtype, value.data.shape
+        if isinstance(value, tuple | list):
+            return type(value).__name__, tuple([self._form(v, arrays, held) for v in value])
+        if isinstance(value, dict):
+            items = [(k, self._form(v, arrays, held)) for k, v in value.items()]
+            return "dict", tuple(items)
+        if is_array(value):
+            return self._form(Tensor(value, device=self._device), arrays, held)
+        if isinstance(value, int | float | str | np.generic) or value is None:
+            return type(value), value
+        held.append(value)  # so that nothing else gets its id
+        return type(value), id(value)
+
+    def _with(self, value: Any, arrays: list[Tensor]) -> Any:
+        """The arguments with the arrays replaced, in order; empties the list."""
+        if isinstance(value, Tensor) or is_array(value):
+            return arrays.pop(0)
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*[self._with(v, arrays) for v in value])
+        if isinstance(value, tuple | list):
+            return type(value)([self._with(v, arrays) for v in value])
+        if isinstance(value, dict):
+            return {k: self._with(v, arrays) for k, v in value.items()}
+        return value
+
+    def _run(self, args: Any, kwargs: Any, arrays: list[Tensor]) -> Any:
+        args, kwargs = self._with((args, kwargs), list(arrays))
+        return self._step(*args, **kwargs)
+
+    # ---- calls
+
+    def _new_entry(self, held: tuple[Any, ...]) -> _Entry:
+        if len(self._entries) == _MOST_KEYS and not any(e.graphs for e in self._entries.values()):
+            self._say("the shapes or numbers that it is called with are others in each call")
+        if len(self._entries) >= _MOST_GRAPHS:
+            del self._entries[next(iter(self._entries))]
+        return _Entry(held)
+
+    def _eagerly(self, args: Any, kwargs: Any, arrays: list[Tensor]) -> Any:
+        return self._run(args, kwargs, arrays)
+
+    def _say(self, reason: str) -> None:
+        self.reason = reason
+        warn_once(
+            f"graph: {self._name}: {reason}",
+            f"{self._name} runs eagerly instead of as a graph: {reason}",
+        )
+
+    def _give_up(
+        self, entry: _Entry, reason: str, args: Any, kwargs: Any, arrays: list[Tensor]
+    ) -> Any:
+        entry.reason, entry.first = reason, None
+        self._say(reason)
+        return self._eagerly(args, kwargs, arrays)
+
+    def _observe(self, entry: _Entry, args: Any, kwargs: Any, arrays: list[Tensor]) -> Any:
+        """The first call: what is made lazily is made, kernels are compiled."""
+        observer = Observer()
+        with recording_by(observer):
+            result = self._run(args, kwargs, arrays)
+        entry.devices = observer.devices or {"cpu"}
+        reason = observer.reason
+        if "cuda" in entry.devices:
+            from gpucnn.graph.gpu import why_not
+
+            reason = reason or why_not(entry.devices)
+        if reason:
+            entry.reason = reason
+            self._say(reason)
+        return result
+
+    def _record(self, entry: _Entry, args: Any, kwargs: Any, arrays: list[Tensor]) -> Any:
+        """The second call (how long memory lives) and the third (in planned memory)."""
+        make: Any = HostRecording
+        if "cuda" in entry.devices:
+            from gpucnn.graph.gpu import GpuRecording
+
+            make = GpuRecording
+        before = entry.first
+        store = before.store if before is not None else Store([_static(t) for t in arrays])
+        _fill(store, arrays)
+        try:
+            now = make(store, before)
+        except MemoryError:
+            return self._give_up(
+                entry, "its memory does not fit beside that of eager steps", args, kwargs, arrays
+            )
+        entry.first = None
+        inputs = [Tensor._wrap(a, t.device) for a, t in zip(store.inputs, arrays, strict=True)]
+        result = now.run(lambda: self._run(args, kwargs, inputs))
+        if now.reason:
+            entry.reason = now.reason
+            self._say(now.reason)
+        elif before is None:
+            entry.first = now
+        else:
+            recorded = _Recorded(now.graph(), store, result, now.watched)
+            entry.graphs.append(recorded)
+            del entry.graphs[:-_MOST_GRAPHS]
+            self._last = recorded
+        return result
+
+    def _replay(self, recorded: _Recorded, arrays: list[Tensor]) -> Any:
+        _fill(recorded.store, arrays)
+        recorded.graph.replay()
+        self._last = recorded
+        self.replays += 1
+        return recorded.result
+
+
+def _static(t: Tensor) -> Array:
+    return module_of(t.data).empty(t.shape, t.dtype)
+
+
+def _fill(store: Store, arrays: list[Tensor]) -> None:
+    for static, t in zip(store.inputs, arrays, strict=True):
+        if t.data is not static:
+            static[...] = t.data
+
+
+def cuda_graph(step: Callable[..., Any], *, device: str | None = None) -> CudaGraph:
+    """A step that computes what ``step`` does, as one CUDA graph over memory planned once."""
+    return CudaGraph(step, device)
