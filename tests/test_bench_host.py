@@ -1,0 +1,54 @@
+"""``python -m bench.host``: the table has its rows, no kernel runs, both sides do the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import gpucnn
+from bench import host
+from gpucnn import functional as F
+from gpucnn import kernel
+from tests.support import assert_close, needs_torch, torch
+
+
+@needs_torch
+@pytest.mark.emulated
+def test_the_table_has_a_row_for_each_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "CALLS", 2)
+    threads, onednn = torch.get_num_threads(), torch.backends.mkldnn.enabled
+    done = CliRunner().invoke(host.main, ["--turns", "1"])
+    assert done.exit_code == 0, done.output
+    for op in host.operators():
+        assert f"{op.name}, forward" in done.output
+        assert f"{op.name}, backward" in done.output
+    assert torch.get_num_threads() == threads
+    assert torch.backends.mkldnn.enabled == onednn
+
+
+@needs_torch
+@pytest.mark.emulated
+def test_both_sides_are_the_same_operator() -> None:
+    rng = np.random.default_rng(0)
+    for op in host.operators():
+        arrays = [rng.standard_normal(shape, np.float32) for shape in op.shapes]
+        ours = op.ours(*(gpucnn.Tensor(a, device=host.DEVICE) for a in arrays)).numpy()
+        tensors = [torch.from_numpy(host.channels_first(a)) for a in arrays]
+        theirs = op.pytorch(torch.nn.functional, *tensors).numpy()
+        assert ours.size == theirs.size
+        if op.name not in ("dropout", "reshape"):  # random; in the order of each side's memory
+            assert_close(host.channels_first(ours), theirs, "torch", 72)
+
+
+@pytest.mark.emulated
+def test_launches_are_cut_off_after_the_arguments_are_checked() -> None:
+    compiled = kernel._emulated_kernel
+    x = gpucnn.Tensor(np.ones((2, 3), np.float32), device=host.DEVICE)
+    with host.launches_cut_off():
+        unwritten = F.relu(x).numpy()
+        with pytest.raises(TypeError, match="x must be float32"):
+            F.relu(gpucnn.Tensor([1, 2], device=host.DEVICE))
+    assert np.isnan(unwritten).all()  # what the emulator fills fresh memory with
+    assert kernel._emulated_kernel is compiled
+    assert (F.relu(x).numpy() == 1).all()
