@@ -22,7 +22,7 @@ from gpucnn.cli.options import (
 )
 
 # What may stand beside --resume: it changes where the run happens, not what it computes.
-_RESUMABLE: Final = {"dataset", "resume", "data_dir", "device", "as_json"}
+_RESUMABLE: Final = {"dataset", "resume", "data_dir", "device", "graph", "as_json"}
 
 
 @click.command(short_help="Train a network on a dataset.")
@@ -98,6 +98,12 @@ _RESUMABLE: Final = {"dataset", "resume", "data_dir", "device", "as_json"}
     type=click.Path(path_type=Path),
     help="Continue the run in this folder from its latest checkpoint, to the bit.",
 )
+@click.option(
+    "--graph/--no-graph",
+    default=None,
+    help="Record a training step and replay it, as one CUDA graph over memory planned once; no "
+    "result changes. Default: on cuda.",
+)
 @json_option
 @click.pass_context
 def train(
@@ -135,7 +141,10 @@ def train(
     else:
         _refuse_beside_resume(ctx)
         trainer = training.resume(
-            resume, data_dir=arguments["data_dir"], device=arguments["device"]
+            resume,
+            data_dir=arguments["data_dir"],
+            device=arguments["device"],
+            graph=arguments["graph"],
         )
     run = trainer.run
     assert run is not None
@@ -208,5 +217,5 @@ def _refuse_beside_resume(ctx: click.Context) -> None:
     if given:
         raise click.UsageError(
             f"{', '.join(given)} cannot stand beside --resume: a resumed run keeps the arguments "
-            "it was started with; only --data, --device and --json may be given."
+            "it was started with; only --data, --device, --graph and --json may be given."
         )

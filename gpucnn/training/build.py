@@ -54,7 +54,11 @@ def _sizes(shape: tuple[int, ...]) -> str:
 
 
 def _make_trainer(
-    config: Config, run: RunFolder | None, train: data.Dataset, test: data.Dataset
+    config: Config,
+    run: RunFolder | None,
+    train: data.Dataset,
+    test: data.Dataset,
+    graph: bool | None,
 ) -> Trainer:
     gpucnn.seed(config.seed)
     model = models.create(config.model).to(config.device)
@@ -69,6 +73,7 @@ def _make_trainer(
         seed=config.seed,
         run=run,
         device=config.device,
+        graph=graph,
     )
     # A cycle of a single step would be its own end, where the rate is next to nothing.
     trainer.scheduler = optim.OneCycleLR(optimizer, config.lr, max(trainer.total_steps, 2))
@@ -90,8 +95,11 @@ def start(
     momentum: float | None = None,
     weight_decay: float | None = None,
     out: str | os.PathLike[str] | None = None,
+    graph: bool | None = None,
 ) -> Trainer:
     """Make a new run folder and the trainer that fills it; what is None comes from the recipe.
+
+    graph: as of :class:`Trainer`; it changes no result and is not kept in the run folder.
 
     Raises:
         ValueError: an argument out of range, an unknown name, a momentum for an optimizer without
@@ -128,7 +136,7 @@ def start(
         mean=train.mean,
         std=train.std,
     )
-    trainer = _make_trainer(config, None, train, test)
+    trainer = _make_trainer(config, None, train, test, graph)
     path = make_default_folder(dataset, model) if out is None else out
     trainer.run = RunFolder.create(path, config)
     return trainer
@@ -139,6 +147,7 @@ def resume(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     device: str | None = None,
+    graph: bool | None = None,
 ) -> Trainer:
     """The trainer of an existing run, restored from its latest checkpoint.
 
@@ -146,6 +155,7 @@ def resume(
         path: the run folder.
         data_dir: where the dataset's files are now, if they moved.
         device: another device than the run's; the bits may then differ from an unbroken run.
+        graph: as of :class:`Trainer`.
 
     Raises:
         ValueError: no run there, or its config, data or checkpoint cannot be read.
@@ -163,7 +173,7 @@ def resume(
     train, test = data.load(
         config.dataset, data_dir=config.data_dir, seed=config.seed, images=config.images
     )
-    trainer = _make_trainer(config, run, train, test)
+    trainer = _make_trainer(config, run, train, test, graph)
     trainer.restore(checkpoint)
     return trainer
 

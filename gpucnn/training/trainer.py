@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import signal
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 from gpucnn import functional as F
 from gpucnn import random
 from gpucnn.data.dataset import Dataset
-from gpucnn.device import Array, to_host
+from gpucnn.device import Array, default_device, to_host
+from gpucnn.graph import cuda_graph
 from gpucnn.misuse import warn_once
 from gpucnn.nn import Module
 from gpucnn.ops.loss import IGNORE_INDEX
@@ -118,6 +120,8 @@ class Trainer:
         scheduler: stepped after each optimizer step, or None.
         run: where to log and save, or None to keep nothing.
         device: where the model is; the default device if None.
+        graph: whether a step is recorded once and replayed (:func:`gpucnn.cuda_graph`), which
+            changes no bit of it; None for yes on ``cuda`` and no elsewhere.
 
     Raises:
         ValueError: an argument out of range.
@@ -136,6 +140,7 @@ class Trainer:
         scheduler: LRScheduler | None = None,
         run: RunFolder | None = None,
         device: str | None = None,
+        graph: bool | None = None,
     ) -> None:
         for name, value in (("epochs", epochs), ("batch_size", batch_size)):
             if value < 1:
@@ -156,6 +161,10 @@ class Trainer:
         self.seed = seed
         self.run = run
         self.device = device
+        self.graph = (device or default_device()) == "cuda" if graph is None else graph
+        self._train_on_batch: Callable[..., tuple[Tensor, Tensor]] = self._batch_step
+        if self.graph:
+            self._train_on_batch = cuda_graph(self._batch_step, device=device)
         self.progress = Progress()
         self.test_accuracy = self.test_mean_iou = math.nan
         self._order: tuple[int, NDArray[np.int64]] | None = None
@@ -299,16 +308,23 @@ class Trainer:
                 "NaN: steps like that are skipped",
             )
         else:
-            logits = self.model(Tensor(images, device=self.device))
-            loss = F.cross_entropy(logits, labels)
-            self.optimizer.zero_grad()
-            loss.backward()
             lr = self.optimizer.lr
-            self.optimizer.step()
-            self._pending.append(_StepResult(step, loss.data, logits.data, labels, lr))
+            loss, logits = (t.data for t in self._train_on_batch(images, labels))
+            if self.graph:  # the next replay writes into the same memory
+                loss, logits = loss.copy(), logits.copy()
+            self._pending.append(_StepResult(step, loss, logits, labels, lr))
         progress.step = step
         if self.scheduler is not None and progress.step < self.total_steps:
             self.scheduler.step()
+
+    def _batch_step(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
+        """Forward, backward and update -> loss, logits."""
+        logits = self.model(Tensor(images, device=self.device))
+        loss = F.cross_entropy(logits, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss, logits
 
     def _settle(self) -> None:
         """Count and log the steps since the last call: this is what waits for the GPU.
