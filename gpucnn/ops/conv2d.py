@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import Kernel, KernelFile
-from gpucnn.ops import depthwise
+from gpucnn.ops import depthwise, winograd
 from gpucnn.ops.channels import pixels
 from gpucnn.ops.conv2d_few_channels import FEW_CHANNELS, FewChannels, where_it_fits
 from gpucnn.ops.conv2d_pipeline import (
@@ -102,7 +102,12 @@ def _unfold(view: NDArray[Any], s: ConvGeometry) -> NDArray[Any]:
         np.copyto(into, view.transpose(0, 5, 6, 7, 8, 1, 2, 3, 4))
         return cast("NDArray[Any]", columns.transpose(0, 2, 1))
     columns = scratch("conv2d columns", (s.G, count, s.K), view.dtype)
-    np.copyto(pixels(columns.reshape(view.shape)), pixels(view))
+    into = columns.reshape(view.shape)
+    if s.G == 1 and s.DW == 1:  # the pixels of a row of a window are one run
+        shape = (*view.shape[:-2], s.KW * s.C)
+        view = as_strided(view, shape, (*view.strides[:-2], view.itemsize), writeable=False)
+        into = into.reshape(shape)
+    np.copyto(pixels(into), pixels(view))
     return columns
 
 
@@ -125,6 +130,8 @@ def _unfolded(
 
 def _images_per_chunk(s: ConvGeometry, itemsize: int) -> int:
     each = s.outputs // s.N * s.K * s.G
+    if winograd.fits(s):
+        return winograd.images_per_chunk(s)
     if depthwise.is_depthwise(s):
         each = depthwise.scratch_elements(s)
     return max(1, _CHUNK_BYTES // (each * itemsize))
@@ -145,16 +152,20 @@ def conv2d_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) 
     s = geometry
     y = buffers.empty(s.y_shape, x.dtype)
     weights = w.reshape(s.G, s.OCG, s.K).transpose(0, 2, 1)
+    transformed = winograd.filters(w, s) if winograd.fits(s) else None
+    bias = None if b is None else np.tile(b, s.OW)
 
+    @np.errstate(invalid="ignore", over="ignore")  # infinities meet
     def images(start: int, stop: int) -> None:
         out = y[start:stop]
         if depthwise.is_depthwise(s):
             depthwise.forward(x[start:stop], w, s, out)
-        else:
+        elif transformed is None or not winograd.forward(x[start:stop], transformed, s, out):
             for columns, outputs in _unfolded(x[start:stop], out, s):
                 np.matmul(columns, weights, out=_by_group(outputs, s, s.OCG))
-        if b is not None:
-            out += b
+        if bias is not None:
+            rows = out.reshape(-1, bias.size)
+            rows += bias
 
     map_chunks(images, s.N, _images_per_chunk(s, x.itemsize))
     return y
@@ -168,12 +179,14 @@ def conv2d_data_gradient(dy: Array, w: Array, geometry: ConvGeometry) -> Array:
     """
     s = geometry
     filters = w.reshape(s.G, s.OCG, s.KD, s.KH, s.KW, s.CG)
-    if s.OC <= s.C and (adjoint := s.adjoint()) is not None:
+    adjoint = s.adjoint()
+    if adjoint is not None and (s.OC <= s.C or winograd.fits(adjoint)):
         flipped = filters[:, :, ::-1, ::-1, ::-1].transpose(0, 5, 2, 3, 4, 1)
         return conv2d_forward(dy, flipped.reshape(adjoint.w_shape), None, adjoint)
     dx = buffers.empty(s.x_shape, dy.dtype)
     taps = np.ascontiguousarray(filters.transpose(2, 3, 4, 0, 1, 5))
 
+    @np.errstate(invalid="ignore", over="ignore")  # infinities meet
     def images(start: int, stop: int) -> None:
         n = stop - start
         if depthwise.is_depthwise(s):
@@ -208,14 +221,20 @@ def conv2d_weight_gradient(dy: Array, x: Array, geometry: ConvGeometry) -> Array
     """
     s = geometry
 
+    @np.errstate(invalid="ignore", over="ignore")  # infinities meet
     def images(start: int, stop: int) -> Any:
         if depthwise.is_depthwise(s):
             return depthwise.weight_gradient(dy[start:stop], x[start:stop], s)
+        if winograd.fits(s):
+            part = winograd.weight_gradient(dy[start:stop], x[start:stop], s)
+            if part is not None:
+                return part
         parts = _unfolded(x[start:stop], dy[start:stop], s)
-        return sum(np.matmul(_by_group(part, s, s.OCG).mT, columns) for columns, part in parts)
+        dw = sum(np.matmul(_by_group(part, s, s.OCG).mT, columns) for columns, part in parts)
+        return cast("Array", dw).reshape(s.w_shape)
 
     dw = sum(map_chunks(images, s.N, _images_per_chunk(s, x.itemsize)))
-    return cast("Array", dw).reshape(s.w_shape)
+    return np.ascontiguousarray(cast("Array", dw).reshape(s.w_shape))
 
 
 _naive = KernelFile("conv2d_naive", *({"DIMS": dims} for dims in (2, 3)))
