@@ -48,10 +48,10 @@ def passes(step: Step) -> list[Callable[[], None]]:
     return [ours, pytorch]
 
 
-def medians(contenders: Sequence[Callable[[], None]], calls: int) -> list[float]:
+def medians(contenders: Sequence[Callable[[], object]], calls: int, turns: int) -> list[float]:
     """Milliseconds of a call, in turns of ``calls`` calls behind one that is not timed."""
     times: list[list[float]] = [[] for _ in contenders]
-    for _ in range(TURNS):
+    for _ in range(turns):
         for i, run in enumerate(contenders):
             run()  # whoever ran before has left the caches and the threads to itself
             start = time.perf_counter()
@@ -73,7 +73,7 @@ def main(calls: int) -> None:
         table.add_column(name, justify="left" if name == "network" else "right")
     with gpucnn.use_device("cpu"), single_threaded_blas():
         for network in NETWORKS:
-            ours, theirs = medians(passes(Step(network, BATCH, "typical")), calls)
+            ours, theirs = medians(passes(Step(network, BATCH, "typical")), calls, TURNS)
             numbers = (f"{ours:.2f}", f"{theirs:.2f}", f"{ours / theirs:.2f}")
             table.add_row(network, str(BATCH), *numbers)
     rich.console.Console().print(table)
