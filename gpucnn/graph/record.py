@@ -317,7 +317,7 @@ def _difference(expected: Hashable, event: Hashable) -> str:
                     "that an earlier call made, or that was not computed by this library"
                 )
         return f"a number that {_named(first, a)} takes changes from call to call"
-    return f"{first} of another size in each call"
+    return f"it asks for {first} of one size in one call and of another in the next"
 
 
 def _pairs(a: Any, b: Any) -> Any:

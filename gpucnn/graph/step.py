@@ -51,7 +51,7 @@ class _Entry:
     def __init__(self, held: tuple[Any, ...]) -> None:
         self.held = held  # objects that the key knows by identity
         self.reason = ""
-        self.devices: set[str] = set()
+        self.devices: set[str] | None = None  # of the eager call before a recording
         self.first: Any = None
         self.graphs: list[_Recorded] = []
 
@@ -96,10 +96,10 @@ class CudaGraph:
             if recorded.fits():
                 return self._replay(recorded, arrays)
         if entry.reason:
-            return self._eagerly(args, kwargs, arrays)
+            return self._run(args, kwargs, arrays)
         if any(t.requires_grad for t in arrays):
             return self._give_up(entry, "an argument requires a gradient", args, kwargs, arrays)
-        if not entry.devices:
+        if entry.devices is None:
             return self._observe(entry, args, kwargs, arrays)
         return self._record(entry, args, kwargs, arrays)
 
@@ -147,9 +147,6 @@ class CudaGraph:
             del self._entries[next(iter(self._entries))]
         return _Entry(held)
 
-    def _eagerly(self, args: Any, kwargs: Any, arrays: list[Tensor]) -> Any:
-        return self._run(args, kwargs, arrays)
-
     def _say(self, reason: str) -> None:
         self.reason = reason
         warn_once(
@@ -162,7 +159,7 @@ class CudaGraph:
     ) -> Any:
         entry.reason, entry.first = reason, None
         self._say(reason)
-        return self._eagerly(args, kwargs, arrays)
+        return self._run(args, kwargs, arrays)
 
     def _observe(self, entry: _Entry, args: Any, kwargs: Any, arrays: list[Tensor]) -> Any:
         """The first call: what is made lazily is made, kernels are compiled."""
@@ -183,7 +180,7 @@ class CudaGraph:
     def _record(self, entry: _Entry, args: Any, kwargs: Any, arrays: list[Tensor]) -> Any:
         """The second call (how long memory lives) and the third (in planned memory)."""
         make: Any = HostRecording
-        if "cuda" in entry.devices:
+        if entry.devices == {"cuda"}:
             from gpucnn.graph.gpu import GpuRecording
 
             make = GpuRecording
@@ -207,6 +204,7 @@ class CudaGraph:
         else:
             recorded = _Recorded(now.graph(), store, result, now.watched)
             entry.graphs.append(recorded)
+            entry.devices = None
             del entry.graphs[:-_MOST_GRAPHS]
             self._last = recorded
         return result
