@@ -78,12 +78,12 @@ class Choice:
 
         Raises KeyError or ValueError if there is no such variant or tile.
         """
-        launcher = made.launchers[self.variant]
-        if self._index() is None:
+        launcher, index = made.launchers[self.variant], self._index()
+        if index is None:
             return launcher
 
         def run(*arguments: Any) -> Any:
-            with self.in_force():
+            with use_tile(RUNGS[self.variant], index):
                 return launcher(*arguments)
 
         return run
@@ -282,15 +282,22 @@ def _choices(gpu: str) -> dict[tuple[str, str, Geometry], Choice]:
 def forget() -> None:
     """Read the tables anew at the next call."""
     _choices.cache_clear()
+    _launcher.cache_clear()
+
+
+@functools.lru_cache(4096)
+def _launcher(
+    gpu: str, made: Primitive, mode: str, geometry: Geometry
+) -> Callable[..., Any] | None:
+    choice = _choices(gpu).get((made.name, mode, geometry))
+    return None if choice is None else choice.launcher(made)
 
 
 def _tuned(made: Primitive, arguments: tuple[Any, ...]) -> Callable[..., Any] | None:
     """What a table says of this call; None if nothing."""
     x, geometry = arguments[0], arguments[-1]
     gpu = _gpu_of(x)
-    known = _choices(gpu) if gpu else {}
-    choice = known.get((made.name, precision_of(x), geometry)) if known else None
-    return None if choice is None else choice.launcher(made)
+    return _launcher(gpu, made, precision_of(x), geometry) if gpu else None
 
 
 for _made in PRIMITIVES.values():

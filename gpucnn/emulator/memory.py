@@ -22,6 +22,7 @@ _poisoned: dict[int, tuple[weakref.ref[Array], int]] = {}
 _salts = itertools.count(1)
 
 _memory: Any = ctypes.c_char * 0
+_fill: Any = None  # the runtime's function, once it is loaded
 
 
 def address(array: Array) -> int:
@@ -52,11 +53,16 @@ def poison(array: Array) -> None:
 
     It is the array that all views of its memory come from.
     """
+    global _fill
     words = array.nbytes // 4
-    if words == 0 or not available():
+    if words == 0:
         return
+    if _fill is None:
+        if not available():
+            return
+        _fill = runtime().gpucnn_poison
     salt = next(_salts) % 0xFFFFFFFF + 1
-    runtime().gpucnn_poison(address(array), words, salt)
+    _fill(_memory.from_buffer(array), words, salt)
     key = id(array)
     _poisoned[key] = (weakref.ref(array, lambda _: _poisoned.pop(key, None)), salt)
 

@@ -70,8 +70,12 @@ class _Filters(Module):
             self.bias = init.uniform_(Parameter(np.empty(bias, np.float32)), bound)
 
     def _options(self) -> dict[str, Any]:
-        names = ("stride", "padding", "dilation", "groups")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+        }
 
     def _channels(self) -> str:
         return f"{self.in_channels}, {self.out_channels}"

@@ -147,7 +147,7 @@ class Rung:
         of fours; arrays: what it reads.
         """
         like = arrays[0]
-        vector = 4 if channels % 4 == 0 and all(address(a) % 16 == 0 for a in arrays) else 1
+        vector = 4 if channels % 4 == 0 and _aligned(arrays) else 1
         forced = _forced.tiles.get(self.name)
         limits = None if isinstance(like, np.ndarray) else _limits(like.device.id)
         key = (self.name, name, vector, precision_of(like), forced, limits)
@@ -249,6 +249,14 @@ def use_tile(rung: Rung, index: int, vector: int = 4) -> Iterator[None]:
         yield
     finally:
         _forced.tiles = before
+
+
+def _aligned(arrays: tuple[Array, ...]) -> bool:
+    """Whether four numbers can be read at once from the start of each."""
+    together = 0
+    for a in arrays:
+        together |= address(a)
+    return together % 16 == 0
 
 
 def phases_of(s: ConvGeometry) -> tuple[int, int]:

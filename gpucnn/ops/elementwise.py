@@ -247,10 +247,12 @@ class Affine(Function):
 
 def _pair(name: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """a and b in shapes that one kernel takes."""
+    check_tensor("a", a)
+    if a.shape == b.shape or is_vector(a, b):
+        return a, b
     from gpucnn.ops.broadcast import broadcast_pair
 
-    check_tensor("a", a)
-    return (a, b) if a.shape == b.shape or is_vector(a, b) else broadcast_pair(name, a, b)
+    return broadcast_pair(name, a, b)
 
 
 def add(a: Tensor, b: Tensor | float) -> Tensor:
