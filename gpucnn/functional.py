@@ -50,6 +50,7 @@ from gpucnn.ops.conv_transpose2d import conv_transpose2d
 from gpucnn.ops.conv_transpose3d import conv_transpose3d
 from gpucnn.ops.dropout import dropout, dropout2d
 from gpucnn.ops.elementwise import add, multiply, negate, subtract
+from gpucnn.ops.fused_batch_norm import batch_norm_block
 from gpucnn.ops.group_norm import group_norm, layer_norm
 from gpucnn.ops.linear import linear, matmul
 from gpucnn.ops.local_response_norm import local_response_norm
@@ -90,6 +91,7 @@ __all__ = [
     "avg_unpool2d",
     "avg_unpool3d",
     "batch_norm",
+    "batch_norm_block",
     "binary_cross_entropy_with_logits",
     "broadcast_to",
     "concatenate",

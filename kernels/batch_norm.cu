@@ -20,11 +20,15 @@
 // chunk, a thread every TY-th row of one column; TX covers C up to 32, so that a warp reads whole
 // rows back to back also when there are few channels. In the last one a thread keeps four channels
 // (one where C is no multiple of 4) and their factors in registers, and walks down the rows with
-// 16-byte accesses. Traffic: 12 bytes per element forward, 20 backward, all of it coalesced:
-// memory-bound. All sums are in a fixed order, without atomics. Any number of rows and channels.
+// 16-byte accesses, four under way at once. Traffic: 12 bytes per element forward, 20 backward, all
+// of it coalesced: memory-bound. The least would be 8 and 12: x is read once for its statistics and
+// once more to be normalised, x and dy likewise. Statistics may also be joined from partial ones that
+// the kernel which wrote x took about a pivot; then no pass reads x for them. All sums are in a fixed
+// order, without atomics. Any number of rows and channels.
 
 #include "common.cuh"
 #include "channels.cuh"
+#include "batch_norm.cuh"
 #include "column_sum.cuh"
 #include "warp.cuh"
 
@@ -83,14 +87,19 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_statistics(
 }
 
 // Joins the chunks of a channel, one warp each; updates the running statistics where there are any.
+// A mean is a distance from the pivot, or where there is none from the first value of its chunk, and
+// then chunks have chunk_rows rows each; counts are those of chunks about a pivot. The running mean
+// may be the pivot.
 extern "C" __global__ void __launch_bounds__(256) batch_norm_finish_statistics(
     float* __restrict__ delta,          // (C): mean - x[0]
     float* __restrict__ invstd,         // (C)
-    float* __restrict__ running_mean,   // (C) or null
+    float* running_mean,                // (C) or null
     float* __restrict__ running_var,    // (C) or null
     const float* __restrict__ mean,     // (C, chunks)
     const float* __restrict__ squares,  // (C, chunks)
     const float* __restrict__ x,        // (rows, C)
+    const float* pivot,                 // (C) or null
+    const int* __restrict__ counts,     // (chunks), null where there is no pivot
     int rows, int C, int chunk_rows, int chunks, float momentum, float eps) {
     const int lane = threadIdx.x % 32;
     const long long c = (long long)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
@@ -98,84 +107,42 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_finish_statistics(
     const float first = x[c];
     mean += c * chunks;
     squares += c * chunks;
+    auto count_of = [&](int j) -> float {
+        return pivot ? counts[j] : min((long long)chunk_rows, rows - (long long)j * chunk_rows);
+    };
+    auto mean_of = [&](int j) {  // from the first row, or from the pivot
+        return pivot ? mean[j] : (x[(long long)j * chunk_rows * C + c] - first) + mean[j];
+    };
 
     float sum = 0.0f;
-    for (int j = lane; j < chunks; j += 32) {
-        const long long begin = (long long)j * chunk_rows;
-        const float count = min((long long)chunk_rows, rows - begin);
-        sum += count * ((x[begin * C + c] - first) + mean[j]);
-    }
+    for (int j = lane; j < chunks; j += 32) sum += count_of(j) * mean_of(j);
     const float middle = warp_sum(sum) / rows;
     float square = 0.0f;
     for (int j = lane; j < chunks; j += 32) {
-        const long long begin = (long long)j * chunk_rows;
-        const float count = min((long long)chunk_rows, rows - begin);
-        const float apart = (x[begin * C + c] - first) + mean[j] - middle;
-        square += squares[j] + count * apart * apart;
+        const float apart = mean_of(j) - middle;
+        square += squares[j] + count_of(j) * apart * apart;
     }
     square = warp_sum(square);
     if (lane != 0) return;
-    delta[c] = middle;
+    const float origin = pivot ? pivot[c] : first;  // no other lane reads what may be written below
+    delta[c] = (origin - first) + middle;
     invstd[c] = 1.0f / sqrtf(square / rows + eps);
     if (running_mean) {
-        running_mean[c] = (1.0f - momentum) * running_mean[c] + momentum * (first + middle);
+        running_mean[c] = (1.0f - momentum) * running_mean[c] + momentum * (origin + middle);
         running_var[c] = (1.0f - momentum) * running_var[c] + momentum * (square / (rows - 1));
     }
 }
 
-// first + delta as the nearest float and what that misses.
-struct Center {
-    float value, rest;
-    __device__ __forceinline__ Center(float first, float delta)
-        : value(first + delta), rest(delta - (value - first)) {}
-};
-
-// The channels and rows of a thread of an element-wise pass, and what it knows of its channels.
-template <int V>
-struct Span {
-    int c, TY;
-    long long begin, end;
-    __device__ __forceinline__ Span(int rows, int C, int chunk_rows) {
-        c = (blockIdx.y * blockDim.x + threadIdx.x) * V;
-        TY = blockDim.y;
-        begin = (long long)blockIdx.x * chunk_rows + threadIdx.y;
-        end = c < C ? min((long long)(blockIdx.x + 1) * chunk_rows, (long long)rows) : 0;
-    }
-    __device__ __forceinline__ Channels<float, V> read(const float* p, float otherwise) const {
-        return p && begin < end ? load_channels<V>(p + c) : all_channels<float, V>(otherwise);
-    }
-};
-
-// y = (x - center) * scale + shift
 template <int V>
 __device__ __forceinline__ void normalise(
-    const Span<V>& span, float* y, const float* x, const Channels<float, V>& center,
-    const Channels<float, V>& scale, const Channels<float, V>& shift, int C) {
-#pragma unroll 4
-    for (long long r = span.begin; r < span.end; r += span.TY) {
-        Channels<float, V> v = load_channels<V>(x + r * C + span.c);
+    float* y, const float* x, const Normaliser<V>& normal, int rows, int C, int c, int chunk_rows) {
+    walk(RowWalk(rows, C, c, chunk_rows),
+         [&](long long r) { return load_vector<V>(x + r * C + c); },
+         [&](long long r, Channels<float, V> value) {
 #pragma unroll
-        for (int i = 0; i < V; ++i)
-            v.at[i] = fmaf(v.at[i] - center.at[i], scale.at[i], shift.at[i]);
-        store_channels(y + r * C + span.c, v);
-    }
-}
-
-template <int V>
-__device__ __forceinline__ void normalise_training(
-    float* y, const float* x, const float* gamma, const float* beta, const float* delta,
-    const float* invstd, int rows, int C, int chunk_rows) {
-    const Span<V> span(rows, C, chunk_rows);
-    const auto d = span.read(delta, 0.0f), s = span.read(invstd, 0.0f);
-    auto center = span.read(x, 0.0f), scale = span.read(gamma, 1.0f), shift = span.read(beta, 0.0f);
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-        const Center mean(center.at[i], d.at[i]);
-        center.at[i] = mean.value;
-        scale.at[i] *= s.at[i];
-        shift.at[i] = fmaf(-mean.rest, scale.at[i], shift.at[i]);
-    }
-    normalise(span, y, x, center, scale, shift, C);
+             for (int v = 0; v < V; ++v) value.at[v] = normal(value.at[v], v);
+             store_vector(y + r * C + c, value);
+         });
 }
 
 extern "C" __global__ void __launch_bounds__(256) batch_norm_normalise(
@@ -186,26 +153,11 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_normalise(
     const float* __restrict__ delta,   // (C)
     const float* __restrict__ invstd,  // (C)
     int rows, int C, int chunk_rows) {
-    if (C % 4 == 0)
-        normalise_training<4>(y, x, gamma, beta, delta, invstd, rows, C, chunk_rows);
-    else
-        normalise_training<1>(y, x, gamma, beta, delta, invstd, rows, C, chunk_rows);
-}
-
-template <int V>
-__device__ __forceinline__ void normalise_inference(
-    float* y, float* invstd, const float* x, const float* gamma, const float* beta,
-    const float* mean, const float* var, int rows, int C, int chunk_rows, float eps) {
-    const Span<V> span(rows, C, chunk_rows);
-    const auto center = span.read(mean, 0.0f), shift = span.read(beta, 0.0f);
-    auto s = span.read(var, 1.0f), scale = span.read(gamma, 1.0f);
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-        s.at[i] = 1.0f / sqrtf(s.at[i] + eps);
-        scale.at[i] *= s.at[i];
-    }
-    if (blockIdx.x == 0 && threadIdx.y == 0 && span.c < C) store_channels(invstd + span.c, s);
-    normalise(span, y, x, center, scale, shift, C);
+    own_channels(C, aligned16(y) && aligned16(x), [&](auto width, int c) {
+        constexpr int V = decltype(width)::value;
+        const Normaliser<V> normal(x, nullptr, delta, invstd, gamma, beta, C, c, 0.0f);
+        normalise(y, x, normal, rows, C, c, chunk_rows);
+    });
 }
 
 extern "C" __global__ void __launch_bounds__(256) batch_norm_inference(
@@ -217,10 +169,17 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_inference(
     const float* __restrict__ mean,   // (C)
     const float* __restrict__ var,    // (C)
     int rows, int C, int chunk_rows, float eps) {
-    if (C % 4 == 0)
-        normalise_inference<4>(y, invstd, x, gamma, beta, mean, var, rows, C, chunk_rows, eps);
-    else
-        normalise_inference<1>(y, invstd, x, gamma, beta, mean, var, rows, C, chunk_rows, eps);
+    own_channels(C, aligned16(y) && aligned16(x), [&](auto width, int c) {
+        constexpr int V = decltype(width)::value;
+        const Normaliser<V> normal(x, mean, nullptr, var, gamma, beta, C, c, eps);
+        if (blockIdx.x == 0 && threadIdx.y == 0 && c < C) {
+            auto s = of_channels<V>(var, C, c, 1.0f);
+#pragma unroll
+            for (int v = 0; v < V; ++v) s.at[v] = inverse_deviation(s.at[v], eps);
+            store_channels(invstd + c, s);
+        }
+        normalise(y, x, normal, rows, C, c, chunk_rows);
+    });
 }
 
 // Per chunk and channel: sum of dy * (x - center) and sum of dy. center is the given mean, or that of
@@ -265,8 +224,8 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_finish_sums(
     const float* __restrict__ sums,      // (C, chunks)
     const float* __restrict__ x,         // (rows, C)
     const float* __restrict__ delta,     // (C), null where the mean is given
-    const float* __restrict__ invstd,    // (C)
-    int C, int chunks) {
+    const float* __restrict__ spread,    // (C): 1 / deviation where eps is 0, else the variance
+    int C, int chunks, float eps) {
     const int lane = threadIdx.x % 32;
     const long long c = (long long)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (c >= C) return;  // a whole warp, so that the shuffles below have all lanes
@@ -279,38 +238,14 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_finish_sums(
     sum = warp_sum(sum);
     if (lane != 0) return;
     if (delta) product = fmaf(-Center(x[c], delta[c]).rest, sum, product);
-    dgamma[c] = product * invstd[c];
+    dgamma[c] = product * inverse_deviation(spread[c], eps);
     dbeta[c] = sum;
 }
 
-// dx = scale * dy + slope * (x - center) + level
 template <int V>
-__device__ __forceinline__ void data_gradient(
-    float* dx, const float* dy, const float* x, const float* gamma, const float* delta,
-    const float* invstd, const float* dgamma, const float* dbeta, int rows, int C, int chunk_rows) {
-    const Span<V> span(rows, C, chunk_rows);
-    const auto d = span.read(delta, 0.0f), s = span.read(invstd, 0.0f);
-    auto scale = span.read(gamma, 1.0f), slope = span.read(dgamma, 0.0f);
-    auto level = span.read(dbeta, 0.0f), center = span.read(x, 0.0f);
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-        const Center mean(center.at[i], d.at[i]);
-        center.at[i] = mean.value;
-        scale.at[i] *= s.at[i];
-        slope.at[i] *= -scale.at[i] * s.at[i] / rows;
-        level.at[i] = fmaf(-slope.at[i], mean.rest, -scale.at[i] * level.at[i] / rows);
-    }
-#pragma unroll 4
-    for (long long r = span.begin; r < span.end; r += span.TY) {
-        const Channels<float, V> g = load_channels<V>(dy + r * C + span.c);
-        Channels<float, V> v = load_channels<V>(x + r * C + span.c);
-#pragma unroll
-        for (int i = 0; i < V; ++i)
-            v.at[i] = fmaf(scale.at[i], g.at[i],
-                           fmaf(slope.at[i], v.at[i] - center.at[i], level.at[i]));
-        store_channels(dx + r * C + span.c, v);
-    }
-}
+struct GradientAndValue {
+    Channels<float, V> g, x;
+};
 
 extern "C" __global__ void __launch_bounds__(256) batch_norm_data_gradient(
     float* __restrict__ dx,            // (rows, C)
@@ -322,22 +257,21 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_data_gradient(
     const float* __restrict__ dgamma,  // (C)
     const float* __restrict__ dbeta,   // (C)
     int rows, int C, int chunk_rows) {
-    if (C % 4 == 0)
-        data_gradient<4>(dx, dy, x, gamma, delta, invstd, dgamma, dbeta, rows, C, chunk_rows);
-    else
-        data_gradient<1>(dx, dy, x, gamma, delta, invstd, dgamma, dbeta, rows, C, chunk_rows);
-}
-
-template <int V>
-__device__ __forceinline__ void fixed_gradient(
-    float* dx, const float* dy, const float* gamma, const float* invstd, int rows, int C,
-    int chunk_rows) {
-    const Span<V> span(rows, C, chunk_rows);
-    const auto s = span.read(invstd, 0.0f), zero = all_channels<float, V>(0.0f);
-    auto scale = span.read(gamma, 1.0f);
+    own_channels(C, aligned16(dx) && aligned16(dy) && aligned16(x), [&](auto width, int c) {
+        constexpr int V = decltype(width)::value;
+        const DataGradient<V> gradient(
+            x, delta, invstd, gamma, dgamma, dbeta, C, c, rows, 0.0f);
+        walk(RowWalk(rows, C, c, chunk_rows),
+             [&](long long r) {
+                 return GradientAndValue<V>{
+                     load_vector<V>(dy + r * C + c), load_vector<V>(x + r * C + c)};
+             },
+             [&](long long r, GradientAndValue<V> at) {
 #pragma unroll
-    for (int i = 0; i < V; ++i) scale.at[i] *= s.at[i];
-    normalise(span, dx, dy, zero, scale, zero, C);
+                 for (int v = 0; v < V; ++v) at.x.at[v] = gradient(at.g.at[v], at.x.at[v], v);
+                 store_vector(dx + r * C + c, at.x);
+             });
+    });
 }
 
 extern "C" __global__ void __launch_bounds__(256) batch_norm_fixed_gradient(
@@ -346,8 +280,9 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_fixed_gradient(
     const float* __restrict__ gamma,   // (C) or null
     const float* __restrict__ invstd,  // (C)
     int rows, int C, int chunk_rows) {
-    if (C % 4 == 0)
-        fixed_gradient<4>(dx, dy, gamma, invstd, rows, C, chunk_rows);
-    else
-        fixed_gradient<1>(dx, dy, gamma, invstd, rows, C, chunk_rows);
+    own_channels(C, aligned16(dx) && aligned16(dy), [&](auto width, int c) {
+        constexpr int V = decltype(width)::value;
+        const Normaliser<V> normal(nullptr, nullptr, nullptr, invstd, gamma, nullptr, C, c, 0.0f);
+        normalise(dx, dy, normal, rows, C, c, chunk_rows);
+    });
 }

@@ -49,3 +49,28 @@ __device__ __forceinline__ Channels<T, V> all_channels(T value) {
     for (int i = 0; i < V; ++i) v.at[i] = value;
     return v;
 }
+
+// V = 1 or a multiple of 4 channels of an array that is known to be aligned: 16 bytes per access, and
+// no branch between one access and the next.
+template <int V, class T>
+__device__ __forceinline__ Channels<T, V> load_vector(const T* pointer) {
+    Channels<T, V> v;
+    if (V == 1) v.at[0] = *pointer;
+#pragma unroll
+    for (int i = 0; i + 4 <= V; i += 4) {
+        const auto u = *reinterpret_cast<const typename VectorOf<T>::Four*>(pointer + i);
+        v.at[i % V] = u.x, v.at[(i + 1) % V] = u.y, v.at[(i + 2) % V] = u.z, v.at[(i + 3) % V] = u.w;
+    }
+    return v;
+}
+
+template <class T, int V>
+__device__ __forceinline__ void store_vector(T* pointer, const Channels<T, V>& v) {
+    if (V == 1) *pointer = v.at[0];
+#pragma unroll
+    for (int i = 0; i + 4 <= V; i += 4) {
+        typename VectorOf<T>::Four u;
+        u.x = v.at[i % V], u.y = v.at[(i + 1) % V], u.z = v.at[(i + 2) % V], u.w = v.at[(i + 3) % V];
+        *reinterpret_cast<typename VectorOf<T>::Four*>(pointer + i) = u;
+    }
+}

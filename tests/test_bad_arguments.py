@@ -66,11 +66,14 @@ CALLS: dict[str, dict[str, Any]] = {
         "input_size": (4, 4),
         "kernel_size": 2,
     },
-    "batch_norm": {
-        "x": ROWS,
-        **dict.fromkeys(("gamma", "beta", "running_mean"), (4,)),
-        "running_var": Tensor(np.ones(4, np.float32)),
-        "training": True,
+    **{
+        name: {
+            "x": ROWS,
+            **dict.fromkeys(("gamma", "beta", "running_mean"), (4,)),
+            "running_var": Tensor(np.ones(4, np.float32)),
+            "training": True,
+        }
+        for name in ("batch_norm", "batch_norm_block")
     },
     "group_norm": {"x": ROWS, "num_groups": 2, "weight": (4,), "bias": (4,)},
     "layer_norm": {"x": ROWS, "normalized_shape": 4, "weight": (4,), "bias": (4,)},

@@ -4,6 +4,7 @@ A table holds odd and unequal heights and widths, strides other than the kernel,
 channel, one image, and sizes that are no multiple of a tile.
 """
 
+from .blocks import BATCH_NORM_BLOCK, BatchNormBlockCase
 from .convolution import (
     CONV1D,
     CONV2D,
@@ -61,6 +62,7 @@ __all__ = [
     "AVG_POOL2D",
     "AXIS_REDUCE",
     "BATCH_NORM",
+    "BATCH_NORM_BLOCK",
     "BROADCAST",
     "CLASS_LOSS",
     "CLIP",
@@ -91,6 +93,7 @@ __all__ = [
     "UNPOOL1D",
     "UNPOOL2D",
     "UNPOOL3D",
+    "BatchNormBlockCase",
     "Conv2dCase",
     "ConvCase",
     "LinearCase",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 from . import (
+    blocks,
     convolution,
     elements,
     linear,
@@ -24,6 +25,7 @@ _TABLES = (
     pooling,
     elements,
     normalization,
+    blocks,
     losses,
     reduction,
     optimizers,

@@ -11,11 +11,16 @@ from numpy.typing import NDArray
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.empty_batch import nothing
-from gpucnn.kernel import KernelFile
+from gpucnn.ops.batch_norm_launches import (
+    KERNELS,
+    launch_finish_sums,
+    launch_statistics,
+    rows_blocks,
+    rows_of,
+)
 from gpucnn.ops.channels import chunk_rows, column_sums, fold, normalise, statistics, tile
-from gpucnn.ops.geometry import flag, same_float_dtype
+from gpucnn.ops.geometry import flag, remembered, same_float_dtype
 from gpucnn.ops.reduce import column_blocks
-from gpucnn.ops.softmax import row_blocks
 from gpucnn.primitive import primitive
 from gpucnn.tensor import Function, Tensor, no_grad
 from gpucnn.threads import map_chunks, scratch
@@ -23,6 +28,7 @@ from gpucnn.threads import map_chunks, scratch
 # geometry
 
 
+@remembered(arrays=slice(0, 5))
 def batch_norm_check(
     x: Any, gamma: Any, beta: Any, mean: Any, var: Any, training: Any, momentum: Any, eps: Any
 ) -> None:
@@ -187,28 +193,6 @@ def batch_norm_fixed_gradient(dy: Array, gamma: Array | None, invstd: Array) -> 
     return dx
 
 
-_THREADS = 256
-_ROWS_EACH = 8  # of a thread in an element-wise pass: several loads in flight
-
-_kernels = KernelFile("batch_norm")
-
-
-def _rows_blocks(rows: int, C: int) -> tuple[tuple[int, int], tuple[int, int], int]:
-    """(grid, block, rows per chunk) of an element-wise pass whose threads keep their channels.
-
-    A thread keeps four channels, or one where C is no multiple of 4; a warp reads whole rows.
-    """
-    columns = C // 4 if C % 4 == 0 else C
-    groups = -(-columns // 32)
-    width = -(-columns // groups)
-    each = _ROWS_EACH * (_THREADS // width)
-    return (-(-rows // each), groups), (width, _THREADS // width), each
-
-
-def _rows_of(x: Array) -> tuple[int, int]:
-    return x.size // x.shape[-1], x.shape[-1]
-
-
 @batch_norm_training.kernel()
 def _launch_training(
     x: Array,
@@ -219,18 +203,11 @@ def _launch_training(
     momentum: float,
     eps: float,
 ) -> tuple[Array, Array, Array]:
-    rows, C = _rows_of(x)
-    grid, block, each = column_blocks(rows, C)
-    mean, squares = empty(x, (C, grid[0])), empty(x, (C, grid[0]))
-    _kernels["batch_norm_statistics"](grid, block, mean, squares, x, rows, C, each)
-    delta, invstd = empty(x, (C,)), empty(x, (C,))
-    _kernels["batch_norm_finish_statistics"](
-        *row_blocks(C), delta, invstd, running_mean, running_var, mean, squares, x,
-        rows, C, each, grid[0], momentum, eps,
-    )  # fmt: skip
+    delta, invstd = launch_statistics(x, running_mean, running_var, momentum, eps)
+    rows, C = rows_of(x)
     y = empty(x, x.shape)
-    grid, block, each = _rows_blocks(rows, C)
-    launch = _kernels["batch_norm_normalise"]
+    grid, block, each = rows_blocks(rows, C)
+    launch = KERNELS["batch_norm_normalise"]
     launch(grid, block, y, x, gamma, beta, delta, invstd, rows, C, each)
     return y, delta, invstd
 
@@ -239,10 +216,10 @@ def _launch_training(
 def _launch_inference(
     x: Array, gamma: Array | None, beta: Array | None, mean: Array, var: Array, eps: float
 ) -> tuple[Array, Array]:
-    rows, C = _rows_of(x)
+    rows, C = rows_of(x)
     y, invstd = empty(x, x.shape), empty(x, (C,))
-    grid, block, each = _rows_blocks(rows, C)
-    launch = _kernels["batch_norm_inference"]
+    grid, block, each = rows_blocks(rows, C)
+    launch = KERNELS["batch_norm_inference"]
     launch(grid, block, y, invstd, x, gamma, beta, mean, var, rows, C, each, eps)
     return y, invstd
 
@@ -251,14 +228,11 @@ def _launch_inference(
 def _launch_sums(
     dy: Array, x: Array, mean: Array | None, delta: Array | None, invstd: Array
 ) -> tuple[Array, Array]:
-    rows, C = _rows_of(x)
+    rows, C = rows_of(x)
     grid, block, each = column_blocks(rows, C)
     products, sums = empty(x, (C, grid[0])), empty(x, (C, grid[0]))
-    _kernels["batch_norm_sums"](grid, block, products, sums, dy, x, mean, delta, rows, C, each)
-    dgamma, dbeta = empty(x, (C,)), empty(x, (C,))
-    launch = _kernels["batch_norm_finish_sums"]
-    launch(*row_blocks(C), dgamma, dbeta, products, sums, x, delta, invstd, C, grid[0])
-    return dgamma, dbeta
+    KERNELS["batch_norm_sums"](grid, block, products, sums, dy, x, mean, delta, rows, C, each)
+    return launch_finish_sums(products, sums, x, delta, invstd, 0.0)
 
 
 @batch_norm_data_gradient.kernel()
@@ -271,20 +245,20 @@ def _launch_data_gradient(
     dgamma: Array,
     dbeta: Array,
 ) -> Array:
-    rows, C = _rows_of(x)
+    rows, C = rows_of(x)
     dx = empty(x, x.shape)
-    grid, block, each = _rows_blocks(rows, C)
-    launch = _kernels["batch_norm_data_gradient"]
+    grid, block, each = rows_blocks(rows, C)
+    launch = KERNELS["batch_norm_data_gradient"]
     launch(grid, block, dx, dy, x, gamma, delta, invstd, dgamma, dbeta, rows, C, each)
     return dx
 
 
 @batch_norm_fixed_gradient.kernel()
 def _launch_fixed_gradient(dy: Array, gamma: Array | None, invstd: Array) -> Array:
-    rows, C = _rows_of(dy)
+    rows, C = rows_of(dy)
     dx = empty(dy, dy.shape)
-    grid, block, each = _rows_blocks(rows, C)
-    _kernels["batch_norm_fixed_gradient"](grid, block, dx, dy, gamma, invstd, rows, C, each)
+    grid, block, each = rows_blocks(rows, C)
+    KERNELS["batch_norm_fixed_gradient"](grid, block, dx, dy, gamma, invstd, rows, C, each)
     return dx
 
 

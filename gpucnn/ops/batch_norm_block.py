@@ -1,0 +1,301 @@
+"""Batch normalisation, a residual and an activation at once: ``kernels/batch_norm_block.cu``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpucnn import buffers
+from gpucnn.device import Array, empty
+from gpucnn.kernel import KernelFile
+from gpucnn.ops.batch_norm_launches import (
+    launch_finish_sums,
+    launch_join,
+    launch_statistics,
+    rows_blocks,
+    rows_of,
+)
+from gpucnn.ops.batch_norm_parts import (
+    Factors,
+    Given,
+    activate,
+    bend,
+    block_gradients,
+    blocked,
+    invstd_of,
+    pack_bits,
+    rows_per_chunk,
+    unpack_bits,
+)
+from gpucnn.ops.channels import fold, statistics
+from gpucnn.primitive import primitive
+from gpucnn.threads import map_chunks, scratch
+
+# primitives
+
+
+@primitive
+def batch_norm_statistics(
+    x: Array,
+    running_mean: Array | None,
+    running_var: Array | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Array, Array]:
+    """mean − x[0] and invstd = 1/√(var + eps) over all axes but the last
+
+    x (…, C); running_mean, running_var (C) or None, updated in place as by batch_norm_training ->
+    (C), (C).
+    """
+    mean, var = statistics(x)
+    delta = mean - x.reshape(-1, x.shape[-1])[0]
+    count = x.size // x.shape[-1]
+    return _finish(count, x.dtype, delta, mean, var, running_mean, running_var, momentum, eps)
+
+
+def _finish(
+    count: int,
+    dtype: Any,
+    delta: NDArray[Any],
+    mean: NDArray[Any],
+    var: NDArray[Any],
+    running_mean: Array | None,
+    running_var: Array | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Array, Array]:
+    if running_mean is not None and running_var is not None:
+        running_mean[...] = (1 - momentum) * running_mean + momentum * mean
+        running_var[...] = (1 - momentum) * running_var + momentum * var * (count / (count - 1))
+    return delta.astype(dtype), (1 / np.sqrt(var + eps)).astype(dtype)
+
+
+@primitive
+def batch_norm_join(
+    first: Array,
+    rows: int,
+    pivot: Array,
+    mean: Array,
+    squares: Array,
+    counts: Array,
+    running_mean: Array | None,
+    running_var: Array | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Array, Array]:
+    """:func:`batch_norm_statistics` from those of the parts of x, however its rows are parted
+
+    first (C): the first row of x; rows of x; pivot (C); per channel and part mean − pivot (C,
+    parts) and the sum of squared deviations from that mean (C, parts); counts (parts) int32: the
+    rows of each, ``rows`` together. The pivot may be running_mean (Chan, Golub and LeVeque, 1983).
+    """
+    n = counts.astype(np.float64)
+    middle = (mean * n).sum(axis=1) / rows
+    apart = mean - middle[:, None]
+    var = (squares + n * apart * apart).sum(axis=1) / rows
+    whole = pivot + middle
+    found = (pivot.astype(np.float64) - first + middle, whole, var)
+    return _finish(rows, first.dtype, *found, running_mean, running_var, momentum, eps)
+
+
+@primitive
+def batch_norm_block_forward(
+    x: Array,
+    residual: Array | None,
+    gamma: Array | None,
+    beta: Array | None,
+    mean: Array | None,
+    delta: Array | None,
+    spread: Array,
+    eps: float,
+    negative_slope: float,
+    keep_bits: bool,
+) -> tuple[Array, Array | None]:
+    """z = gamma·(x − mean)·invstd + beta + residual, y = negative_slope·z where z <= 0, else z
+
+    x, residual (…, C); gamma, beta (C) or None; mean (C), or None for that of the batch, x[0] +
+    delta; delta (C), None where mean is given; spread (C): invstd where eps is 0, else the variance
+    -> y (…, C), and with keep_bits, which goes with a residual, whether z <= 0: (rows, ⌈C / 8⌉)
+    uint8, bit c % 8 of byte c // 8.
+    """
+    C = x.shape[-1]
+    rows, y = x.reshape(-1, C), buffers.empty_like(x)
+    out, added = y.reshape(-1, C), None if residual is None else residual.reshape(-1, C)
+    factors = Factors(x, Given(gamma, beta, mean, delta), invstd_of(spread, eps))
+    bits = np.empty((len(rows), -(-C // 8)), np.uint8) if keep_bits else None
+
+    def part(start: int, stop: int) -> None:
+        folded, k = fold(rows[start:stop])
+        z = out[start:stop].reshape(folded.shape)
+        factors.normalise(folded, k, z)
+        if added is not None:
+            np.add(z, added[start:stop].reshape(folded.shape), out=z)
+        if bits is None:
+            activate(z, negative_slope)
+            return
+        negative = scratch("block negative", z.shape, np.bool_)
+        np.less_equal(z, 0, out=negative)
+        bits[start:stop] = pack_bits(negative.reshape(-1, C))
+        activate(z, negative_slope)
+
+    map_chunks(part, len(rows), rows_per_chunk(C))
+    return y, bits
+
+
+@primitive
+def batch_norm_block_backward(
+    dy: Array,
+    x: Array,
+    bits: Array | None,
+    gamma: Array | None,
+    beta: Array | None,
+    mean: Array | None,
+    delta: Array | None,
+    spread: Array,
+    eps: float,
+    negative_slope: float,
+    residual: bool,
+    sums: bool,
+) -> tuple[Array, Array | None, Array | None, Array | None]:
+    """g = dy, times negative_slope where z <= 0; dgamma = Σ g·x̂, dbeta = Σ g, x̂ = (x − mean)·invstd
+
+    dx = gamma·invstd·(g − dbeta/m − x̂·dgamma/m), m = rows of x; gamma·invstd·g where mean is given.
+    dy, x (…, C); bits as batch_norm_block_forward made them, None where there was no residual; the
+    rest (C), and what it was there -> dx, g if ``residual`` wants it, dgamma and dbeta (C) if
+    ``sums``; sums is needed unless mean is given.
+    """
+    C = x.shape[-1]
+    rows, gradients = x.reshape(-1, C), dy.reshape(-1, C)
+    dresidual = buffers.empty_like(rows) if residual else None
+
+    def route(
+        start: int, stop: int, factors: Factors, centred: NDArray[Any], k: int, g: NDArray[Any]
+    ) -> None:
+        if bits is not None:
+            negative = unpack_bits(bits[start:stop], C).view(np.bool_)
+        else:  # z <= 0, exactly: the sign of a sum survives its rounding
+            scaled = scratch("block scaled", centred.shape, x.dtype)
+            np.multiply(centred, factors.of("scale", k), out=scaled)
+            negative = scratch("block negative", g.shape, np.bool_)
+            np.less_equal(scaled, factors.of("minus_shift", k), out=negative.reshape(scaled.shape))
+        if negative_slope == 0:
+            blocked(gradients[start:stop], negative, g)
+        else:
+            np.copyto(g, gradients[start:stop])
+            bend(g, negative, negative_slope)
+
+    bent = negative_slope != 1
+    g, how = (dresidual, route) if bent else (gradients, None)
+    given = gamma, beta, mean, delta, invstd_of(spread, eps)
+    dx, dgamma, dbeta = block_gradients(rows, *given, sums, g, how, rows_per_chunk(C))
+    if dresidual is not None and not bent:
+        np.copyto(dresidual, gradients)
+    back = None if dresidual is None else dresidual.reshape(x.shape)
+    return dx.reshape(x.shape), back, dgamma, dbeta
+
+
+_kernels = KernelFile("batch_norm_block")
+_THREADS = 256
+_ROWS_EACH = 8  # that a thread adds up at least
+_MOST_CHUNKS = 512
+
+
+def sum_blocks(rows: int, C: int) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """(grid, block, rows per chunk) of a kernel that adds up rows, four channels to a thread."""
+    columns = C // 4 if C % 4 == 0 else C
+    width = 1
+    while width < min(columns, 32):
+        width *= 2
+    each = max(_ROWS_EACH * _THREADS // width, -(-rows // _MOST_CHUNKS))
+    return (-(-rows // each), -(-columns // width)), (width, _THREADS // width), each
+
+
+@batch_norm_statistics.kernel()
+def _launch_statistics(
+    x: Array,
+    running_mean: Array | None,
+    running_var: Array | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Array, Array]:
+    return launch_statistics(x, running_mean, running_var, momentum, eps)
+
+
+@batch_norm_join.kernel()
+def _launch_join(
+    first: Array,
+    rows: int,
+    pivot: Array,
+    mean: Array,
+    squares: Array,
+    counts: Array,
+    running_mean: Array | None,
+    running_var: Array | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Array, Array]:
+    parts = mean, squares, pivot, counts
+    return launch_join(first, rows, *parts, 0, running_mean, running_var, momentum, eps)
+
+
+@batch_norm_block_forward.kernel()
+def _launch_forward(
+    x: Array,
+    residual: Array | None,
+    gamma: Array | None,
+    beta: Array | None,
+    mean: Array | None,
+    delta: Array | None,
+    spread: Array,
+    eps: float,
+    negative_slope: float,
+    keep_bits: bool,
+) -> tuple[Array, Array | None]:
+    rows, C = rows_of(x)
+    y = empty(x, x.shape)
+    per_channel = (gamma, beta, mean, delta, spread)
+    if not keep_bits:
+        grid, block, each = rows_blocks(rows, C)
+        launch = _kernels["batch_norm_block_apply"]
+        launch(grid, block, y, x, residual, *per_channel, rows, C, each, eps, negative_slope)
+        return y, None
+    bits = empty(x, (rows, -(-C // 8)), np.uint8)
+    grid, block, each = rows_blocks(rows, 8 * bits.shape[1], even=True)
+    launch = _kernels["batch_norm_block_apply_bits"]
+    launch(grid, block, y, bits, x, residual, *per_channel, rows, C, each, eps, negative_slope)
+    return y, bits
+
+
+@batch_norm_block_backward.kernel()
+def _launch_backward(
+    dy: Array,
+    x: Array,
+    bits: Array | None,
+    gamma: Array | None,
+    beta: Array | None,
+    mean: Array | None,
+    delta: Array | None,
+    spread: Array,
+    eps: float,
+    negative_slope: float,
+    residual: bool,
+    sums: bool,
+) -> tuple[Array, Array | None, Array | None, Array | None]:
+    rows, C = rows_of(x)
+    given = (bits, gamma, beta, mean, delta, spread)
+    dgamma = dbeta = None
+    if sums:
+        grid, block, each = sum_blocks(rows, C)
+        parts = empty(x, (C, grid[0])), empty(x, (C, grid[0]))
+        launch = _kernels["batch_norm_block_sums"]
+        launch(grid, block, *parts, dy, x, *given, rows, C, each, eps, negative_slope)
+        dgamma, dbeta = launch_finish_sums(*parts, x, delta, spread, eps)
+    dx, dresidual = empty(x, x.shape), empty(x, x.shape) if residual else None
+    through = (dgamma, dbeta) if mean is None else (None, None)
+    grid, block, each = rows_blocks(rows, C)
+    launch = _kernels["batch_norm_block_gradient"]
+    arrays = (dx, dresidual, dy, x, *given, *through)
+    launch(grid, block, *arrays, rows, C, each, eps, negative_slope)
+    return dx, dresidual, dgamma, dbeta
