@@ -45,6 +45,11 @@ class no_grad:
 
 def _as_array(data: Any, device: str) -> Array:
     """``data`` as a C-contiguous array of ``device`` with a dtype that gpucnn computes in."""
+    return to_device(converted(data, device), device)
+
+
+def converted(data: Any, device: str) -> Array:
+    """``data`` with a dtype that gpucnn computes in on ``device``, where it lies."""
     typed = isinstance(getattr(data, "dtype", None), np.dtype)
     array = data if typed else np.asarray(data)
     if array.dtype.kind == "f":
@@ -59,7 +64,7 @@ def _as_array(data: Any, device: str) -> Array:
             array = array.astype(np.int32)
     else:
         raise TypeError(f"data must be numbers, got an array of dtype {array.dtype}")
-    return to_device(array, device)
+    return array
 
 
 _new = object.__new__

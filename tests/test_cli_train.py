@@ -138,7 +138,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_to_the_same_bits(
 ) -> None:
     code, _, _ = interrupt_after_first_epoch(tmp_path, "run", signal.SIGKILL)
     assert code == -signal.SIGKILL
-    resumed = run_command("train", "shapes", "--resume", "run", cwd=tmp_path)
+    resumed = run_command("train", "shapes", "--resume", "run", "--graph", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert_same_bits(tmp_path / "run", whole / "my run")
 

@@ -16,11 +16,14 @@ import pytest
 
 import gpucnn
 from gpucnn import Tensor, kernel
+from gpucnn.graph import CudaGraph
 from gpucnn.misuse import MisuseWarning
 from tests import fake_capture
 from tests.fake_cuda import Clock, Graph
 from tests.graphs import Run, trace
 from tests.support import randn
+from tests.test_graph_training import make_trainer
+from tests.test_training import quiet
 
 pytestmark = pytest.mark.emulated
 
@@ -138,6 +141,19 @@ def test_constants_of_the_host_are_copied_once() -> None:
     for i in range(6):
         assert graph(np.full(3, i, np.float32)).numpy().tolist() == [i + 2] * 3
     assert graph.replays == 3
+
+
+def test_a_trainer_on_cuda() -> None:
+    def weights(device: str) -> dict[str, bytes]:
+        trainer = make_trainer(None, device, None)
+        trainer.fit(quiet(trainer))
+        step = trainer._train_on_batch
+        assert (step.replays if isinstance(step, CudaGraph) else 0) == (
+            11 if device == "cuda" else 0
+        )
+        return {name: a.tobytes() for name, a in trainer.state().tensors.items()}
+
+    assert weights("cuda") == weights("emulated")
 
 
 def test_why_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gpucnn import recording
-from gpucnn.device import Array, module_of, require
+from gpucnn.device import Array, default_device, require
 from gpucnn.graph.host import HostRecording
 from gpucnn.graph.plan import MemoryPlan
 from gpucnn.graph.record import Observer, Store, is_array
@@ -17,7 +17,7 @@ from gpucnn.misuse import warn_once
 from gpucnn.precision import chosen_precision
 from gpucnn.primitive import chosen_variants
 from gpucnn.recording import recording_by
-from gpucnn.tensor import Tensor, is_recording_gradients
+from gpucnn.tensor import Tensor, converted, is_recording_gradients
 
 _MOST_GRAPHS = 32  # kept at once: each has memory of its own
 _MOST_KEYS = 8  # calls that differ from all before them, until that is said
@@ -116,7 +116,9 @@ class CudaGraph:
             items = [(k, self._form(v, arrays, held)) for k, v in value.items()]
             return "dict", tuple(items)
         if is_array(value):
-            return self._form(Tensor(value, device=self._device), arrays, held)
+            device = self._device or default_device()
+            # It stays where it is: a replay copies it into the memory that the graph reads.
+            return self._form(Tensor._wrap(converted(value, device), device), arrays, held)
         if isinstance(value, int | float | str | np.generic) or value is None:
             return type(value), value
         held.append(value)  # so that nothing else gets its id
@@ -135,7 +137,8 @@ class CudaGraph:
         return value
 
     def _run(self, args: Any, kwargs: Any, arrays: list[Tensor]) -> Any:
-        args, kwargs = self._with((args, kwargs), list(arrays))
+        given = [t if _is_there(t) else Tensor(t.data, device=t.device) for t in arrays]
+        args, kwargs = self._with((args, kwargs), given)
         return self._step(*args, **kwargs)
 
     # ---- calls
@@ -217,13 +220,24 @@ class CudaGraph:
         return recorded.result
 
 
+def _is_there(t: Tensor) -> bool:
+    """Whether an argument lies on its device."""
+    return t.device != "cuda" or not isinstance(t.data, np.ndarray)
+
+
 def _static(t: Tensor) -> Array:
-    return module_of(t.data).empty(t.shape, t.dtype)
+    if t.device == "cuda":
+        import cupy
+
+        return cupy.empty(t.shape, t.dtype)
+    return np.empty(t.shape, t.dtype)
 
 
 def _fill(store: Store, arrays: list[Tensor]) -> None:
     for static, t in zip(store.inputs, arrays, strict=True):
-        if t.data is not static:
+        if not _is_there(t):
+            static.set(t.data)
+        elif t.data is not static:
             static[...] = t.data
 
 

@@ -1,0 +1,74 @@
+"""A Trainer whose steps are graphs: the bits, files and resumes of one whose steps are eager."""
+
+from __future__ import annotations
+
+import signal
+import types
+from pathlib import Path
+
+import pytest
+
+import gpucnn
+from gpucnn import optim
+from gpucnn.training import Interrupted, RunFolder, Trainer
+from gpucnn.training.build import make_optimizer
+from tests.test_training import (
+    CONFIG,
+    fit_with_signals,
+    quiet,
+    rows_without_times,
+    toy_dataset,
+    toy_model,
+)
+
+
+def make_trainer(run: RunFolder | None, device: str, graph: bool | None) -> Trainer:
+    """Two epochs of seven steps."""
+    gpucnn.seed(5)
+    model = toy_model().to(device)
+    chosen = make_optimizer("adam", model, 0.01)
+    sets = toy_dataset(30, 1), toy_dataset(9, 2)
+    options = {"epochs": 2, "batch_size": 4, "seed": 5}
+    trainer = Trainer(model, chosen, *sets, run=run, device=device, graph=graph, **options)
+    trainer.scheduler = optim.OneCycleLR(chosen, 0.01, trainer.total_steps)
+    return trainer
+
+
+def test_whole_and_resumed_runs_are_those_of_eager_steps(tmp_path: Path, device: str) -> None:
+    """14 steps equal 5, save, load and 9, as graphs; between epochs the model is evaluated."""
+    eager_run = RunFolder.create(tmp_path / "eager", CONFIG)
+    eager = make_trainer(eager_run, device, graph=False)
+    accuracy = eager.fit(quiet(eager))
+
+    run = RunFolder.create(tmp_path / "graph", CONFIG)
+    first = make_trainer(run, device, graph=True)
+    with pytest.raises(Interrupted):
+        fit_with_signals(first, 4, signal.SIGINT)
+    gpucnn.seed(99)
+    resumed = make_trainer(run, device, graph=True)
+    resumed.restore(run.latest_checkpoint())
+    assert resumed.progress.step == 5
+    assert resumed.fit(quiet(resumed)) == accuracy
+    step = resumed._train_on_batch
+    assert isinstance(step, gpucnn.graph.CudaGraph)
+    assert (step.replays, step.reason) == (14 - 5 - 3, "")
+
+    expected, got = eager.state(), resumed.state()
+    for name, value in expected.tensors.items():
+        assert got.tensors[name].tobytes() == value.tobytes(), name
+    for state in (expected.state, got.state):
+        del state["progress"]["seconds"]
+    assert got.state == expected.state
+    assert rows_without_times(run) == rows_without_times(eager_run)
+
+
+def test_graphs_are_the_default_on_cuda_only(cuda_path: types.ModuleType) -> None:
+    assert make_trainer(None, "cuda", None).graph
+    assert not make_trainer(None, "cuda", False).graph
+    assert not make_trainer(None, "cpu", None).graph
+    with gpucnn.use_device("cuda"):
+        sets = toy_dataset(30, 1), toy_dataset(9, 2)
+        model = toy_model().to("cuda")
+        optimizer = make_optimizer("sgd", model, 0.1)
+        assert Trainer(model, optimizer, *sets, epochs=1, batch_size=4).graph
+    assert cuda_path.cuda.Device(0).id == 0
