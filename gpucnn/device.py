@@ -124,6 +124,14 @@ def why_cpu() -> str:
     return "The device is 'cuda': a GPU and CuPy were found."
 
 
+def free_memory() -> int:
+    """Bytes of the current GPU's memory that nobody has taken, what CuPy holds ready included."""
+    import cupy
+
+    free, _ = cupy.cuda.runtime.memGetInfo()
+    return int(free) + int(cupy.get_default_memory_pool().free_bytes())
+
+
 def module_of(array: Array) -> ModuleType:
     """The array's module: ``numpy`` or ``cupy``."""
     if isinstance(array, np.ndarray):

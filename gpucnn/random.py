@@ -35,21 +35,28 @@ def philox4x32(
     return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
 
 
-def bits(seed: int, stream: int, n: int, start: int = 0) -> NDArray[np.uint32]:
-    """Elements ``start`` to ``start + n - 1`` of a stream as uint32 (n,).
+def blocks(seed: int, stream: int, index: NDArray[np.uint64]) -> NDArray[np.uint32]:
+    """Blocks of a stream, four words each, in any order: index uint64 (n,) -> uint32 (n, 4).
 
-    Element ``i`` is word ``i % 4`` of the block whose counter is (i // 4, stream), both 64-bit.
+    The counter of a block is (index, stream), both 64-bit.
     """
     if seed < 0 or stream < 0:
         raise ValueError(f"seed and stream must be >= 0, got seed={seed}, stream={stream}")
-    first, last = start // 4, -(-(start + n) // 4)
-    block = np.arange(first, last, dtype=np.uint64)
-    counter = np.empty((last - first, 4), dtype=np.uint32)
-    counter[:, 0] = block & _LOW
-    counter[:, 1] = block >> np.uint64(32)
+    counter = np.empty((len(index), 4), dtype=np.uint32)
+    counter[:, 0] = index & _LOW
+    counter[:, 1] = index >> np.uint64(32)
     counter[:, 2] = stream & 0xFFFFFFFF
     counter[:, 3] = (stream >> 32) & 0xFFFFFFFF
-    words = philox4x32(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
+    return philox4x32(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
+
+
+def bits(seed: int, stream: int, n: int, start: int = 0) -> NDArray[np.uint32]:
+    """Elements ``start`` to ``start + n - 1`` of a stream as uint32 (n,).
+
+    Element ``i`` is word ``i % 4`` of block ``i // 4``.
+    """
+    first, last = start // 4, -(-(start + n) // 4)
+    words = blocks(seed, stream, np.arange(first, last, dtype=np.uint64))
     return words.reshape(-1)[start - 4 * first :][:n]
 
 

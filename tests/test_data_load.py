@@ -124,22 +124,33 @@ def test_batch_normalizes() -> None:
 
 
 def test_augmentation_flips_and_shifts_by_whole_pixels() -> None:
-    augment = data.Augmentation(flip=True, shift=2)
-    images = dataset(None).images
-    found = set()
-    for word in random.bits(2, 0, 400):
-        (changed,) = augment(images[:1], np.array([word], np.uint32))
-        matches = []
-        for flip in (False, True):
-            for dy in range(5):
-                for dx in range(5):
-                    padded = np.pad(images[0], ((2, 2), (2, 2), (0, 0)), mode="edge")
-                    window = padded[dy : dy + 6, dx : dx + 8]
-                    if np.array_equal(window[:, ::-1] if flip else window, changed):
-                        matches.append((flip, dy, dx))
-        assert len(matches) == 1
-        found.update(matches)
-    assert len(found) == 50
+    (image,) = dataset(None).images[:1]
+    copies = np.repeat(image[None], 600, axis=0)
+    augment, labels = data.Augmentation(flip=True, shift=2), np.zeros(600, np.int32)
+    toy = data.Dataset("toy", copies, labels, ("a",), 0.0, 1 / 255, augment)
+    changed, _ = toy.training_batch(np.arange(600), seed=2, epoch=0)
+    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="edge")
+    windows = {
+        (flip, dy, dx): padded[dy : dy + 6, dx : dx + 8][:, :: -1 if flip else 1].tobytes()
+        for flip in (False, True)
+        for dy in range(5)
+        for dx in range(5)
+    }
+    assert len(set(windows.values())) == 50
+    found = {levels.tobytes() for levels in np.rint(changed).astype(np.uint8)}
+    assert found == set(windows.values())
+
+
+def test_flips_and_shifts_are_drawn_from_the_bits_of_one_word() -> None:
+    """Bit 0 mirrors, bits 8 to 19 and 20 to 31 shift: what runs have been trained with."""
+    toy = dataset(data.Augmentation(flip=True, shift=1))
+    changed, _ = toy.training_batch(np.arange(30), seed=1, epoch=2)
+    for i, word in enumerate(random.bits(1, (3 << 32) + 2, 30)):
+        down, across = int(word >> 20) * 3 >> 12, int(word >> 8 & 0xFFF) * 3 >> 12
+        padded = np.pad(toy.images[i], ((1, 1), (1, 1), (0, 0)), mode="edge")
+        image = padded[down : down + 6, across : across + 8]
+        image = image[:, ::-1] if word & 1 else image
+        np.testing.assert_array_equal(changed[i], toy.normalize(image[None])[0])
 
 
 def test_augmentation_depends_on_seed_epoch_and_image_only() -> None:

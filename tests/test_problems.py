@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +20,11 @@ EDGE = select(all_problems(), groups=["edge"])
 # What a call reads of an input that it does not read whole, in elements.
 READ_IN_PART: dict[str, Callable[..., dict[int, int]]] = {
     "cut_columns": lambda y, start, width: {0: len(y) * width},
+    "gather_batch": lambda images, labels, order, *rest: {
+        i: rest[-1].N * math.prod(a.shape[1:])
+        for i, a in enumerate((images, labels, order[0], *rest[:-1]))
+        if i in (0, 1, 2, 6) and a is not None
+    },
     "nll_forward": lambda x, *_: {0: len(x)},
 }
 # Numbers are moved, selected or compared with an index, not computed.
@@ -66,7 +72,7 @@ def moved(problem: Problem) -> int:
     in_part = READ_IN_PART.get(problem.primitive)
     part = in_part(*arguments) if in_part else {}
     read = sum(
-        4 * part[i] if i in part else sum(a.nbytes for a in arrays(argument))
+        part[i] * argument.itemsize if i in part else sum(a.nbytes for a in arrays(argument))
         for i, argument in enumerate(arguments)
     )
     written = sum(a.nbytes for i in problem.updated for a in arrays(arguments[i]))

@@ -4,6 +4,7 @@ A table holds odd and unequal heights and widths, strides other than the kernel,
 channel, one image, and sizes that are no multiple of a tile.
 """
 
+from .batches import BATCH, BatchCase
 from .blocks import BATCH_NORM_BLOCK, BatchNormBlockCase
 from .convolution import (
     CONV1D,
@@ -61,6 +62,7 @@ __all__ = [
     "ADAPTIVE_POOL3D",
     "AVG_POOL2D",
     "AXIS_REDUCE",
+    "BATCH",
     "BATCH_NORM",
     "BATCH_NORM_BLOCK",
     "BROADCAST",
@@ -93,6 +95,7 @@ __all__ = [
     "UNPOOL1D",
     "UNPOOL2D",
     "UNPOOL3D",
+    "BatchCase",
     "BatchNormBlockCase",
     "Conv2dCase",
     "ConvCase",

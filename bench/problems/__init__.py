@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 from . import (
+    batch,
     blocks,
     convolution,
     elements,
@@ -29,6 +30,7 @@ _TABLES = (
     losses,
     reduction,
     optimizers,
+    batch,
 )
 
 

@@ -9,9 +9,20 @@ from typing import Final
 from gpucnn.data import fashion_mnist as _fashion_mnist
 from gpucnn.data import shapes as _shapes
 from gpucnn.data import shapes_segmentation as _shapes_segmentation
-from gpucnn.data.dataset import Augmentation, Dataset, normalize
+from gpucnn.data.batches import Batches, DeviceDataset
+from gpucnn.data.dataset import Dataset, normalize, statistics
+from gpucnn.ops.augmentation import Augmentation
 
-__all__ = ["Augmentation", "Dataset", "load", "names", "normalize"]
+__all__ = [
+    "Augmentation",
+    "Batches",
+    "Dataset",
+    "DeviceDataset",
+    "load",
+    "names",
+    "normalize",
+    "statistics",
+]
 
 _Loader = Callable[[str | os.PathLike[str] | None, int, int | None], tuple[Dataset, Dataset]]
 

@@ -3,54 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from gpucnn import random
+from gpucnn.ops.augmentation import Augmentation, shares
+from gpucnn.ops.batch import BatchPlan, gather_batch
 from gpucnn.ops.loss import IGNORE_INDEX
 
-_AUGMENTATION_STREAM: Final = 3 << 32
+if TYPE_CHECKING:
+    from gpucnn.data.batches import DeviceDataset
+
+_COUNTED: Final = 1 << 18  # pixels at a time: NumPy makes 8 bytes of each
+
+Statistic = float | tuple[float, ...]  # of all channels, or of each
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """Random changes that keep a label: mirroring left to right, and shifting by whole pixels.
-
-    Attributes:
-        flip: whether to mirror every other image, by chance.
-        shift: largest shift up, down, left and right, in pixels; the border is repeated.
-    """
-
-    flip: bool = False
-    shift: int = 0
-
-    def __call__(self, images: NDArray[np.uint8], words: NDArray[np.uint32]) -> NDArray[np.uint8]:
-        """Change images (N, H, W, C) by one random 32-bit word (N,) each; returns a new array."""
-        height, width = images.shape[1:3]
-        if self.shift:
-            places = np.uint32(2 * self.shift + 1)
-            down = ((words >> np.uint32(20)) * places >> np.uint32(12)).astype(np.intp)
-            across = ((words >> np.uint32(8) & np.uint32(0xFFF)) * places >> np.uint32(12)).astype(
-                np.intp
+def _constants(
+    mean: Statistic, std: Statistic, channels: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(scale, offset), (C,) each: level · scale − offset = (level / 255 − mean) / std."""
+    means, stds = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    for name, values in (("mean", means), ("std", stds)):
+        if values.shape not in ((), (channels,)):
+            raise ValueError(
+                f"{name} must be one number or one for each of {channels} channels, got shape "
+                f"{values.shape}"
             )
-            border = (self.shift, self.shift)
-            padded = np.pad(images, ((0, 0), border, border, (0, 0)), mode="edge")
-            windows = sliding_window_view(padded, (height, width), axis=(1, 2))
-            picked: NDArray[np.uint8] = windows[np.arange(len(images)), down, across]
-            images = np.moveaxis(picked, 1, 3)
-        mirrored = (words & np.uint32(1)).astype(bool)
-        if self.flip:
-            images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-        return np.ascontiguousarray(images)
-
-
-@lru_cache(maxsize=2)
-def _augmentation_words(seed: int, epoch: int, n: int) -> NDArray[np.uint32]:
-    return random.bits(seed, _AUGMENTATION_STREAM + epoch, n)
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} must be finite, got {values.tolist()}")
+    if not (stds > 0).all():
+        raise ValueError(f"std must be > 0, got {stds.tolist()}")
+    scale, offset = 1.0 / (255.0 * stds), means / stds
+    return tuple(np.broadcast_to(a, (channels,)).astype(np.float32) for a in (scale, offset))  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -63,16 +49,21 @@ class Dataset:
         labels: int32 (N,), or one per pixel (N, H, W); indices into ``classes``, or -100 for what
             has no label: it is neither trained on nor counted.
         classes: the name of each label.
-        mean, std: of the gray levels divided by 255, over the training images.
+        mean, std: of the gray levels divided by 255, over the training images: one number, or one
+            for each channel (see ``statistics``).
         augmentation: random changes for training batches, or None.
+
+    Raises:
+        ValueError: shapes, labels or statistics that do not fit each other, a crop as large as the
+            images, or mixup where not every image has one label.
     """
 
     name: str
     images: NDArray[np.uint8]
     labels: NDArray[np.int32]
     classes: tuple[str, ...]
-    mean: float
-    std: float
+    mean: Statistic
+    std: Statistic
     augmentation: Augmentation | None = None
 
     def __post_init__(self) -> None:
@@ -91,6 +82,13 @@ class Dataset:
                 f"labels must be 0 to {len(self.classes) - 1}, or {IGNORE_INDEX} for none, got "
                 f"{known.min()} to {known.max()}"
             )
+        _constants(self.mean, self.std, self.images.shape[3])
+        if self.augmentation is not None:
+            self.augmentation.check_images(*self.images.shape[1:3])
+            if self.augmentation.mixup and (self.per_pixel or known.size < len(self)):
+                raise ValueError(
+                    f"mixup blends images that have one label each, which {self.name} has not"
+                )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -106,6 +104,26 @@ class Dataset:
         height, width, channels = self.images.shape[1:]
         return height, width, channels
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the images and labels, in bytes."""
+        return int(self.images.nbytes + self.labels.nbytes)
+
+    @property
+    def constants(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(scale, offset) of each channel: level · scale − offset is normalised."""
+        return _constants(self.mean, self.std, self.images.shape[3])
+
+    @property
+    def blend(self) -> NDArray[np.float32] | None:
+        """The shares that mixup draws from, or None."""
+        mixup = 0 if self.augmentation is None else self.augmentation.mixup
+        return shares(float(mixup)) if mixup else None
+
+    def plan(self, n: int, seed: int) -> BatchPlan:
+        """What ``gather_batch`` needs to know of training batches of ``n`` images."""
+        return BatchPlan(n, len(self.classes), seed, self.augmentation or Augmentation())
+
     def normalize(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Gray levels uint8 (N, H, W, C) -> float32 of mean 0 and deviation 1 over the dataset."""
         return normalize(images, self.mean, self.std)
@@ -116,17 +134,71 @@ class Dataset:
 
     def training_batch(
         self, rows: NDArray[Any], seed: int, epoch: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """As ``batch``, augmented: how image i changes depends on (seed, epoch, i) only."""
-        images = self.images[rows]
-        if self.augmentation is not None:
-            images = self.augmentation(images, _augmentation_words(seed, epoch, len(self))[rows])
-        return self.normalize(images), self.labels[rows]
+    ) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        """As ``batch``, augmented: how image i changes depends on (seed, epoch, i) only.
+
+        With mixup the images are blended with their neighbours in ``rows``, and in the place of
+        labels come the probabilities of the classes, float32 (n, classes).
+        """
+        images, target = gather_batch(
+            self.images,
+            self.labels,
+            np.asarray(rows)[None],
+            np.array([epoch, 0], np.int32),
+            *self.constants,
+            self.blend,
+            self.plan(len(rows), seed),
+        )
+        return images, target
+
+    def to(self, device: str) -> DeviceDataset:
+        """A copy in the memory of a device, which gathers and augments batches there.
+
+        Raises:
+            ValueError: unknown device.
+            DeviceError: the device cannot be used.
+        """
+        from gpucnn.data.batches import DeviceDataset
+
+        return DeviceDataset(self, device)
 
 
-def normalize(images: NDArray[np.uint8], mean: float, std: float) -> NDArray[np.float32]:
-    """``(images / 255 - mean) / std`` as float32."""
+def normalize(images: NDArray[np.uint8], mean: Statistic, std: Statistic) -> NDArray[np.float32]:
+    """``(images / 255 - mean) / std`` as float32.
+
+    images: uint8 (N, H, W, C). mean, std: one number, or one for each channel.
+
+    Raises:
+        ValueError: a statistic of another length, not finite, or a deviation that is not above 0.
+    """
+    scale, offset = _constants(mean, std, images.shape[-1])
     scaled = images.astype(np.float32)
-    scaled *= np.float32(1.0 / (255.0 * std))
-    scaled -= np.float32(mean / std)
+    scaled *= scale
+    scaled -= offset
     return scaled
+
+
+def statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of images uint8 (N, H, W, C), levels 0 to 1.
+
+    Exact up to the last rounding: the levels are counted. A channel of one level has the deviation
+    of one level, 1/255, so that it can be divided by.
+
+    Raises:
+        ValueError: no images.
+    """
+    if not images.size:
+        raise ValueError(f"images must not be empty, got shape {images.shape}")
+    flat, levels = images.reshape(-1, images.shape[-1]), np.arange(256)
+    counts = np.zeros((images.shape[-1], 256), np.int64)
+    for start in range(0, len(flat), _COUNTED):
+        for c, channel in enumerate(flat[start : start + _COUNTED].T):
+            counts[c] += np.bincount(channel, minlength=256)
+    n = len(flat)
+    means, deviations = [], []
+    for c in range(images.shape[-1]):
+        total = int(counts[c] @ levels)
+        spread = n * int(counts[c] @ (levels * levels)) - total * total  # n² times the variance
+        means.append(total / (255 * n))
+        deviations.append((spread or n * n) ** 0.5 / (255 * n))
+    return tuple(means), tuple(deviations)

@@ -27,6 +27,7 @@ from typing import Any, Final
 import numpy as np
 
 from gpucnn.device import default_device, why_cpu
+from gpucnn.ops.augmentation import Augmentation
 from gpucnn.training.checkpoint import write_atomically
 
 KEPT_CHECKPOINTS: Final = 2
@@ -47,7 +48,9 @@ class Config:
         optimizer: one of ``gpucnn.training.recipes.OPTIMIZERS``.
         optimizer_options: its arguments besides the learning rate.
         lr: the highest learning rate of the one-cycle schedule.
-        classes, image_shape, mean, std: of the dataset, which ``gpucnn predict`` needs.
+        classes, image_shape, mean, std: of the dataset, which ``gpucnn predict`` needs; mean and
+            std are one number, or one for each channel.
+        augmentation: as ``Augmentation.parse`` reads it, or None: the dataset's own.
     """
 
     dataset: str
@@ -63,8 +66,9 @@ class Config:
     lr: float
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
-    mean: float
-    std: float
+    mean: float | tuple[float, ...]
+    std: float | tuple[float, ...]
+    augmentation: str | None = None
 
 
 class RunFolder:
@@ -138,6 +142,7 @@ class RunFolder:
         try:
             values = json.loads(path.read_text("utf-8"))
             known = {field.name for field in fields(Config)}
+            values.setdefault("augmentation", None)  # which older runs do not have
             if values.keys() != known:
                 differing = ", ".join(sorted(values.keys() ^ known))
                 raise ValueError(f"missing or unknown: {differing}")
@@ -146,8 +151,12 @@ class RunFolder:
             values["image_shape"] = (height, width, channels)
             for name in ("images", "seed", "epochs", "batch_size"):
                 values[name] = int(values[name])
-            for name in ("lr", "mean", "std"):
-                values[name] = float(values[name])
+            values["lr"] = float(values["lr"])
+            for name in ("mean", "std"):
+                several = isinstance(values[name], list)
+                values[name] = tuple(map(float, values[name])) if several else float(values[name])
+            if values["augmentation"] is not None:
+                values["augmentation"] = str(Augmentation.parse(values["augmentation"]))
             values["optimizer_options"] = dict(values["optimizer_options"])
             return Config(**values)
         except (OSError, ValueError, TypeError, AttributeError) as error:
