@@ -47,6 +47,11 @@ class ndarray:  # CuPy's own name
     def get(self) -> np.ndarray:
         return self._values.copy()
 
+    def set(self, values: np.ndarray, stream: Any = None) -> None:
+        assert values.flags.c_contiguous
+        assert (values.shape, values.dtype) == (self.shape, self.dtype)
+        self._values[...] = values
+
     def copy(self) -> ndarray:
         return ndarray(self._values.copy())
 

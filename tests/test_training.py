@@ -270,15 +270,15 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch, poison: float
 ) -> None:
     trainer = make_trainer(run)
-    honest = data.Dataset.training_batch
+    honest = data.Batches.take
 
-    def batch(self, rows, seed, epoch):
-        images, labels = honest(self, rows, seed, epoch)
+    def take(self):
+        images, labels = honest(self)
         if trainer.progress.step == 14:
-            images[0, 2, 2, 0] = poison
+            images.data[0, 2, 2, 0] = poison
         return images, labels
 
-    monkeypatch.setattr(data.Dataset, "training_batch", batch)
+    monkeypatch.setattr(data.Batches, "take", take)
     with (
         np.errstate(invalid="ignore", over="ignore"),
         pytest.raises(Diverged, match=r"at step 15$"),
@@ -304,13 +304,13 @@ def test_each_epoch_visits_every_image_at_most_once_in_its_own_order(
 ) -> None:
     trainer = make_trainer(None)
     visited: list[tuple[int, list[int]]] = []
-    honest = data.Dataset.training_batch
+    honest = data.Batches.take
 
-    def batch(self, rows, seed, epoch):
-        visited.append((epoch, rows.tolist()))
-        return honest(self, rows, seed, epoch)
+    def take(self):
+        visited.append((self.epoch, self.rows().tolist()))
+        return honest(self)
 
-    monkeypatch.setattr(data.Dataset, "training_batch", batch)
+    monkeypatch.setattr(data.Batches, "take", take)
     trainer.fit(quiet(trainer))
     assert len(visited) == trainer.total_steps == 33
     orders = []

@@ -85,6 +85,18 @@ def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> f
     return value
 
 
+def parsed_augmentation(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    """The Augmentation that a text describes."""
+    if value is None:
+        return None
+    from gpucnn.ops.augmentation import Augmentation
+
+    try:
+        return Augmentation.parse(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from None
+
+
 device_option = click.option(
     "--device",
     type=click.Choice(DEVICES),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from click.core import ParameterSource
@@ -18,8 +18,12 @@ from gpucnn.cli.options import (
     json_option,
     model_names,
     optimizer_names,
+    parsed_augmentation,
     program,
 )
+
+if TYPE_CHECKING:
+    from gpucnn import training
 
 # What may stand beside --resume: it changes where the run happens, not what it computes.
 _RESUMABLE: Final = {"dataset", "resume", "data_dir", "device", "graph", "as_json"}
@@ -87,6 +91,15 @@ _RESUMABLE: Final = {"dataset", "resume", "data_dir", "device", "graph", "as_jso
     help="Default: 5e-4 for sgd, momentum and nesterov, 0.01 for adamw, else 0.",
 )
 @click.option(
+    "--augment",
+    "augmentation",
+    metavar="CHANGES",
+    callback=parsed_augmentation,
+    help="Random changes of training images: any of flip, vertical-flip, shift=2, crop=4, "
+    "padding=reflect, brightness=0.2, contrast=0.2, cutout=8, mixup=0.2, with commas; or none. "
+    "Default: flip for fashion-mnist, else none.",
+)
+@click.option(
     "--out",
     metavar="DIR",
     type=click.Path(path_type=Path),
@@ -128,6 +141,7 @@ def train(
     Examples:
       gpucnn train shapes
       gpucnn train fashion-mnist --epochs 3 --out runs/mine
+      gpucnn train fashion-mnist --augment flip,shift=2,cutout=8
       gpucnn train --resume runs/mine
     """
     from gpucnn import training
@@ -162,7 +176,7 @@ def train(
         begun = f"resumes at step {trainer.progress.step}" if resume else "starts"
         click.echo(
             f"{run.path} {begun}: {len(trainer.train):,} images, epochs: {trainer.epochs} of "
-            f"{trainer.steps_per_epoch} steps, device {trainer.device}",
+            f"{trainer.steps_per_epoch} steps, device {trainer.device}{_where(trainer)}",
             err=True,
         )
         try:
@@ -205,6 +219,16 @@ def train(
             f"try next       {program()} predict {folder} IMAGE.png"
             "   (reading pictures needs: pip install 'gpucnn[plot]')"
         )
+
+
+def _where(trainer: training.Trainer) -> str:
+    """Where the training images are, where that is worth knowing."""
+    data = trainer.batches.data
+    if trainer.device != "cuda":
+        return ""
+    if data.device != "cuda":
+        return f" (the {data.nbytes / 1e6:,.0f} MB of images stay on the host: too large for it)"
+    return f" ({data.nbytes / 1e6:,.0f} MB of images in its memory)"
 
 
 def _refuse_beside_resume(ctx: click.Context) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn import random
-from gpucnn.device import default_device, free_memory, require, to_device
+from gpucnn.device import default_device, free_memory, module_of, require, to_device
 from gpucnn.ops.batch import gather_batch
 from gpucnn.ops.geometry import integer
 from gpucnn.recording import every_step, per_step
@@ -138,16 +138,28 @@ class Batches:
         arrays = (data.images, data.labels, self._order, position)
         constants = (data.scale, data.offset, data.blend)
         images, target = gather_batch.on(device)(*arrays, *constants, self._plan)
-        return Tensor(images, device=device), Tensor(target, device=device)
+        return Tensor._wrap(images, device), Tensor._wrap(target, device)
 
     def _load(self) -> None:
         """See that the order of the epoch is on the device."""
         slot = self.epoch % _ORDERS
         if self._loaded[slot] != self.epoch:
             self._host[slot] = epoch_order(self.seed, self.epoch, len(self.data))
-            # Assigned in place: a replayed graph reads the same memory.
-            self._order[slot] = to_device(self._host[slot].copy(), self.data.device)
+            self._bring(slot)
             self._loaded[slot] = self.epoch
+
+    def _bring(self, slot: int) -> None:
+        """Copy an order to where it is read, also by graphs; no part of one that is captured."""
+        row = self._order[slot]
+        if isinstance(row, np.ndarray):
+            row[...] = self._host[slot]
+            return
+        cuda = module_of(row).cuda
+        stream = cuda.get_current_stream()
+        capturing = stream.is_capturing()
+        row.set(self._host[slot], cuda.Stream.null if capturing else stream)
+        if capturing:
+            cuda.Stream.null.synchronize()
 
     def _advance(self) -> Any:
         position = np.array([self.epoch, self.batch], np.int32)

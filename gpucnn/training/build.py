@@ -94,6 +94,7 @@ def start(
     optimizer: str | None = None,
     momentum: float | None = None,
     weight_decay: float | None = None,
+    augmentation: data.Augmentation | None = None,
     out: str | os.PathLike[str] | None = None,
     graph: bool | None = None,
 ) -> Trainer:
@@ -116,6 +117,8 @@ def start(
     if device is not None:
         gpucnn.use_device(device)
     train, test = data.load(dataset, data_dir=data_dir, seed=seed, images=images)
+    if augmentation is not None:
+        train = dataclasses.replace(train, augmentation=augmentation)
     _check_fit(model, train)
     # --images may leave fewer than the recipe's batch; a batch size that was asked for is kept.
     fitting_batch = min(defaults.batch_size, len(train))
@@ -135,6 +138,7 @@ def start(
         image_shape=train.image_shape,
         mean=train.mean,
         std=train.std,
+        augmentation=str(train.augmentation or data.Augmentation()),
     )
     trainer = _make_trainer(config, None, train, test, graph)
     path = make_default_folder(dataset, model) if out is None else out
@@ -173,6 +177,9 @@ def resume(
     train, test = data.load(
         config.dataset, data_dir=config.data_dir, seed=config.seed, images=config.images
     )
+    if config.augmentation is not None:
+        augmentation = data.Augmentation.parse(config.augmentation)
+        train = dataclasses.replace(train, augmentation=augmentation)
     trainer = _make_trainer(config, run, train, test, graph)
     trainer.restore(checkpoint)
     return trainer

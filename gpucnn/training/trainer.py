@@ -14,13 +14,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gpucnn import functional as F
 from gpucnn import random
+from gpucnn.data.batches import Batches, home
 from gpucnn.data.dataset import Dataset
 from gpucnn.device import Array, default_device, to_host
 from gpucnn.graph import cuda_graph
@@ -40,7 +40,6 @@ EVALUATION_BATCH: Final = 250
 LOG_EVERY: Final = 10
 SAVE_SECONDS: Final = 60.0
 SETTLE_SECONDS: Final = 0.2
-_SHUFFLE_STREAM: Final = 4 << 32
 
 
 def _generators() -> dict[str, random.Generator]:
@@ -71,7 +70,7 @@ class _StepResult(NamedTuple):
     step: int
     loss: Array
     logits: Array
-    labels: NDArray[np.int32]
+    labels: Array
     lr: float
 
 
@@ -110,6 +109,8 @@ class Trainer:
     Each epoch visits the training images once in an order drawn from (seed, epoch), in batches of
     ``batch_size``; images left over at the end of an epoch, fewer than a batch, wait for the next.
     A batch without any label is skipped: it moves the schedule, and neither weights nor optimizer.
+    The training images live on the device, where batches are gathered and augmented, unless they
+    are larger than half of a GPU's free memory: then on the host, with the same numbers.
 
     Args:
         model: takes normalized images (N, H, W, C), returns logits (N, classes).
@@ -122,6 +123,9 @@ class Trainer:
         device: where the model is; the default device if None.
         graph: whether a step is recorded once and replayed (:func:`gpucnn.cuda_graph`), which
             changes no bit of it; None for yes on ``cuda`` and no elsewhere.
+
+    Attributes:
+        batches: the training batches; ``batches.data`` tells where the images are.
 
     Raises:
         ValueError: an argument out of range.
@@ -162,12 +166,13 @@ class Trainer:
         self.run = run
         self.device = device
         self.graph = (device or default_device()) == "cuda" if graph is None else graph
-        self._train_on_batch: Callable[..., tuple[Tensor, Tensor]] = self._batch_step
+        self._train_on_batch: Callable[..., tuple[Tensor, Tensor, Tensor]] = self._batch_step
         if self.graph:
             self._train_on_batch = cuda_graph(self._batch_step, device=device)
         self.progress = Progress()
         self.test_accuracy = self.test_mean_iou = math.nan
-        self._order: tuple[int, NDArray[np.int64]] | None = None
+        self.batches = Batches(train.to(home(train, device)), batch_size, seed)
+        self._has_label = (train.labels != IGNORE_INDEX).reshape(len(train), -1).any(axis=1)
         self._pending: list[_StepResult] = []
         self._settled_at = self._saved_at = time.monotonic()
 
@@ -290,18 +295,12 @@ class Trainer:
         if stop.signal is not None:
             raise Interrupted(stop.signal, self.progress.step, self.save())
 
-    def _rows(self) -> NDArray[np.int64]:
-        epoch, batch = divmod(self.progress.step, self.steps_per_epoch)
-        if self._order is None or self._order[0] != epoch:
-            order = random.permutation(self.seed, _SHUFFLE_STREAM + epoch, len(self.train))
-            self._order = epoch, order
-        return self._order[1][batch * self.batch_size :][: self.batch_size]
-
     def _step(self) -> None:
         progress = self.progress
-        images, labels = self.train.training_batch(self._rows(), self.seed, progress.epoch)
         step = progress.step + 1
-        if (labels == IGNORE_INDEX).all():
+        self.batches.seek(*divmod(progress.step, self.steps_per_epoch))
+        rows = self.batches.rows()
+        if not self._has_label[rows].any():
             warn_once(
                 "step without labels",
                 f"the batch of step {step} holds no label, so that its mean loss would be "
@@ -309,22 +308,31 @@ class Trainer:
             )
         else:
             lr = self.optimizer.lr
-            loss, logits = (t.data for t in self._train_on_batch(images, labels))
+            given: tuple[Tensor, ...] = ()  # gathered within the step, and its graph
+            if self.batches.data.device != (self.device or default_device()):
+                given = tuple(Tensor(t, device=self.device) for t in self.batches.take())
+            loss, logits, target = (t.data for t in self._train_on_batch(*given))
+            # Label maps are changed with their images; one label each needs no device.
+            labels = target if self.train.per_pixel else self.train.labels[rows]
             if self.graph:  # the next replay writes into the same memory
-                loss, logits = loss.copy(), logits.copy()
+                loss, logits, labels = loss.copy(), logits.copy(), labels.copy()
             self._pending.append(_StepResult(step, loss, logits, labels, lr))
         progress.step = step
         if self.scheduler is not None and progress.step < self.total_steps:
             self.scheduler.step()
 
-    def _batch_step(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
-        """Forward, backward and update -> loss, logits."""
-        logits = self.model(Tensor(images, device=self.device))
-        loss = F.cross_entropy(logits, labels)
+    def _batch_step(self, *given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Forward, backward and update with the batch given, else the next -> loss, logits, target.
+
+        The target is labels, or probabilities.
+        """
+        images, target = given or self.batches.take()
+        logits = self.model(images)
+        loss = F.cross_entropy(logits, target)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return loss, logits
+        return loss, logits, target
 
     def _settle(self) -> None:
         """Count and log the steps since the last call: this is what waits for the GPU.
@@ -335,11 +343,13 @@ class Trainer:
         progress = self.progress
         pending, self._pending = self._pending, []
         for result in pending:
-            loss = float(to_host(result.loss))
+            loss, labels = float(to_host(result.loss)), to_host(result.labels)
+            n = int((labels != IGNORE_INDEX).sum())
+            if not n:  # padding came to lie where the labels were
+                continue
             if not math.isfinite(loss):
                 raise Diverged(f"the loss became {loss} at step {result.step}")
-            n = int((result.labels != IGNORE_INDEX).sum())
-            correct = int((to_host(result.logits).argmax(axis=-1) == result.labels).sum())
+            correct = int((to_host(result.logits).argmax(axis=-1) == labels).sum())
             progress.loss_sum += loss * n
             progress.correct += correct
             progress.seen += n
