@@ -6,6 +6,8 @@ arithmetic but that of our kernels happens. What it cannot show: that the kernel
 
 from __future__ import annotations
 
+import dataclasses
+import subprocess
 import sys
 import types
 
@@ -181,6 +183,33 @@ def test_waiting_after_each_launch(monkeypatch: pytest.MonkeyPatch, value: str) 
     arrays = (fake_cupy.asarray(randn(4, seed=i)) for i in range(3))
     FILES["elementwise"]["add"]((1,), (256,), *arrays, 4)
     assert len(waits) == int(value)
+
+
+def test_numbers_are_wrapped_for_cupy_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[np.ndarray] = []
+
+    class Counted(fake_cupy.CNumpyArray):
+        def __init__(self, value: np.ndarray) -> None:
+            super().__init__(value)
+            made.append(value)
+
+    monkeypatch.setattr(sys.modules["cupy"].cuda.function, "CNumpyArray", Counted)
+    add = dataclasses.replace(FILES["elementwise"]["add"])  # that has packed nothing yet
+    a, b = (fake_cupy.asarray(randn(5, seed=i)) for i in (0, 1))
+    for _ in range(3):
+        add((1,), (256,), fake_cupy.empty((5,), np.float32), a, b, 5)
+    assert made == [5]
+    monkeypatch.setattr(sys.modules["cupy"].cuda, "function", None)  # another CuPy
+    add((1,), (256,), fake_cupy.empty((4,), np.float32), a, b, 4)
+
+
+def test_cupy_wraps_a_number_so_that_its_bytes_are_found() -> None:
+    """With CuPy itself, which needs no GPU for it."""
+    pytest.importorskip("cupy", reason="needs CuPy")
+    run = "import ctypes, numpy as np, cupy.cuda.function as f;"
+    run += "n = np.asarray(np.float32(1.5)); c = f.CNumpyArray(n);"
+    run += "assert ctypes.string_at(c.ptr, 4) == n.tobytes()"
+    subprocess.run([sys.executable, "-c", run], check=True)
 
 
 def test_arrays_of_other_devices_are_refused() -> None:

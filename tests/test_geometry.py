@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -9,7 +10,16 @@ import numpy as np
 import pytest
 
 import gpucnn
-from gpucnn.ops.geometry import choice, flag, host_array, integer, resolve_padding, sizes
+from gpucnn.ops.geometry import (
+    Geometry,
+    choice,
+    flag,
+    host_array,
+    integer,
+    remembered,
+    resolve_padding,
+    sizes,
+)
 
 
 def test_conv_output_size_counts_the_places_of_the_window() -> None:
@@ -98,3 +108,63 @@ def test_checks() -> None:
     ]:
         with pytest.raises(error, match=match):
             call()
+
+
+def test_a_check_is_remembered_by_shapes_dtype_and_the_very_options() -> None:
+    calls: list[Any] = []
+
+    @remembered(arrays=slice(1, 3))
+    def check(dims: int, a: Any, b: Any, step: Any) -> tuple[Any, ...]:
+        calls.append(step)
+        integer("step", step, 1)
+        return dims, a.shape, step
+
+    a, b = np.zeros((2, 3), np.float32), np.zeros(3, np.float32)
+    pair = (1, 1)
+    assert check(2, a, b, 1) == check(2, a + 1, b + 1, 1) == (2, (2, 3), 1)
+    assert len(calls) == 1
+    for other in ((3, a, b, 1), (2, a[:1], b, 1), (2, a, b[:2], 1), (2, a, None, 1), (2, a, b, 2)):
+        assert check(*other) == check(*other) == (other[0], other[1].shape, other[3])
+    assert len(calls) == 6
+    check(2, a.astype(float), b.astype(float), 1)
+    assert len(calls) == 7
+    for _ in range(2):  # two dtypes are for the check to refuse
+        check(2, a, b.astype(float), 1)
+    assert len(calls) == 9
+    check(2, a, b, step=1)
+    assert len(calls) == 10
+    for wrong in (True, 1.0, [1], pair):
+        for _ in range(2):
+            with pytest.raises(TypeError, match="step must be an integer"):
+                check(2, a, b, wrong)
+    assert len(calls) == 18
+
+
+@pytest.mark.parametrize("options", [{"stride": True}, {"padding": (True, 0)}, {"dilation": 1.0}])
+def test_an_option_equal_to_a_right_one_is_refused_still(options: dict[str, Any]) -> None:
+    x, w = (gpucnn.Tensor(np.zeros((1, 3, 3, 1), np.float32)) for _ in range(2))
+    right = {"stride": 1, "padding": (1, 0), "dilation": 1}
+    gpucnn.functional.conv2d(x, w, **right)
+    with pytest.raises(TypeError, match=f"{next(iter(options))} must be an integer"):
+        gpucnn.functional.conv2d(x, w, **{**right, **options})
+
+
+def test_a_geometry_works_things_out_once() -> None:
+    @dataclass(frozen=True)
+    class Sizes(Geometry):
+        N: int
+        C: int
+        __hash__ = Geometry.__hash__
+
+    calls: list[Sizes] = []
+
+    def area(s: Sizes) -> int:
+        calls.append(s)
+        return s.N * s.C
+
+    s = Sizes(2, 3)
+    assert s.once(area) == s.once(area) == 6
+    assert calls == [s]
+    assert s.values == (2, 3)
+    assert {s: 1}[Sizes(2, 3)] == 1
+    assert s != Sizes(3, 2)

@@ -29,20 +29,28 @@ def array(dtype: Any = np.float32, n: int = N) -> np.ndarray:
     return np.zeros(n, dtype)
 
 
-@pytest.mark.parametrize(
-    ("args", "error", "match"),
-    [
-        ((array(), array(), array()), TypeError, "add"),
-        ((array(), array(), array(), N, N), TypeError, "add"),
-        ((array(), array(np.float64), array(), N), TypeError, "a"),
-        ((array(), array(np.int32), array(), N), TypeError, "a"),
-        ((array(), array(n=2 * N)[::2], array(), N), ValueError, "a"),
-        ((array(), array(), array(), 2**31), ValueError, "n"),
-        ((array(), array(), array(), 1.5), TypeError, "n"),
-        ((array(), 3, array(), N), TypeError, "a"),
-    ],
-)
+WRONG = [
+    ((array(), array(), array()), TypeError, "add"),
+    ((array(), array(), array(), N, N), TypeError, "add"),
+    ((array(), array(np.float64), array(), N), TypeError, "a"),
+    ((array(), array(np.int32), array(), N), TypeError, "a"),
+    ((array(), array(n=2 * N)[::2], array(), N), ValueError, "a"),
+    ((array(), array(), array(), 2**31), ValueError, "n"),
+    ((array(), array(), array(), 1.5), TypeError, "n"),
+    ((array(), 3, array(), N), TypeError, "a"),
+]
+
+
+@pytest.mark.parametrize(("args", "error", "match"), WRONG)
 def test_wrong_calls(args: Any, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        launch(*args)
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize(("args", "error", "match"), WRONG)
+def test_wrong_calls_after_right_ones(args: Any, error: type[Exception], match: str) -> None:
+    launch(array(), array(), array(), N)
     with pytest.raises(error, match=match):
         launch(*args)
 

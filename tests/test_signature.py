@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gpucnn.signature import (
+    Packer,
     Parameter,
     Signature,
     convert_arguments,
@@ -225,3 +226,81 @@ def test_wrong_arrays_are_refused() -> None:
         convert_arguments(pointer, [3])
     with pytest.raises(TypeError, match="array or None"):
         convert_arguments(pointer, [np.float32(3)])
+
+
+MIXED = signature(("y", "float", True), ("k", "int", True), ("n", "int", False),
+                  ("p", "float", False), ("on", "bool", False), ("s", "size_t", False))  # fmt: skip
+
+
+def test_numbers_are_packed_once() -> None:
+    y, packer = np.zeros(3, np.float32), Packer(MIXED)
+    packed = packer((y, None, 3, 0.1, True, 2**63))
+    assert packed is not None
+    assert packed.scalars == (np.int32(3), np.float32(0.1), np.bool_(True), np.uint64(2**63))
+    types = (np.int32, np.float32, np.bool_, np.uint64)
+    assert tuple(map(type, packed.scalars)) == types
+    assert packer((y.copy(), y.astype(np.int32), 3, 0.1, 1, 2**63)) is packed
+    for other in ((4, 0.1, True, 2**63), (3, 0.2, True, 2**63), (3, -0.1, False, 2**63)):
+        found = packer((y, None, *other))
+        assert found is not None
+        assert found.scalars == (*(t(v) for t, v in zip(types, other, strict=True)),)
+
+
+def test_few_numbers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpucnn.signature._MOST_KNOWN", 3)
+    packer = Packer(signature(("n", "int", False)))
+    for n in (*range(10), 9):
+        packed = packer((n,))
+        assert packed is not None
+        assert packed.scalars == (n,)
+        assert len(packer._known) <= 3
+
+
+FIT = (np.zeros(3, np.float32), np.zeros((), np.int32)[None], 3, 0.1, True, 5)
+
+
+@pytest.mark.parametrize(
+    ("index", "value"),
+    [
+        (0, np.zeros(3)),
+        (0, np.zeros((2, 2), np.float32).T),
+        (0, np.zeros((), np.float32)),
+        (0, np.float32(1)),
+        (0, 3),
+        (0, np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (2**31,), (0,))),
+        (2, 3.0),
+        (2, 2**31),
+        (2, "3"),
+        (3, "0.1"),
+        (3, np.full(1, 0.1, np.float32)),
+        (3, 1e39),
+        (5, -1),
+    ],
+)
+def test_what_does_not_fit_is_left_to_a_closer_look(index: int, value: Any) -> None:
+    """Also where the fitting call has been packed before."""
+    packer = Packer(MIXED)
+    assert packer(FIT) is not None
+    assert packer((*FIT[:index], value, *FIT[index + 1 :])) is None
+    assert packer(FIT[:-1]) is None
+    assert packer((*FIT, 1)) is None
+
+
+def test_a_flag_is_0_or_1() -> None:
+    packer = Packer(MIXED)
+    with pytest.raises(ValueError, match=r"bool on takes 0 or 1, got 2"):
+        packer((*FIT[:4], 2, FIT[5]))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        (("n", "int", False), ("x", "float", True)),
+        (("x", "void", True),),
+        (("x", "Params", True),),
+        (("n", "short", False),),
+    ],
+)
+def test_unusual_kernels_always_get_a_closer_look(parameters: Any) -> None:
+    arguments = tuple(np.zeros(2, np.float32) if p[2] else 1 for p in parameters)
+    assert Packer(signature(*parameters))(arguments) is None
