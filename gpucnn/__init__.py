@@ -3,6 +3,7 @@
 from gpucnn import functional, models, nn, optim
 from gpucnn import tuning as tuning  # primitives ask it which kernel to take
 from gpucnn.device import DeviceError, cuda_available, default_device, use_device, why_cpu
+from gpucnn.fusion import fusion
 from gpucnn.gradcheck import gradcheck
 from gpucnn.graph import cuda_graph
 from gpucnn.misuse import MisuseWarning
@@ -31,6 +32,7 @@ __all__ = [
     "cuda_graph",
     "default_device",
     "functional",
+    "fusion",
     "gradcheck",
     "models",
     "nn",

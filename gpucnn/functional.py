@@ -44,6 +44,7 @@ from gpucnn.ops.class_loss import multi_margin_loss, nll_loss
 from gpucnn.ops.concatenate import concatenate
 from gpucnn.ops.conv1d import conv1d
 from gpucnn.ops.conv2d import conv2d
+from gpucnn.ops.conv2d_fused import conv2d_fused
 from gpucnn.ops.conv3d import conv3d
 from gpucnn.ops.conv_transpose1d import conv_transpose1d
 from gpucnn.ops.conv_transpose2d import conv_transpose2d
@@ -97,6 +98,7 @@ __all__ = [
     "concatenate",
     "conv1d",
     "conv2d",
+    "conv2d_fused",
     "conv3d",
     "conv_transpose1d",
     "conv_transpose2d",

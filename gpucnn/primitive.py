@@ -13,6 +13,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from gpucnn import recording
 
 PRIMITIVES: dict[str, Primitive] = {}
@@ -72,8 +74,17 @@ class Primitive:
         return self.default
 
     def _measured_fastest(self, *arguments: Any) -> Any:
+        return self._fastest(arguments)(*arguments)
+
+    def _fastest(self, arguments: tuple[Any, ...]) -> Callable[..., Any]:
         found = None if self.tuned is None else self.tuned(self, arguments)
-        return (found or self.default)(*arguments)
+        return found or self.default
+
+    def chosen(self, *arguments: Any) -> Callable[..., Any]:
+        """The launcher that a call with these arguments takes, NumPy arrays or CuPy's."""
+        on_gpu = not isinstance(arguments[0], np.ndarray)
+        launcher = self._body("cuda" if on_gpu else "emulated")
+        return self._fastest(arguments) if launcher == self._measured_fastest else launcher
 
 
 def primitive(definition: Callable[..., Any]) -> Primitive:

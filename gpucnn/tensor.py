@@ -11,6 +11,7 @@ import functools
 import inspect
 import operator
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -87,6 +88,7 @@ class Tensor:
     _creator: Function | None = None
     _output_index: int = 0
     _gradient_home: Array | None = None  # where an optimizer wants the gradient, in its buffer
+    _moments: Array | None = None  # of each channel, left behind by the kernel that made the data
 
     def __init__(
         self, data: Any, *, requires_grad: bool = False, device: str | None = None
@@ -276,6 +278,7 @@ class Function:
     batched: tuple[int, ...] = ()  # inputs whose image n alone makes image n of every output
     _inputs: tuple[Tensor | None, ...]
     _output_count: int
+    _uses: Counter[Function]  # of a function's outputs, by the functions of a backward pass
 
     def forward(self, *arrays: Any, **options: Any) -> Any:
         raise NotImplementedError
@@ -286,6 +289,13 @@ class Function:
     def run(self, primitive: Primitive, *args: Any) -> Any:
         """Compute a primitive on this function's device."""
         return primitive.on(self.device)(*args)
+
+    def sole_maker(self, index: int) -> Function | None:
+        """In a backward pass: what made input ``index``, if its gradient comes from here alone."""
+        t = self._inputs[index]
+        if t is None or t._creator is None or t._creator._output_count != 1:
+            return None
+        return t._creator if self._uses[t._creator] == 1 else None
 
     @classmethod
     def apply(cls, *inputs: Tensor | None, **options: Any) -> Any:
@@ -437,6 +447,11 @@ def _walk_back(tensor: Tensor, grad: Array) -> None:
         tensor._accumulate(grad)
         return
     order = _order(tensor._creator)
+    uses = Counter(
+        t._creator for function in order for t in function._inputs if t is not None and t._creator
+    )
+    for function in order:
+        function._uses = uses
     pending: dict[Function, list[Array | None]] = {}  # the gradients of a function's outputs
     _add_gradient(pending, tensor, grad)
     for function in order:

@@ -21,19 +21,8 @@
 // A thread owns four consecutive elements: one 16-byte access per array, so a warp moves 512
 // contiguous bytes per request. 8 bytes of traffic per element forward, 12 backward: memory-bound.
 
+#include "activation.cuh"
 #include "common.cuh"
-
-// x cut to -limit..limit; a NaN passes, which fminf and fmaxf would swallow.
-__device__ __forceinline__ float bounded(float x, float limit) {
-    return x > limit ? limit : x < -limit ? -limit : x;
-}
-
-__device__ __forceinline__ float not_below(float x, float least) { return x < least ? least : x; }
-
-__device__ __forceinline__ float sigmoid(float x) {
-    const float e = expf(-fabsf(x));
-    return (x < 0.0f ? e : 1.0f) / (1.0f + e);
-}
 
 #define SQRT_HALF 0.707106781f
 #define SQRT_2_OVER_PI 0.797884561f

@@ -30,20 +30,8 @@
 #include "channels.cuh"
 #include "batch_norm.cuh"
 #include "column_sum.cuh"
+#include "moments.cuh"
 #include "warp.cuh"
-
-// count values with a mean and a sum of squared deviations from it.
-struct Moments {
-    float count, mean, squares;
-};
-
-// Of two sets; a is not the smaller one.
-__device__ __forceinline__ Moments join(const Moments& a, const Moments& b) {
-    if (b.count == 0.0f) return a;
-    const float count = a.count + b.count, share = b.count / count, apart = b.mean - a.mean;
-    return {count, fmaf(apart, share, a.mean),
-            a.squares + b.squares + apart * apart * a.count * share};
-}
 
 // Per chunk and channel: the mean, as distance from the first value of the chunk, and the sum of
 // squared deviations from it.

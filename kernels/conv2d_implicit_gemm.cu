@@ -13,30 +13,40 @@
 #include "conv2d_passes.cuh"
 #include "tensor_multiply.cuh"
 
-// grid (pixel tiles * channel tiles, G)
+// grid (pixel tiles * channel tiles, G * slices)
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, RESIDENT_BLOCKS) conv2d_implicit_gemm_forward(
-    float* __restrict__ y,        // (N, OD, OH, OW, OC)
+    float* __restrict__ y,        // (slices, N, OD, OH, OW, OC)
     const float* __restrict__ x,  // (N, D, H, W, C)
     const float* __restrict__ w,  // (OC, KD, KH, KW, CG)
-    const float* __restrict__ b,  // (OC) or null
+    const float* __restrict__ b, const float* __restrict__ residual,
+    const float* __restrict__ activated, const float* __restrict__ normalised,
+    const float* __restrict__ delta, float* __restrict__ partials,  // null or as in epilogue.cuh
     int N, int D, int H, int W, int C, int OC, int KD, int KH, int KW, int OD, int OH, int OW,
-    int SD, int SH, int SW, int PF, int PT, int PL, int DD, int DH, int DW, int G) {
+    int SD, int SH, int SW, int PF, int PT, int PL, int DD, int DH, int DW, int G,
+    int slice_k, int activation, float negative_slope) {
+    const Epilogue epilogue{b,     residual, activated,  normalised,
+                            delta, partials, activation, negative_slope};
     forward_pass<TensorMultiplier>(
-        y, x, w, b, N, D, H, W, C, OC, KD, KH, KW, OD, OH, OW, SD, SH, SW, PF, PT,
-        PL, DD, DH, DW, G);
+        y, x, w, epilogue, N, D, H, W, C, OC, KD, KH, KW, OD, OH, OW, SD, SH, SW, PF, PT,
+        PL, DD, DH, DW, G, slice_k);
 }
 
-// grid (phases * tiles of the largest phase's pixels * channel tiles, G)
+// grid (phases * tiles of the largest phase's pixels * channel tiles, G * slices)
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, RESIDENT_BLOCKS) conv2d_implicit_gemm_data_gradient(
-    float* __restrict__ dx,        // (N, D, H, W, C)
+    float* __restrict__ dx,        // (slices, N, D, H, W, C)
     const float* __restrict__ dy,  // (N, OD, OH, OW, OC)
     const float* __restrict__ wt,  // (C, KD, KH, KW, OCG): w with the channels of a group exchanged
-    const float* __restrict__ b,   // (C) or null
+    const float* __restrict__ b, const float* __restrict__ residual,
+    const float* __restrict__ activated, const float* __restrict__ normalised,
+    const float* __restrict__ delta, float* __restrict__ partials,  // null or as in epilogue.cuh
     int N, int D, int H, int W, int C, int OC, int KD, int KH, int KW, int OD, int OH, int OW,
-    int SD, int SH, int SW, int PF, int PT, int PL, int DD, int DH, int DW, int G) {
+    int SD, int SH, int SW, int PF, int PT, int PL, int DD, int DH, int DW, int G,
+    int slice_k, int activation, float negative_slope) {
+    const Epilogue epilogue{b,     residual, activated,  normalised,
+                            delta, partials, activation, negative_slope};
     data_gradient_pass<TensorMultiplier>(
-        dx, dy, wt, b, N, D, H, W, C, OC, KD, KH, KW, OD, OH, OW, SD, SH, SW, PF, PT,
-        PL, DD, DH, DW, G);
+        dx, dy, wt, epilogue, N, D, H, W, C, OC, KD, KH, KW, OD, OH, OW, SD, SH, SW, PF, PT,
+        PL, DD, DH, DW, G, slice_k);
 }
 
 // grid (filter tiles * channel tiles, G * slices)

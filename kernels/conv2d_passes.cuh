@@ -9,91 +9,73 @@
 // data gradient takes the filter with its channels exchanged, (C, KH, KW, OC/G), so that its k too is
 // contiguous; it goes phase by phase of the stride (conv2d_phases.cuh). Blocks are numbered with the
 // columns fastest: those that read the same pixels run at the same time, and find them in the L2
-// cache. The slices of the weight gradient are added in order by sum_slices in reduce.cu.
+// cache.
+//
+// Where the outputs make too few blocks for a GPU, also the sums over k of the first two passes are
+// cut into slices, of slice_k each, a multiple of the slab. Slices are added in order by sum_slices
+// in reduce.cu, which adds the bias then; the epilogue (epilogue.cuh) needs the whole sum.
 
 #include "common.cuh"
 #include "conv2d_phases.cuh"
-#include "gemm_pipeline.cuh"
-
-// WIDTH neighbours in memory, of which `count` exist from the first one on.
-template <int WIDTH>
-__device__ __forceinline__ void store_run(float* to, int count, const float (&v)[WIDTH]) {
-    const unsigned misaligned = (unsigned)reinterpret_cast<unsigned long long>(to) % (4 * WIDTH);
-    if (WIDTH == 2 && count >= 2 && !misaligned) {
-        *reinterpret_cast<float2*>(to) = make_float2(v[0], v[WIDTH > 1]);
-        return;
-    }
-    if (WIDTH == 4 && count >= 4 && !misaligned) {
-        *reinterpret_cast<float4*>(to) =
-            make_float4(v[0], v[WIDTH > 1], v[WIDTH > 2 ? 2 : 0], v[WIDTH - 1]);
-        return;
-    }
-#pragma unroll
-    for (int i = 0; i < WIDTH; ++i)
-        if (i < count) to[i] = v[i];
-}
-
-// The same with a bias, which may be null, added to each.
-template <int WIDTH>
-__device__ __forceinline__ void store_run(
-    float* to, int count, const float (&v)[WIDTH], const float* bias) {
-    float sum[WIDTH];
-#pragma unroll
-    for (int i = 0; i < WIDTH; ++i) sum[i] = bias && i < count ? v[i] + bias[i] : v[i];
-    store_run(to, count, sum);
-}
+#include "epilogue.cuh"
 
 #define CONV2D_SIZES                                                                             \
     int N, int D, int H, int W, int C, int OC, int KD, int KH, int KW, int OD, int OH, int OW,   \
         int SD, int SH, int SW, int PF, int PT, int PL, int DD, int DH, int DW, int G
 
-// grid (pixel tiles * channel tiles, G)
+// grid (pixel tiles * channel tiles, G * slices)
 template <class Multiplier>
 __device__ __forceinline__ void forward_pass(
-    float* __restrict__ y,        // (N, OD, OH, OW, OC)
+    float* __restrict__ y,        // (slices, N, OD, OH, OW, OC)
     const float* __restrict__ x,  // (N, D, H, W, C)
     const float* __restrict__ w,  // (OC, KD, KH, KW, CG)
-    const float* __restrict__ b,  // (OC) or null
-    CONV2D_SIZES) {
+    const Epilogue& epilogue, CONV2D_SIZES, int slice_k) {
     IMAGES_HAVE_NO_DEPTH;
     const int P = N * OD * OH * OW, CG = C / G, OCG = OC / G, K = KD * KH * KW * CG;
-    const int oc0 = blockIdx.y * OCG, tiles_n = (OCG + TILE_GN - 1) / TILE_GN;
+    const int g = blockIdx.y % G, slice = blockIdx.y / G;
+    const int oc0 = g * OCG, tiles_n = (OCG + TILE_GN - 1) / TILE_GN;
+    const int tile_m = blockIdx.x / tiles_n, tile_n = blockIdx.x % tiles_n;
     const Lattice lattice = convolution_lattice(
-        x + blockIdx.y * CG, D, H, W, C, CG, KD, KH, KW, OD, OH, OW, SD, SH, SW, PF, PT, PL, DD, DH, DW);
+        x + g * CG, D, H, W, C, CG, KD, KH, KW, OD, OH, OW, SD, SH, SW, PF, PT, PL, DD, DH, DW);
     const Filter filter{w + (long long)oc0 * K, OCG, K, KH * KW * CG, KW * CG, CG};
+    float* out = y + (long long)slice * P * OC;
     pipeline_rows<Multiplier>(
-        blockIdx.x / tiles_n, blockIdx.x % tiles_n, P, lattice, filter,
-        [&](int p, int oc, const auto& v) {
-            if (p < P && oc < OCG)
-                store_run(y + (p * OC + oc0 + oc), OCG - oc, v, b ? b + oc0 + oc : nullptr);
+        tile_m, tile_n, P, slice * slice_k, slice_k, lattice, filter, [&](const Multiplier& sums) {
+            store_tile(epilogue, sums, out, tile_n, oc0, OCG, OC, tile_m, gridDim.x / tiles_n,
+                       [&](int m) {
+                           const int p = tile_m * TILE_GM + m;
+                           return p < P ? p * OC : -1;
+                       });
         });
 }
 
-// grid (phases * tiles of the largest phase's pixels * channel tiles, G)
+// grid (phases * tiles of the largest phase's pixels * channel tiles, G * slices)
 template <class Multiplier>
 __device__ __forceinline__ void data_gradient_pass(
-    float* __restrict__ dx,        // (N, D, H, W, C)
+    float* __restrict__ dx,        // (slices, N, D, H, W, C)
     const float* __restrict__ dy,  // (N, OD, OH, OW, OC)
     const float* __restrict__ wt,  // (C, KD, KH, KW, OCG): w with the channels of a group exchanged
-    const float* __restrict__ b,   // (C) or null
-    CONV2D_SIZES) {
+    const Epilogue& epilogue, CONV2D_SIZES, int slice_k) {
     IMAGES_HAVE_NO_DEPTH;
-    const int CG = C / G, OCG = OC / G, c0 = blockIdx.y * CG;
-    const int tiles_n = (CG + TILE_GN - 1) / TILE_GN;
-    const PhasedPixels pixels(blockIdx.x / tiles_n, gridDim.x / tiles_n, N, D, H, W, KD, KH, KW,
-                              SD, SH, SW, PF, PT, PL, DD, DH, DW);
-    const Lattice lattice = pixels.lattice(dy + blockIdx.y * OCG, OD, OH, OW, OC, OCG);
+    const int CG = C / G, OCG = OC / G;
+    const int g = blockIdx.y % G, slice = blockIdx.y / G, c0 = g * CG;
+    const int tiles_n = (CG + TILE_GN - 1) / TILE_GN, tile_n = blockIdx.x % tiles_n;
+    const int chunk = blockIdx.x / tiles_n, chunks = gridDim.x / tiles_n;
+    const PhasedPixels pixels(chunk, chunks, N, D, H, W, KD, KH, KW, SD, SH, SW, PF, PT, PL, DD, DH, DW);
+    const Lattice lattice = pixels.lattice(dy + g * OCG, OD, OH, OW, OC, OCG);
     const Phase &pd = pixels.d, &ph = pixels.h, &pw = pixels.w;
     const int tap_w = OCG, tap_h = KW * tap_w, tap_d = KH * tap_h;
     const Filter filter{wt + (long long)c0 * KD * tap_d + pd.first * tap_d + ph.first * tap_h +
                             pw.first * tap_w,
                         CG, KD * tap_d, pd.step * tap_d, ph.step * tap_h, pw.step * tap_w};
+    float* out = dx + (long long)slice * N * D * H * W * C;
     pipeline_rows<Multiplier>(
-        pixels.tile, blockIdx.x % tiles_n, pixels.count, lattice, filter,
-        [&](int p, int c, const auto& v) {
-            if (p < pixels.count && c < CG)
-                store_run(dx + (pixels.offset(p, D, H, W, C) + c0 + c), CG - c, v,
-                          b ? b + c0 + c : nullptr);
+        pixels.tile, tile_n, pixels.count, slice * slice_k, slice_k, lattice, filter,
+        [&](const Multiplier& sums) {
+            store_tile(epilogue, sums, out, tile_n, c0, CG, C, chunk, chunks, [&](int m) {
+                const int p = pixels.tile * TILE_GM + m;
+                return p < pixels.count ? pixels.offset(p, D, H, W, C) : -1;
+            });
         });
 }
 

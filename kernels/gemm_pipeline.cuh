@@ -129,15 +129,17 @@ __device__ __forceinline__ int swizzled(int row, int piece) {
 
 constexpr int ROW_STAGE = (TILE_GM + TILE_GN) * TILE_GK;  // floats
 
-// Rows are the windows of a lattice (P in all images), columns those of the filter.
-template <class Multiplier, class Store>
+// Rows are the windows of a lattice (P in all images), columns those of the filter; the sum goes over
+// first_k .. first_k + count_k - 1, as far as there are. At its end finish(multiplier) has the sums.
+template <class Multiplier, class Finish>
 __device__ __forceinline__ void pipeline_rows(
-    int tile_m, int tile_n, int P, const Lattice& lattice, const Filter& filter, Store store) {
+    int tile_m, int tile_n, int P, int first_k, int count_k, const Lattice& lattice,
+    const Filter& filter, Finish finish) {
     __shared__ __align__(16) Place places[TILE_GM];
     const int thread = threadIdx.x;
     const int first_m = tile_m * TILE_GM, first_n = tile_n * TILE_GN;
-    const int K = lattice.taps() * lattice.CG;
-    const int slabs = (K + TILE_GK - 1) / TILE_GK;
+    const int K = min(lattice.taps() * lattice.CG, first_k + count_k);
+    const int slabs = (K - first_k + TILE_GK - 1) / TILE_GK;
 
     for (int i = thread; i < TILE_GM; i += TILE_THREADS)
         places[i] = place_of(lattice, first_m + i, P);
@@ -148,7 +150,7 @@ __device__ __forceinline__ void pipeline_rows(
     static_assert(TILE_GM % STEP == 0 && TILE_GN % STEP == 0, "every thread copies the same number");
     const int k0 = thread % LANES_K * VECTOR, row0 = thread / LANES_K;
     TapCursor cursor;
-    cursor.begin(lattice, k0);
+    cursor.begin(lattice, first_k + k0);
 
     auto copy_slab = [&](int slab) {
         float* tile_a = slab_ring + slab % STAGES * ROW_STAGE;
@@ -186,7 +188,7 @@ __device__ __forceinline__ void pipeline_rows(
         const float* tile_a = slab_ring + slab % STAGES * ROW_STAGE;
         multiplier.rows(tile_a, tile_a + TILE_GM * TILE_GK);
     }
-    multiplier.store_rows(first_m, first_n, store);
+    finish(multiplier);
 }
 
 // ---- m and n are the fast directions: weight gradient -----------------------------------------------

@@ -39,7 +39,7 @@ struct RegisterMultiplier {
 
     __device__ __forceinline__ void rows(const float* tile_a, const float* tile_b) {
         const int tm = warp_m() + threadIdx.x % 32 / 8, tn = warp_n() + threadIdx.x % 8;
-#pragma unroll 1  // or the reads of the next k crowd the sums out of the registers
+#pragma unroll (TM * TN > 16 ? 1 : 2)  // more, and the next k crowd the sums out of the registers
         for (int k0 = 0; k0 < TILE_GK; k0 += 2) {
             float a[TM][2];
 #pragma unroll

@@ -33,6 +33,7 @@ X1, X2, X3, ROWS = (2, 6, 4), (2, 6, 5, 4), (1, 4, 4, 4, 2), (3, 4)
 CALLS: dict[str, dict[str, Any]] = {
     "conv1d": {"x": X1, "weight": (8, 3, 4), "bias": (8,)},
     "conv2d": {"x": X2, "weight": (8, 3, 3, 4), "bias": (8,)},
+    "conv2d_fused": {"x": X2, "weight": (8, 3, 3, 4), "bias": (8,), "residual": (2, 4, 3, 8)},
     "conv3d": {"x": X3, "weight": (3, 2, 2, 2, 2), "bias": (3,)},
     "conv_transpose1d": {"x": X1, "weight": (4, 3, 8), "bias": (8,)},
     "conv_transpose2d": {"x": X2, "weight": (4, 3, 3, 8), "bias": (8,)},

@@ -19,6 +19,7 @@ EDGE = select(all_problems(), groups=["edge"])
 
 # What a call reads of an input that it does not read whole, in elements.
 READ_IN_PART: dict[str, Callable[..., dict[int, int]]] = {
+    "batch_norm_join_sums": lambda sums, x, *_: {1: x.shape[-1]},
     "cut_columns": lambda y, start, width: {0: len(y) * width},
     "gather_batch": lambda images, labels, order, *rest: {
         i: rest[-1].N * math.prod(a.shape[1:])
@@ -36,6 +37,8 @@ NO_ARITHMETIC = {
     "max_unpool2d_backward",
     "spread",
 }
+# Some numbers of each channel at most.
+SMALL = {"mean_of_rows", "batch_norm_join_moments", "batch_norm_join_sums"}
 # Sums of products of the inputs: with ones in every array a result counts its terms.
 COUNTING = [
     "axis_sum",
@@ -162,7 +165,7 @@ def test_flops_of_textbook_layers() -> None:
 
 def test_typical_problems_are_large_enough_to_time_and_small_enough_to_emulate() -> None:
     for problem in select(all_problems(), groups=["typical"]):
-        tiny = problem.primitive == "mean_of_rows"  # two numbers, always
+        tiny = problem.primitive in SMALL
         assert tiny or 2e5 <= problem.bytes <= 2e7 or problem.flops >= 2e7, problem
         assert problem.bytes <= 3e7, problem
         assert problem.flops <= 5e8, problem

@@ -303,7 +303,7 @@ def test_a_tile_fits_the_shared_memory_of_every_gpu(kib: int, by_rows: bool) -> 
 
 
 def test_precision_chooses_the_rung(kernel_device: str) -> None:
-    """Tensor cores only where TF32 is asked for and a group has eight channels on both sides."""
+    """Tensor cores, or in float32 registers, where a group has eight channels on both sides."""
     names: list[str] = []
     for x_shape, w_shape in (((1, 6, 5, 8), (8, 3, 3, 8)), ((1, 6, 5, 5), (8, 3, 3, 5))):
         x, w = on(kernel_device, randn(*x_shape), randn(*w_shape))
@@ -314,8 +314,10 @@ def test_precision_chooses_the_rung(kernel_device: str) -> None:
                 kernel.observe_launches(lambda launch: names.append(launch.kernel.name)),
             ):
                 conv2d_forward.on(kernel_device)(x, w, None, s)
-    tiled, tensor = "conv2d_tiled_forward", "conv2d_implicit_gemm_forward"
-    assert names == [tiled, tensor, tensor, tensor, *[tiled] * 4]
+    tiled, registers, tensor = (
+        f"conv2d_{rung}_forward" for rung in ("tiled", "register_tiled", "implicit_gemm")
+    )
+    assert names == [registers, tensor, tensor, tensor, *[tiled] * 4]
 
 
 def test_precision_is_refused_by_name() -> None:

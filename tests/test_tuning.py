@@ -152,9 +152,9 @@ class FakeTimer:
         return type("FakeRun", (), {"timer": "", "sample": lambda self: us})()
 
 
-def small_problem(primitive: str = "conv2d_forward") -> Problem:
-    """Of channels that come in fours, too many for the kernels for few."""
-    case = Conv2dCase((1, 6, 6, 8), (20, 3, 3, 8), {"padding": 1})
+def small_problem(primitive: str = "conv2d_forward", channels: int = 8) -> Problem:
+    """Of channels too many for the kernels for few."""
+    case = Conv2dCase((1, 6, 6, channels), (20, 3, 3, channels), {"padding": 1})
     found = passes("conv2d", 2, "own", case, "edge")
     return next(p for p in found if p.primitive == primitive)
 
@@ -180,7 +180,7 @@ def test_the_fastest_is_chosen_and_each_runs_as_named() -> None:
 def test_noise_does_not_move_the_choice() -> None:
     found = tuner(register_tiled_128x64=99.0).tune(small_problem(), "fp32")
     assert found is not None
-    assert found.choice.variant == "tiled"
+    assert str(found.choice) == "register_tiled 128×32"
 
 
 @needs_emulator
@@ -197,7 +197,7 @@ def test_a_wrong_candidate_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> Non
 @needs_emulator
 def test_nothing_to_choose_is_no_line() -> None:
     lines: list[Line] = []
-    measure(tuner(), [(small_problem("conv2d_weight_gradient"), "fp32")], lines)
+    measure(tuner(), [(small_problem("conv2d_weight_gradient", 6), "fp32")], lines)
     assert lines == []
 
 
@@ -205,13 +205,13 @@ def test_nothing_to_choose_is_no_line() -> None:
 
 
 def test_a_measured_choice_is_taken(table: Path) -> None:
-    assert label() == "tiled 32×32"
+    assert label() == "register_tiled 128×32"
     tuning.write_table(table, GPU, [line("register_tiled", "128×64"), line("naive", mode="tf32")])
     tuning.forget()
     assert label() == "register_tiled 128×64"
     assert label(mode="tf32") == "naive"
-    assert label(s=geometry(filters=24)) == "tiled 32×32"
-    assert label(conv2d_data_gradient) == "tiled 128×8"
+    assert label(s=geometry(filters=24)) == "register_tiled 128×32"
+    assert label(conv2d_data_gradient) == "register_tiled 128×16"
     with gpucnn.use_variant(conv2d="naive"):
         assert label() == "naive"
 
@@ -220,7 +220,7 @@ def test_the_table_can_be_ignored(table: Path, monkeypatch: pytest.MonkeyPatch) 
     tuning.write_table(table, GPU, [line("naive")])
     monkeypatch.setenv("GPUCNN_TUNED", "0")
     tuning.forget()
-    assert label() == "tiled 32×32"
+    assert label() == "register_tiled 128×32"
 
 
 def test_new_lines_replace_those_of_the_same_problem(table: Path) -> None:
@@ -236,7 +236,7 @@ def test_other_kernels_are_another_table(table: Path, monkeypatch: pytest.Monkey
     assert tuning.table_path(GPU) != table
     assert tuning.table_path("Another GPU").name.startswith("Another-GPU-")
     tuning.forget()
-    assert label() == "tiled 32×32"
+    assert label() == "register_tiled 128×32"
 
 
 def test_the_hash_is_of_the_sources_and_their_macros(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +272,7 @@ def test_a_broken_table_is_ignored_with_a_warning(table: Path, text: str) -> Non
     table.write_bytes(text.encode("latin-1", "replace"))
     tuning.forget()
     with pytest.warns(UserWarning, match="is not a table of 'gpucnn tune'"):
-        assert label() == "tiled 32×32"
+        assert label() == "register_tiled 128×32"
 
 
 def test_host_arrays_have_no_gpu() -> None:
@@ -292,7 +292,7 @@ def test_the_summary_of_another_device_and_precision() -> None:
     with gpucnn.use_device("emulated"):
         model = nn.Sequential(nn.Conv2d(8, 20, 3), nn.Flatten(), nn.Linear(320, 5))
         rows = summarize(model, (6, 6, 8))
-        assert [row.kernel for row in rows] == ["tiled 32×32", "", "tiled 128×8"]
+        assert [row.kernel for row in rows] == ["register_tiled 128×32", "", "tiled 128×8"]
         with gpucnn.precision("tf32"):
             assert summarize(model, (6, 6, 8))[0].kernel == "implicit_gemm 128×32"
             wide = nn.Sequential(nn.Conv2d(8, 64, 1))

@@ -48,6 +48,11 @@ TYPICAL = {
     "depthwise-32-b16": Conv2dCase((16, 32, 32, 32), (32, 3, 3, 1), {"padding": 1, "groups": 32}),
 }
 
+# Those of a residual network.
+FUSED = [Conv2dCase((1, 5, 6, 8), (8, 3, 3, 8), _SAME3)]
+FUSED_TYPICAL = {name: TYPICAL[name] for name in ("16to32-b16",)}
+FUSED_LAYERS = {name: LAYERS[name] for name in ("F-resnet20-16to16", "H-resnet9-64to128")}
+
 # Audio (M5 on one second at 8 kHz) and text; video (C3D) and voxels.
 TYPICAL_1D = {"text-32to32-b16": ConvCase((16, 256, 32), (32, 5, 32), {"padding": 2})}
 LAYERS_1D = {
@@ -110,6 +115,21 @@ def passes(family: str, dims: int, name: str, case: Any, group: str) -> Iterator
         yield Problem(family, primitive, name, group, make, moved, flops, terms)
 
 
+def fused(name: str, case: Conv2dCase, group: str) -> Iterator[Problem]:
+    """With a residual and a ReLU; backward, through the ReLU before the convolution."""
+    s = _geometry(2, case)
+    x, w, y, b = s.x_shape, s.w_shape, s.y_shape, _bias(case, s.OC)
+    forward = draws(x, w, b, y, then=(s, "relu", 0.0, False))
+    backward = draws(y, w, x, x, then=(None, None, s, "relu", 0.0))
+    for direction, make, moved, terms in (
+        ("forward", forward, words(y, x, w, b, y), s.K + 2),
+        ("data_gradient", backward, words(x, y, w, x, x), _meeting(s) * s.OCG + 1),
+    ):
+        flops = 2 * s.outputs * s.OC * s.K
+        primitive = f"conv2d_fused_{direction}"
+        yield Problem("conv2d_fused", primitive, name, group, make, moved, flops, terms)
+
+
 def transposed(name: str, case: ConvCase, group: str) -> Iterator[Problem]:
     """The forward pass; the gradients are passes of the adjoint convolution."""
     given = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
@@ -147,6 +167,8 @@ def problems() -> Iterator[Problem]:
     """Every convolution."""
     for row in _groups(CONV2D, TYPICAL, LAYERS):
         yield from passes("conv2d", 2, *row)
+    for row in _groups(FUSED, FUSED_TYPICAL, FUSED_LAYERS):
+        yield from fused(*row)
     for row in _groups(CONV1D, TYPICAL_1D, LAYERS_1D):
         yield from passes("conv1d", 1, *row)
     for row in _groups(CONV3D, TYPICAL_3D, LAYERS_3D):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from gpucnn.ops.batch_norm import batch_norm_sums, batch_norm_training
 from gpucnn.ops.group_norm import group_norm_forward
 from gpucnn.ops.local_response_norm import local_response_norm_forward, local_response_norm_window
@@ -12,6 +14,7 @@ from ..cases import BATCH_NORM, GROUP_NORM, LOCAL_RESPONSE_NORM, LocalResponseNo
 from .problem import Arguments, Problem, Shape, draws, label, normal, size, words
 
 MOMENTUM, EPS = 0.1, 1e-5
+CHUNK = 128  # rows of a tile, whose kernel leaves partial sums behind
 
 TYPICAL: dict[str, Shape] = {"16-b16": (16, 32, 32, 16), "dense-512-b256": (256, 512)}
 # ResNet-9's first (an elementwise yardstick: 512 × 64 × 32²), ResNet-20, shapenet, ResNet-50.
@@ -73,6 +76,11 @@ def batch_norm(name: str, x: Shape, group: str) -> Iterator[Problem]:
     def fixed_gradient(seed: int) -> Arguments:
         return normal(seed, 5, *x), parameters(seed)[0], fixed_sums(seed)[-1]
 
+    def apply(seed: int) -> Arguments:
+        gamma, beta, *_ = parameters(seed)
+        _, delta, invstd = batch_norm_training(*training(seed))
+        return normal(seed, 0, *x), gamma, beta, delta, invstd
+
     running = (c, c) * 2  # read and written
     for primitive, case, make, moved, flops, terms, updated in (
         ("training", name, training, words(x, x, c, c, c, c, *running), 7, rows, (3, 4)),
@@ -84,6 +92,27 @@ def batch_norm(name: str, x: Shape, group: str) -> Iterator[Problem]:
     ):
         rest = (moved, flops * n, terms, updated)
         yield Problem("batch_norm", f"batch_norm_{primitive}", case, group, make, *rest)
+    chunks = -(-rows // CHUNK)
+
+    def moments(seed: int) -> Arguments:
+        values = normal(seed, 0, *x).reshape(rows, -1).astype("f8")
+        parts = [values[i : i + CHUNK] for i in range(0, rows, CHUNK)]
+        found = [(np.full(c, len(p)), p[0], (p - p[0]).mean(0), p.var(0) * len(p)) for p in parts]
+        made = np.stack([np.stack(planes) for planes in found], axis=-1)
+        _, _, mean, variance = parameters(seed)
+        return made.astype("f4"), mean, variance, MOMENTUM, EPS
+
+    def partial_sums(seed: int) -> Arguments:
+        values, _, _, delta, invstd = apply(seed)
+        return normal(seed, 5, 2, *c, chunks), values, delta, invstd
+
+    for primitive, make, moved, terms, updated in (
+        ("join_moments", moments, words((4, *c, chunks), *running, c, c), rows, (1, 2)),
+        ("join_sums", partial_sums, words((2, *c, chunks), c, c, c, c, c), rows, ()),
+        ("apply", apply, words(x, x, c, c, c, c), 1, ()),
+    ):
+        rest = (moved, 3 * n, terms, updated)
+        yield Problem("batch_norm_partials", f"batch_norm_{primitive}", name, group, make, *rest)
 
 
 def group_norm(name: str, shape: Shape, groups: int, group: str) -> Iterator[Problem]:

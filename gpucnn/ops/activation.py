@@ -159,10 +159,19 @@ def _launch_backward(dy: Array, kept: Array, name: str, parameters: tuple[float,
 # tape
 
 
-class Relu(Function):
-    """relu and its gradient, which needs the output alone."""
+class Activation(Function):
+    """An activation whose gradient another operation's backward pass may have computed already."""
 
-    batched = (0,)
+    batched: tuple[int, ...] = (0,)
+    passed = False  # dy is that of x
+
+    def from_output(self) -> tuple[str, float] | None:
+        """(name, negative_slope) where the gradient can be told from y; None where it cannot."""
+        return None
+
+
+class Relu(Activation):
+    """relu and its gradient, which needs the output alone."""
 
     def forward(self, x: Array) -> Array:
         check_input(x)
@@ -172,17 +181,18 @@ class Relu(Function):
         return y
 
     def backward(self, dy: Array) -> tuple[Array]:
-        return (self.run(relu_backward, dy, self.y),)
+        return (dy if self.passed else self.run(relu_backward, dy, self.y),)
+
+    def from_output(self) -> tuple[str, float] | None:
+        return "relu", 0.0
 
 
-class Elementwise(Function):
+class Elementwise(Activation):
     """One of ACTIVATIONS; keeps the input, or the output where that is enough.
 
     On the CPU, where arithmetic costs more than memory, a slope that shares its exponentials with
     y is computed along with y, and kept instead of the input.
     """
-
-    batched = (0,)
 
     def forward(self, x: Array, *, name: str, parameters: tuple[float, ...]) -> Array:
         check_input(x)
@@ -196,7 +206,16 @@ class Elementwise(Function):
             self.name, self.parameters = name, parameters
         return y
 
+    def from_output(self) -> tuple[str, float] | None:
+        if self.slope is not None:
+            return None
+        if self.name == "leaky_relu" and self.parameters[0] > 0:
+            return self.name, self.parameters[0]
+        return (self.name, 0.0) if ACTIVATIONS[self.name].keeps_output else None
+
     def backward(self, dy: Array) -> tuple[Array]:
+        if self.passed:
+            return (dy,)
         if self.slope is not None:
             return (self.run(multiply_forward, dy, self.slope),)
         return (self.run(activation_backward, dy, self.kept, self.name, self.parameters),)

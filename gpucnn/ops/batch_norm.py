@@ -18,6 +18,7 @@ from gpucnn.ops.batch_norm_launches import (
     rows_blocks,
     rows_of,
 )
+from gpucnn.ops.batch_norm_partials import batch_norm_join_moments, batch_norm_join_sums
 from gpucnn.ops.channels import chunk_rows, column_sums, fold, normalise, statistics, tile
 from gpucnn.ops.geometry import flag, remembered, same_float_dtype
 from gpucnn.ops.reduce import column_blocks
@@ -99,6 +100,17 @@ def batch_norm_training(
     scale = _or(gamma, 1, mean) * invstd
     y = normalise(x, first, scale, _or(beta, 0, mean) - delta * scale)
     return y, delta.astype(x.dtype), invstd.astype(x.dtype)
+
+
+@primitive
+def batch_norm_apply(
+    x: Array, gamma: Array | None, beta: Array | None, delta: Array, invstd: Array
+) -> Array:
+    """y = gamma·(x − x[0] − delta)·invstd + beta: x (…, C), the rest (C) -> y (…, C)."""
+    first = x.reshape(-1, x.shape[-1])[0]
+    scale = invstd.astype(np.float64) * (1 if gamma is None else gamma)
+    shift = (0 if beta is None else beta) - delta * scale
+    return normalise(x, first, scale, shift)
 
 
 @primitive
@@ -204,12 +216,19 @@ def _launch_training(
     eps: float,
 ) -> tuple[Array, Array, Array]:
     delta, invstd = launch_statistics(x, running_mean, running_var, momentum, eps)
+    return _launch_apply(x, gamma, beta, delta, invstd), delta, invstd
+
+
+@batch_norm_apply.kernel()
+def _launch_apply(
+    x: Array, gamma: Array | None, beta: Array | None, delta: Array, invstd: Array
+) -> Array:
     rows, C = rows_of(x)
     y = empty(x, x.shape)
     grid, block, each = rows_blocks(rows, C)
     launch = KERNELS["batch_norm_normalise"]
     launch(grid, block, y, x, gamma, beta, delta, invstd, rows, C, each)
-    return y, delta, invstd
+    return y
 
 
 @batch_norm_inference.kernel()
@@ -268,6 +287,8 @@ def _launch_fixed_gradient(dy: Array, gamma: Array | None, invstd: Array) -> Arr
 class BatchNorm(Function):
     """batch_norm and its gradients in x, gamma and beta."""
 
+    sums: Array | None = None  # for the gradients, which the kernel that made dy left behind
+
     def forward(
         self,
         x: Array,
@@ -279,6 +300,7 @@ class BatchNorm(Function):
         training: bool,
         momentum: float,
         eps: float,
+        moments: Array | None = None,
     ) -> Array:
         batch_norm_check(x, gamma, beta, running_mean, running_var, training, momentum, eps)
         if any(self.needs[3:]):
@@ -286,7 +308,12 @@ class BatchNorm(Function):
         self.training = training
         self.mean: Array | None = None
         self.delta: Array | None = None
-        if training:
+        if training and moments is not None:
+            self.delta, self.invstd = self.run(
+                batch_norm_join_moments, moments, running_mean, running_var, momentum, eps
+            )
+            y = self.run(batch_norm_apply, x, gamma, beta, self.delta, self.invstd)
+        elif training:
             y, self.delta, self.invstd = self.run(
                 batch_norm_training, x, gamma, beta, running_mean, running_var, momentum, eps
             )
@@ -303,7 +330,11 @@ class BatchNorm(Function):
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         needs_x, needs_gamma, needs_beta = self.needs[:3]
         dx = dgamma = dbeta = None
-        if needs_gamma or needs_beta or self.training:
+        if self.sums is not None:
+            dgamma, dbeta = self.run(
+                batch_norm_join_sums, self.sums, self.x, self.delta, self.invstd
+            )
+        elif needs_gamma or needs_beta or self.training:
             dgamma, dbeta = self.run(
                 batch_norm_sums, dy, self.x, self.mean, self.delta, self.invstd
             )
@@ -363,4 +394,5 @@ def batch_norm(
         with no_grad():
             BatchNorm.apply(blank, gamma, beta, *copies, **options)
         return nothing(inputs, x.shape)
-    return cast("Tensor", BatchNorm.apply(*inputs, **options))
+    moments = x._moments if training is True and isinstance(x, Tensor) else None
+    return cast("Tensor", BatchNorm.apply(*inputs, **options, moments=moments))

@@ -18,16 +18,12 @@ from numpy.typing import NDArray
 
 from gpucnn import buffers
 from gpucnn.device import Array, empty
+from gpucnn.fusion import fuses
 from gpucnn.kernel import Kernel, KernelFile
 from gpucnn.ops import depthwise, winograd
 from gpucnn.ops.channels import pixels
 from gpucnn.ops.conv2d_few_channels import FEW_CHANNELS, FewChannels, where_it_fits
-from gpucnn.ops.conv2d_pipeline import (
-    IMPLICIT_GEMM,
-    REGISTER_TILED,
-    phases_of,
-    wants_tensor_cores,
-)
+from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, phases_of, pipelined
 from gpucnn.ops.conv_geometry import ConvGeometry, conv_geometry
 from gpucnn.ops.geometry import Padding, Pair
 from gpucnn.ops.reduce import column_sum, launch_sum_slices
@@ -279,7 +275,8 @@ def _takes_few(few: FewChannels) -> Callable[[str, Array, ConvGeometry], bool]:
 CHOICE: tuple[tuple[str, Callable[[str, Array, ConvGeometry], bool]], ...] = (
     *((few.name, _takes_few(few)) for few in FEW_CHANNELS),
     ("naive", lambda primitive, x, s: _untiled(s)),
-    ("implicit_gemm", lambda primitive, x, s: wants_tensor_cores(x, s)),
+    ("implicit_gemm", lambda primitive, x, s: pipelined(x, s) == "implicit_gemm"),
+    ("register_tiled", lambda primitive, x, s: pipelined(x, s) == "register_tiled"),
     ("tiled", lambda primitive, x, s: True),
 )
 
@@ -291,6 +288,14 @@ def _best(primitive: Primitive, x: Array, s: ConvGeometry) -> Callable[..., Arra
         chosen = next(name for name, takes in CHOICE if takes(primitive.name, x, s))
         s.known[key] = chosen
     return primitive.launchers[chosen]
+
+
+def chosen_variant(primitive: Primitive, *arguments: Any) -> str:
+    """The variant that a call of one of these primitives takes: by hand, measured, or best."""
+    launcher = primitive.chosen(*arguments)
+    if launcher is primitive.launchers[""]:
+        launcher = _best(primitive, arguments[0], arguments[-1])
+    return next(name for name, each in primitive.launchers.items() if each is launcher)
 
 
 @conv2d_forward.kernel()
@@ -383,7 +388,7 @@ for _few in FEW_CHANNELS:
 class Convolution(Function):
     """conv1d, conv2d, conv3d and their three gradients."""
 
-    batched = (0,)
+    batched: tuple[int, ...] = (0,)
 
     def forward(
         self,
@@ -399,13 +404,15 @@ class Convolution(Function):
     ) -> Array:
         self.geometry = conv_geometry(dims, x, weight, bias, stride, padding, dilation, groups)
         if self.recording:
-            self.x, self.weight = x, weight
+            self.x, self.weight, self.fuses = x, weight, fuses()
         return self.run(conv2d_forward, x, weight, bias, self.geometry)
 
-    def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:
-        needs_x, needs_weight, needs_bias = self.needs
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        from gpucnn.ops.conv2d_fused import gradient_through
+
+        needs_x, needs_weight, needs_bias = self.needs[:3]
         return (
-            self.run(conv2d_data_gradient, dy, self.weight, self.geometry) if needs_x else None,
+            gradient_through(self, dy) if needs_x else None,
             self.run(conv2d_weight_gradient, dy, self.x, self.geometry) if needs_weight else None,
             self.run(column_sum, dy) if needs_bias else None,
         )
@@ -441,8 +448,9 @@ def conv2d(
     "register_tiled" | "implicit_gemm" | "direct" | "depthwise")``. "direct" takes images of up to
     four channels in one group, not their data gradient, "depthwise" groups of one channel; what
     they do not take runs the default. That is "depthwise" or "direct" where they fit, else
-    "implicit_gemm", on tensor cores, where the precision is not "fp32" and a group has eight
-    channels or more on both sides, else "tiled", or "naive" where that leaves its tiles empty.
+    where a group has eight channels or more on both sides "implicit_gemm", on tensor cores, or in
+    the precision "fp32" "register_tiled"; else "tiled", or "naive" where that leaves its tiles
+    empty.
 
     Source: torch.nn.functional.conv2d; arithmetic: Dumoulin and Visin, arXiv:1603.07285.
     """

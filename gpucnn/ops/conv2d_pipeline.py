@@ -68,6 +68,50 @@ def _splits(arithmetic: Macros) -> bool:
     return arithmetic.get("TERMS") == 3
 
 
+# The activations of kernels/activation.cuh, in the order of its enumeration.
+ACTIVATIONS = ("identity", "relu", "leaky_relu", "sigmoid", "tanh")
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What a tile goes through before it is stored: ``kernels/epilogue.cuh``.
+
+    residual, activated, normalised: shaped like the output; delta: (channels). partials: "moments"
+    or "sums" where the pass leaves them behind.
+    """
+
+    residual: Array | None = None
+    activated: Array | None = None
+    normalised: Array | None = None
+    delta: Array | None = None
+    partials: str | None = None
+    activation: str = "identity"
+    negative_slope: float = 0.0
+
+    def launch(
+        self,
+        kernel: Kernel,
+        grid: tuple[int, int],
+        tile: Tile,
+        arrays: tuple[Array | None, ...],
+        numbers: tuple[int, ...],
+        chunks: int,
+    ) -> Array | None:
+        """Launch a forward pass or data gradient -> the partials (planes, channels, chunks)."""
+        partials = None
+        if self.partials is not None:
+            planes = 4 if self.partials == "moments" else 2
+            partials = empty(arrays[0], (planes, cast("Array", arrays[0]).shape[-1], chunks))
+        kernel(
+            grid, (tile.threads,), *arrays, self.residual, self.activated, self.normalised,
+            self.delta, partials, *numbers, ACTIVATIONS.index(self.activation),
+            self.negative_slope, shared_mem=tile.ring(True),
+        )  # fmt: skip
+        return partials
+
+
+PLAIN = Epilogue()
+
 # Tiles by the columns of the product (output channels of a group): the first one that makes
 # BUSY_BLOCKS is taken, else the last. Wide tiles multiply more per number read, narrow ones occupy
 # more of the GPU. ``gpucnn tune`` measures where these rules of thumb are wrong.
@@ -78,6 +122,8 @@ TILES: tuple[tuple[float, tuple[str, ...]], ...] = (
     (math.inf, ("256×128", "128×128", "128×64", "64×64")),
 )
 BUSY_BLOCKS = 264  # two for each multiprocessor of a large GPU
+SLAB = 32  # terms of the sums that a block multiplies at once
+_LEAST_TERMS = 256  # of a slice: eight slabs, so that filling the pipeline does not take most of it
 _CAPABILITY = {"fp32": 80, "tf32": 80, "bf16": 80, "fp16": 75}  # of the GPU, × 10
 _PLACE = 16  # bytes of a Place of gemm_pipeline.cuh, in static shared memory
 
@@ -188,26 +234,53 @@ class Rung:
 
     def forward(self, x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
         s = geometry
-        y = empty(x, s.y_shape)
         kernel, tile = self.choose("forward", s, s.outputs, s.OCG, s.CG, x, w)
-        blocks = -(-s.outputs // tile.rows) * -(-s.OCG // tile.columns)
-        ring = tile.ring(True)
-        kernel((blocks, s.G), (tile.threads,), y, x, w, b, *s.numbers, shared_mem=ring)
-        return y
+        chunks, columns = -(-s.outputs // tile.rows), -(-s.OCG // tile.columns)
+        count, each = s.once(_forward_slices)
+        y = empty(x, (count, *s.y_shape))
+        grid, numbers = (chunks * columns, s.G * count), (*s.numbers, each)
+        PLAIN.launch(kernel, grid, tile, (y, x, w, b if count == 1 else None), numbers, chunks)
+        return launch_sum_slices(y, b if count > 1 else None)
 
-    def gather(self, dy: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
-        """The data gradient, with a bias: also the forward pass of a transposed convolution."""
+    def fused_forward(
+        self, x: Array, w: Array, b: Array | None, geometry: ConvGeometry, epilogue: Epilogue
+    ) -> tuple[Array, Array | None]:
+        """The forward pass, through an epilogue -> y and its partials."""
         s = geometry
-        dx = empty(dy, s.x_shape)
+        kernel, tile = self.choose("forward", s, s.outputs, s.OCG, s.CG, x, w)
+        chunks, columns = -(-s.outputs // tile.rows), -(-s.OCG // tile.columns)
+        y, grid = empty(x, s.y_shape), (chunks * columns, s.G)
+        numbers = (*s.numbers, _whole(s.K))
+        return y, epilogue.launch(kernel, grid, tile, (y, x, w, b), numbers, chunks)
+
+    def _gather(self, dy: Array, w: Array, s: ConvGeometry) -> tuple[Kernel, Tile, Array, int, int]:
+        """(kernel, tile, filter with its channels exchanged, chunks, column tiles)"""
         taps = s.KD * s.KH * s.KW
         wt = launch_transpose(w.reshape(s.G, s.OCG, taps, s.CG), (0, 3, 2, 1))
         wt = wt.reshape(s.C, *s.w_shape[1:-1], s.OCG)
         phases, largest = s.once(phases_of)
         kernel, tile = self.choose("data_gradient", s, phases * largest, s.CG, s.OCG, dy, wt)
-        blocks = phases * -(-largest // tile.rows) * -(-s.CG // tile.columns)
-        ring = tile.ring(True)
-        kernel((blocks, s.G), (tile.threads,), dx, dy, wt, b, *s.numbers, shared_mem=ring)
-        return dx
+        return kernel, tile, wt, phases * -(-largest // tile.rows), -(-s.CG // tile.columns)
+
+    def gather(self, dy: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
+        """The data gradient, with a bias: also the forward pass of a transposed convolution."""
+        s = geometry
+        kernel, tile, wt, chunks, columns = self._gather(dy, w, s)
+        count, each = s.once(_gather_slices)
+        dx = empty(dy, (count, *s.x_shape))
+        grid, numbers = (chunks * columns, s.G * count), (*s.numbers, each)
+        PLAIN.launch(kernel, grid, tile, (dx, dy, wt, b if count == 1 else None), numbers, chunks)
+        return launch_sum_slices(dx, b if count > 1 else None)
+
+    def fused_gather(
+        self, dy: Array, w: Array, b: Array | None, geometry: ConvGeometry, epilogue: Epilogue
+    ) -> tuple[Array, Array | None]:
+        """:meth:`gather` through an epilogue -> dx and its partials."""
+        s = geometry
+        kernel, tile, wt, chunks, columns = self._gather(dy, w, s)
+        dx, grid = empty(dy, s.x_shape), (chunks * columns, s.G)
+        numbers = (*s.numbers, _whole(s.once(_gathered_terms)))
+        return dx, epilogue.launch(kernel, grid, tile, (dx, dy, wt, b), numbers, chunks)
 
     def data_gradient(self, dy: Array, w: Array, geometry: ConvGeometry) -> Array:
         return self.gather(dy, w, None, geometry)
@@ -224,6 +297,46 @@ class Rung:
         grid, ring = (tiles, s.G * count), tile.ring(False)
         kernel(grid, (tile.threads,), partial, dy, x, *s.numbers, each, shared_mem=ring)
         return launch_sum_slices(partial, None)
+
+
+def _gathered_terms(s: ConvGeometry) -> int:
+    """Terms of the longest sum of the data gradient: its phase reads the most taps."""
+
+    def taps(size: int, count: int, stride: int, pad: int, dilation: int) -> int:
+        phases = range(min(size, stride))
+        return max(
+            sum((p + pad - t * dilation) % stride == 0 for t in range(count)) for p in phases
+        )
+
+    deep = taps(s.D, s.KD, s.SD, s.PF, s.DD)
+    return s.OCG * deep * taps(s.H, s.KH, s.SH, s.PT, s.DH) * taps(s.W, s.KW, s.SW, s.PL, s.DW)
+
+
+def _whole(terms: int) -> int:
+    """Terms rounded up to whole slabs."""
+    return -(-terms // SLAB) * SLAB
+
+
+def _k_slices(rows: int, columns: int, terms: int, groups: int) -> tuple[int, int]:
+    """(slices, terms of each, whole slabs) of the sums of a product with few outputs.
+
+    Not by the tile that fits the GPU, on which the bits must not depend.
+    """
+    blocks = -(-rows // 64) * -(-columns // 64) * groups
+    if blocks >= BUSY_BLOCKS // 2:
+        return 1, _whole(terms)
+    most = max(1, min(terms // _LEAST_TERMS, GRID_YZ // groups))
+    each = _whole(-(-terms // min(most, -(-BUSY_BLOCKS // blocks))))
+    return -(-terms // each), each
+
+
+def _forward_slices(s: ConvGeometry) -> tuple[int, int]:
+    return _k_slices(s.outputs, s.OCG, s.K, s.G)
+
+
+def _gather_slices(s: ConvGeometry) -> tuple[int, int]:
+    phases, largest = s.once(phases_of)
+    return _k_slices(phases * largest, s.CG, s.once(_gathered_terms), s.G)
 
 
 class _Forced(threading.local):
@@ -306,6 +419,11 @@ IMPLICIT_GEMM = Rung(
 )
 
 
-def wants_tensor_cores(x: Array, s: ConvGeometry) -> bool:
-    """Whether a problem goes to tensor cores by itself: not in float32, nor with few channels."""
-    return precision_of(x) != "fp32" and min(s.CG, s.OCG) >= 8 and s.G <= GRID_YZ
+def pipelined(x: Array, s: ConvGeometry) -> str | None:
+    """The rung that a problem takes by itself: on tensor cores, or in float32 in registers.
+
+    None where few channels would leave the slabs empty.
+    """
+    if min(s.CG, s.OCG) < 8 or s.G > GRID_YZ:
+        return None
+    return (REGISTER_TILED if precision_of(x) == "fp32" else IMPLICIT_GEMM).name

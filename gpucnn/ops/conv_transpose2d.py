@@ -16,7 +16,7 @@ from gpucnn.ops.conv2d import (
     conv2d_weight_gradient,
     gather_grid,
 )
-from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, wants_tensor_cores
+from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, pipelined
 from gpucnn.ops.conv_geometry import ConvGeometry, conv_transpose_geometry
 from gpucnn.ops.geometry import AXES, Padding, Pair, integer, padding_of_axes, sizes
 from gpucnn.ops.reduce import column_sum
@@ -118,7 +118,7 @@ _kernels = KernelFile(
 
 @conv_transpose2d_forward.kernel()
 def _forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
-    chosen = "implicit_gemm" if wants_tensor_cores(x, geometry) else "tiled"
+    chosen = pipelined(x, geometry) or "tiled"
     return conv_transpose2d_forward.launchers[chosen](x, w, b, geometry)
 
 
@@ -211,9 +211,9 @@ def conv_transpose2d(
     Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit,
     also for an empty image and for padding that leaves no output; DeviceError if the tensors live
     on two devices. Variants: ``use_variant(conv_transpose2d="tiled" | "register_tiled" |
-    "implicit_gemm")``; by default "implicit_gemm" where the precision is not "fp32" and a group has
-    eight channels or more on both sides, else "tiled". The gradients are passes of conv2d and take
-    its variants.
+    "implicit_gemm")``; by default, where a group has eight channels or more on both sides,
+    "implicit_gemm", or "register_tiled" in the precision "fp32", else "tiled". The gradients are
+    passes of conv2d and take its variants.
 
     Source: torch.nn.functional.conv_transpose2d; Dumoulin and Visin, arXiv:1603.07285.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,12 +11,12 @@ import numpy as np
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import Kernel, KernelFile
-from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, Rung
+from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, Rung, pipelined
 from gpucnn.ops.conv_geometry import ConvGeometry
 from gpucnn.ops.geometry import Geometry, remembered, same_float_dtype
 from gpucnn.ops.reduce import column_sum, launch_sum_slices
 from gpucnn.ops.tile import GRID_YZ, SPECIALISATIONS, THREADS, slices, tile
-from gpucnn.primitive import primitive
+from gpucnn.primitive import Primitive, primitive
 from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks
 
@@ -124,6 +125,25 @@ def _plan(
         raise ValueError(f"linear: {columns} columns are more than the grid holds")
     count, each = slices(terms, row_tiles * column_tiles)
     return _kernels[name, index], (row_tiles, column_tiles, count), each
+
+
+def _best(primitive: Primitive, x: Array, s: LinearGeometry) -> Callable[..., Array]:
+    return primitive.launchers[pipelined(x, s.once(_pointwise)) or "tiled"]
+
+
+@linear_forward.kernel()
+def _forward(x: Array, w: Array, b: Array | None, geometry: LinearGeometry) -> Array:
+    return _best(linear_forward, x, geometry)(x, w, b, geometry)
+
+
+@linear_data_gradient.kernel()
+def _data_gradient(dy: Array, w: Array, geometry: LinearGeometry) -> Array:
+    return _best(linear_data_gradient, dy, geometry)(dy, w, geometry)
+
+
+@linear_weight_gradient.kernel()
+def _weight_gradient(dy: Array, x: Array, geometry: LinearGeometry) -> Array:
+    return _best(linear_weight_gradient, dy, geometry)(dy, x, geometry)
 
 
 @linear_forward.kernel("tiled")
@@ -245,7 +265,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Raises ValueError or TypeError naming the argument if a shape or dtype does not fit, also for an
     x without features; DeviceError if the tensors live on two devices. Variants:
-    ``use_variant(linear="tiled" | "register_tiled" | "implicit_gemm")``, "tiled" by default.
+    ``use_variant(linear="tiled" | "register_tiled" | "implicit_gemm")``. By itself a layer of eight
+    features or more on both sides takes "implicit_gemm", on tensor cores, or in the precision
+    "fp32" "register_tiled"; others "tiled".
 
     Source: torch.nn.functional.linear.
     """

@@ -95,13 +95,20 @@ def _ordered(classes: Sequence[str]) -> dict[str, int]:
 _INSTRUCTION_BYTES = 16
 
 
+def _operations(name: str) -> int:
+    """What a lane computes by one instruction; on tensor cores 64 at least."""
+    if name not in MATH:
+        return 0
+    return 64 if name.endswith("MMA") else 2 if "FMA" in name else 1
+
+
 def _main_loop(classes: Sequence[str], targets: dict[int, int]) -> tuple[int, int] | None:
     """[start, stop) of the loop that computes most, without the loops around it.
 
     targets: index of a branch -> index that it goes to. A loop is what stands between a branch
     backwards and its target.
     """
-    math = [name in MATH for name in classes]
+    math = [_operations(name) for name in classes]
     loops = [
         (sum(math[start : at + 1]), start, at + 1) for at, start in targets.items() if start <= at
     ]

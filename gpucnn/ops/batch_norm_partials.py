@@ -1,0 +1,85 @@
+"""Batch normalisation from what a convolution left: ``kernels/batch_norm_partials.cu``."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpucnn.device import Array, empty
+from gpucnn.kernel import KernelFile
+from gpucnn.primitive import primitive
+
+# primitives
+
+
+@primitive
+def batch_norm_join_moments(
+    moments: Array,
+    running_mean: Array | None,
+    running_var: Array | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Array, Array]:
+    """The statistics of a batch from the moments of its parts; updates the running ones
+
+    moments (4, C, chunks): count, pivot, mean − pivot, sum of squared deviations from the mean ->
+    mean − x[0] (C), where x[0] is the pivot of the first chunk, and 1/√(var + eps) (C).
+    Source: Chan, Golub and LeVeque (1983).
+    """
+    counts, pivots, distances, squares = moments.astype(np.float64)
+    means, total = pivots + distances, counts.sum(axis=1)
+    mean = (counts * means).sum(axis=1) / total
+    squares = squares.sum(axis=1) + (counts * (means - mean[:, None]) ** 2).sum(axis=1)
+    if running_mean is not None and running_var is not None:
+        running_mean[...] = (1 - momentum) * running_mean + momentum * mean
+        running_var[...] = (1 - momentum) * running_var + momentum * squares / (total - 1)
+    delta, invstd = mean - pivots[:, 0], 1 / np.sqrt(squares / total + eps)
+    return delta.astype(moments.dtype), invstd.astype(moments.dtype)
+
+
+@primitive
+def batch_norm_join_sums(sums: Array, x: Array, delta: Array, invstd: Array) -> tuple[Array, Array]:
+    """dgamma and dbeta from the sums of parts
+
+    sums (2, C, chunks): Σ dy·(x − x[0] − delta) and Σ dy; x (…, C); delta, invstd (C) -> dgamma
+    (C), dbeta (C).
+    """
+    products, totals = sums.sum(axis=2, dtype=np.float64)
+    return (products * invstd).astype(sums.dtype), totals.astype(sums.dtype)
+
+
+_kernels = KernelFile("batch_norm_partials")
+_MOST_THREADS = 256
+
+
+def _threads(chunks: int) -> int:
+    """Of a block: the power of two that covers the chunks, within what a block holds."""
+    threads = 32
+    while threads < min(chunks, _MOST_THREADS):
+        threads *= 2
+    return threads
+
+
+@batch_norm_join_moments.kernel()
+def _launch_join_moments(
+    moments: Array,
+    running_mean: Array | None,
+    running_var: Array | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Array, Array]:
+    _, C, chunks = moments.shape
+    delta, invstd = empty(moments, (C,)), empty(moments, (C,))
+    _kernels["batch_norm_join_moments"](
+        (C,), (_threads(chunks),), delta, invstd, running_mean, running_var, moments,
+        C, chunks, momentum, eps,
+    )  # fmt: skip
+    return delta, invstd
+
+
+@batch_norm_join_sums.kernel()
+def _launch_join_sums(sums: Array, x: Array, delta: Array, invstd: Array) -> tuple[Array, Array]:
+    _, C, chunks = sums.shape
+    dgamma, dbeta = empty(x, (C,)), empty(x, (C,))
+    launch = _kernels["batch_norm_join_sums"]
+    launch((C,), (_threads(chunks),), dgamma, dbeta, sums, x, delta, invstd, C, chunks)
+    return dgamma, dbeta

@@ -1,0 +1,360 @@
+"""Convolution with what follows it, in one pass: ``kernels/epilogue.cuh``.
+
+The rungs "register_tiled" and "implicit_gemm" send each tile through an epilogue before they store
+it. Where another variant of the convolution runs, and on the ``cpu``, the same functions follow one
+after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+
+from gpucnn.device import Array
+from gpucnn.fusion import fuses
+from gpucnn.ops.activation import (
+    Activation,
+    activation_backward,
+    activation_forward,
+    check_positive,
+    relu_backward,
+    relu_forward,
+)
+from gpucnn.ops.batch_norm import BatchNorm
+from gpucnn.ops.channels import column_sums, statistics
+from gpucnn.ops.conv2d import (
+    Convolution,
+    chosen_variant,
+    conv2d_data_gradient,
+    conv2d_forward,
+    conv2d_geometry,
+)
+from gpucnn.ops.conv2d_pipeline import ACTIVATIONS, IMPLICIT_GEMM, REGISTER_TILED, Epilogue
+from gpucnn.ops.conv_geometry import ConvGeometry
+from gpucnn.ops.elementwise import add_forward
+from gpucnn.ops.geometry import Padding, Pair, choice, flag, same_float_dtype
+from gpucnn.primitive import Primitive, primitive
+from gpucnn.tensor import Tensor
+
+# geometry
+
+
+def fusible(activation: str, negative_slope: float = 0.0) -> bool:
+    """Whether an epilogue computes this activation, and its gradient from its output.
+
+    A leaky ReLU whose slope is not positive does not keep the sign of its input.
+    """
+    return activation in ACTIVATIONS and (activation != "leaky_relu" or negative_slope > 0)
+
+
+# primitives
+
+_RUNGS = {rung.name: rung for rung in (REGISTER_TILED, IMPLICIT_GEMM)}
+
+
+def _parameters(activation: str, negative_slope: float) -> tuple[float, ...]:
+    return (negative_slope,) if activation == "leaky_relu" else ()
+
+
+def _forward(
+    on: Callable[[Primitive], Callable[..., Any]],
+    x: Array,
+    w: Array,
+    b: Array | None,
+    residual: Array | None,
+    geometry: ConvGeometry,
+    activation: str,
+    negative_slope: float,
+) -> Array:
+    y = on(conv2d_forward)(x, w, b, geometry)
+    if residual is not None:
+        y = on(add_forward)(y, residual)
+    if activation == "relu":
+        return on(relu_forward)(y)
+    if activation == "identity":
+        return y
+    return on(activation_forward)(y, activation, _parameters(activation, negative_slope))
+
+
+def _data_gradient(
+    on: Callable[[Primitive], Callable[..., Any]],
+    dy: Array,
+    w: Array,
+    residual: Array | None,
+    activated: Array | None,
+    geometry: ConvGeometry,
+    activation: str,
+    negative_slope: float,
+) -> Array:
+    dx = on(conv2d_data_gradient)(dy, w, geometry)
+    if residual is not None:
+        dx = on(add_forward)(dx, residual)
+    if activated is None or activation == "identity":
+        return dx
+    if activation == "relu":
+        return on(relu_backward)(dx, activated)
+    parameters = _parameters(activation, negative_slope)
+    return on(activation_backward)(dx, activated, activation, parameters)
+
+
+def _definition(p: Primitive) -> Callable[..., Any]:
+    return p.definition
+
+
+def _kernels(like: Array) -> Callable[[Primitive], Callable[..., Any]]:
+    device = "emulated" if isinstance(like, np.ndarray) else "cuda"
+    return lambda p: p.on(device)
+
+
+@primitive
+def conv2d_fused_forward(
+    x: Array,
+    w: Array,
+    b: Array | None,
+    residual: Array | None,
+    geometry: ConvGeometry,
+    activation: str,
+    negative_slope: float,
+    moments: bool,
+) -> tuple[Array, Array | None]:
+    """y = f(conv2d(x, w, b) + residual), and moments of y per channel
+
+    x, w, b as in conv2d_forward; residual like y, or None. f: an activation for which
+    :func:`fusible` holds. -> y; moments (4, OC, chunks) float32, if wanted: of each chunk of the
+    pixels and each channel the count, a pivot (in the first chunk y's first pixel), the mean as
+    distance from the pivot and the sum of squared deviations from the mean. A kernel without an
+    epilogue leaves no moments: None.
+    """
+    y = _forward(_definition, x, w, b, residual, geometry, activation, negative_slope)
+    if not moments:
+        return y, None
+    rows = y.reshape(-1, y.shape[-1])
+    mean, var = statistics(y)
+    count = np.full(mean.shape, len(rows))
+    parts = np.stack([count, rows[0], mean - rows[0], var * len(rows)])
+    return y, parts.astype(y.dtype)[..., None]
+
+
+@primitive
+def conv2d_fused_data_gradient(
+    dy: Array,
+    w: Array,
+    residual: Array | None,
+    activated: Array | None,
+    normalised: Array | None,
+    delta: Array | None,
+    geometry: ConvGeometry,
+    activation: str,
+    negative_slope: float,
+) -> tuple[Array, Array | None]:
+    """dx = (the data gradient of conv2d + residual)·f'; Σ dx·(normalised − mean) and Σ dx
+
+    dy, w as in conv2d_data_gradient; residual, activated and normalised like x, or None.
+    activated: the x of the convolution, which is the output of the activation f: f' is computed
+    from it, 1 if None. normalised: the input of the batch normalisation before f, delta (C) its
+    mean as distance from its first row. -> dx; with normalised the two sums (2, C, chunks) over
+    chunks of the pixels, from which its gradients follow. A kernel without an epilogue leaves no
+    sums: None.
+    """
+    dx = _data_gradient(
+        _definition, dy, w, residual, activated, geometry, activation, negative_slope
+    )
+    if normalised is None:
+        return dx, None
+    C = dx.shape[-1]
+    rows = normalised.reshape(-1, C)
+    products = dx.reshape(-1, C) * (rows - (rows[0] + delta))
+    sums = np.stack([column_sums(products, C), column_sums(dx, C)])
+    return dx, sums.astype(dx.dtype)[..., None]
+
+
+@conv2d_fused_forward.kernel()
+def _launch_forward(
+    x: Array,
+    w: Array,
+    b: Array | None,
+    residual: Array | None,
+    geometry: ConvGeometry,
+    activation: str,
+    negative_slope: float,
+    moments: bool,
+) -> tuple[Array, Array | None]:
+    rung = _RUNGS.get(chosen_variant(conv2d_forward, x, w, b, geometry))
+    if rung is None:
+        rest = (residual, geometry, activation, negative_slope)
+        return _forward(_kernels(x), x, w, b, *rest), None
+    epilogue = Epilogue(
+        residual=residual,
+        partials="moments" if moments else None,
+        activation=activation,
+        negative_slope=negative_slope,
+    )
+    return rung.fused_forward(x, w, b, geometry, epilogue)
+
+
+@conv2d_fused_data_gradient.kernel()
+def _launch_data_gradient(
+    dy: Array,
+    w: Array,
+    residual: Array | None,
+    activated: Array | None,
+    normalised: Array | None,
+    delta: Array | None,
+    geometry: ConvGeometry,
+    activation: str,
+    negative_slope: float,
+) -> tuple[Array, Array | None]:
+    rung = _RUNGS.get(chosen_variant(conv2d_data_gradient, dy, w, geometry))
+    if rung is None:
+        rest = (activated, geometry, activation, negative_slope)
+        return _data_gradient(_kernels(dy), dy, w, residual, *rest), None
+    epilogue = Epilogue(
+        residual=residual,
+        activated=activated,
+        normalised=normalised,
+        delta=delta,
+        partials=None if normalised is None else "sums",
+        activation="identity" if activated is None else activation,
+        negative_slope=negative_slope,
+    )
+    return rung.fused_gather(dy, w, None, geometry, epilogue)
+
+
+# tape
+
+
+def gradient_through(function: Convolution, dy: Array) -> Array:
+    """dx of a convolution: of what made x, if an epilogue may go through that as well.
+
+    That is an activation whose output goes into this convolution alone, and a batch normalisation
+    whose output goes into that activation, or into this convolution, alone; they are told what was
+    done for them.
+    """
+    geometry, weight = function.geometry, function.weight
+    before = function.sole_maker(0) if function.fuses and function.device != "cpu" else None
+    through = before.from_output() if isinstance(before, Activation) else None
+    below = before if through is None else cast("Activation", before).sole_maker(0)
+    norm = below if isinstance(below, BatchNorm) and below.training else None
+    if through is None and norm is None:
+        return cast("Array", function.run(conv2d_data_gradient, dy, weight, geometry))
+    activation, negative_slope = through or ("identity", 0.0)
+    dx, sums = function.run(
+        conv2d_fused_data_gradient,
+        dy,
+        weight,
+        None,
+        None if through is None else function.x,
+        None if norm is None else norm.x,
+        None if norm is None else norm.delta,
+        geometry,
+        activation,
+        negative_slope,
+    )
+    if through is not None:
+        cast("Activation", before).passed = True
+    if norm is not None:
+        norm.sums = sums
+    return cast("Array", dx)
+
+
+class FusedConvolution(Convolution, Activation):
+    """conv2d, a residual and an activation; the gradient of the activation is told from y."""
+
+    batched = (0, 3)
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array | None,
+        residual: Array | None,
+        *,
+        activation: str,
+        negative_slope: float,
+        moments: bool,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        groups: Any,
+    ) -> Array:
+        self.geometry = conv2d_geometry(x, weight, bias, stride, padding, dilation, groups)
+        if residual is not None and residual.shape != self.geometry.y_shape:
+            raise ValueError(
+                f"residual must have the shape of the output, {self.geometry.y_shape}, "
+                f"got {tuple(residual.shape)}"
+            )
+        same_float_dtype(x=x, residual=residual)
+        y, self.moments = self.run(
+            conv2d_fused_forward,
+            *(x, weight, bias, residual, self.geometry, activation, negative_slope, moments),
+        )
+        if self.recording:
+            self.x, self.weight, self.y, self.fuses = x, weight, y, fuses()
+            self.activation = activation, negative_slope
+        return cast("Array", y)
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        activation, negative_slope = self.activation
+        if not self.passed and activation != "identity":
+            if activation == "relu":
+                dy = self.run(relu_backward, dy, self.y)
+            else:
+                parameters = _parameters(activation, negative_slope)
+                dy = self.run(activation_backward, dy, self.y, activation, parameters)
+        return *super().backward(dy), dy if self.needs[3] else None
+
+    def from_output(self) -> tuple[str, float] | None:
+        return None if self.activation[0] == "identity" else self.activation
+
+
+# public
+
+
+def conv2d_fused(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    activation: str = "relu",
+    negative_slope: float = 0.01,
+    stride: int | Pair = 1,
+    padding: int | Pair | Padding | str = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+    moments: bool = False,
+) -> Tensor:
+    """A convolution, a residual and an activation in one pass over memory.
+
+    ``y = f(conv2d(x, weight, bias) + residual)``; :class:`gpucnn.nn.Sequential` calls it by itself
+    for neighbouring layers.
+
+    x, weight, bias, stride, padding, dilation, groups: as in :func:`conv2d`. residual: like y, or
+    None. activation: "identity", "relu", "leaky_relu" with ``negative_slope`` > 0, "sigmoid" or
+    "tanh". moments: the kernel also leaves behind the mean and variance of each channel of y, for
+    a :func:`batch_norm` that takes y next; y must not be changed in between.
+    Returns (N, OH, OW, OC).
+
+    Raises what :func:`conv2d` raises, and ValueError for another activation, a negative_slope that
+    is not positive, or a residual of another shape. Variants: those of conv2d. "register_tiled" and
+    "implicit_gemm" make one pass, the others several.
+
+    Source: the layers of He et al., arXiv:1512.03385.
+    """
+    choice("activation", activation, ACTIVATIONS)
+    slope = 0.0
+    if activation == "leaky_relu":
+        slope = check_positive("negative_slope", negative_slope)
+    y = cast(
+        "Tensor",
+        FusedConvolution.apply(
+            x, weight, bias, residual, activation=activation, negative_slope=slope,
+            moments=flag("moments", moments), stride=stride, padding=padding, dilation=dilation,
+            groups=groups,
+        ),
+    )  # fmt: skip
+    if isinstance(y._creator, FusedConvolution):
+        y._moments = y._creator.moments
+    return y
