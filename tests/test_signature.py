@@ -272,7 +272,7 @@ FIT = (np.zeros(3, np.float32), np.zeros((), np.int32)[None], 3, 0.1, True, 5)
         (2, 2**31),
         (2, "3"),
         (3, "0.1"),
-        (3, np.full(1, 0.1, np.float32)),
+        (3, np.full((), 0.1, np.float32)),
         (3, 1e39),
         (5, -1),
     ],
