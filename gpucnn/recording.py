@@ -65,6 +65,9 @@ class Recorder:
     def watch(self, read: Callable[[], Hashable]) -> None:
         """Something that is as it was, or the recording is of no use."""
 
+    def watch_attribute(self, owner: Any, name: str) -> None:
+        """An attribute that is the object that it was, or the recording is of no use."""
+
     def used(self, tensors: Sequence[Any]) -> None:
         """Inputs (tensors or None) of a function of the tape."""
 
@@ -132,6 +135,13 @@ def watch(read: Callable[[], Hashable]) -> None:
     recorder = active and current()
     if recorder:
         recorder.watch(read)
+
+
+def watch_attribute(owner: Any, name: str) -> None:
+    """A graph that is being recorded holds as long as this attribute is the object that it is."""
+    recorder = active and current()
+    if recorder:
+        recorder.watch_attribute(owner, name)
 
 
 def reading(what: str) -> None:

@@ -74,6 +74,29 @@ class Regions:
         return (label, address - start) if address < start + size else None
 
 
+class Watched:
+    """Modes, options and parameters: what must be as it was for a recording to hold."""
+
+    def __init__(self) -> None:
+        self._attributes: dict[tuple[int, str], tuple[Any, str, Any]] = {}
+        self._reads: list[tuple[Callable[[], Hashable], Hashable]] = []
+
+    def attribute(self, owner: Any, name: str) -> None:
+        """An attribute must be this very object."""
+        self._attributes[id(owner), name] = owner, name, getattr(owner, name)
+
+    def read(self, read: Callable[[], Hashable]) -> None:
+        """What ``read`` returns must be equal to what it returns now."""
+        self._reads.append((read, read()))
+
+    def holds(self) -> bool:
+        """Whether all of it is as it was."""
+        for owner, name, value in self._attributes.values():
+            if getattr(owner, name) is not value:
+                return False
+        return all(read() == value for read, value in self._reads)
+
+
 def is_array(value: Any) -> bool:
     """Whether it is an array of NumPy or CuPy, and no number of theirs."""
     return hasattr(value, "dtype") and hasattr(value, "flags") and not isinstance(value, np.generic)
@@ -105,7 +128,7 @@ class Recording(Observer):
         self.store, self.before = store, before
         self.events: list[Hashable] = []
         self.hosted: list[Callable[[], None]] = []
-        self.watched: list[tuple[Callable[[], Hashable], Hashable]] = []
+        self.watched = Watched()
         self.lifetimes: list[Lifetime] = []
         self.launches = 0
         self.plan: MemoryPlan | None = None  # of the second pass
@@ -144,15 +167,8 @@ class Recording(Observer):
         for reference, data in self._leaves.values():
             tensor = reference()
             if tensor is not None and id(tensor.data) == data:
-                self._watch_data(reference, tensor.data)
+                self.watched.attribute(tensor, "data")
         self._leaves.clear()
-
-    def _watch_data(self, reference: weakref.ref[Any], data: Array) -> None:
-        def is_there() -> bool:
-            tensor = reference()
-            return tensor is None or tensor.data is data
-
-        self.watched.append((is_there, True))
 
     # ---- memory
 
@@ -284,7 +300,10 @@ class Recording(Observer):
         self.hosted.append(action)
 
     def watch(self, read: Callable[[], Hashable]) -> None:
-        self.watched.append((read, read()))
+        self.watched.read(read)
+
+    def watch_attribute(self, owner: Any, name: str) -> None:
+        self.watched.attribute(owner, name)
 
     def used(self, tensors: Sequence[Any]) -> None:
         for t in tensors:

@@ -12,7 +12,7 @@ from gpucnn import recording
 from gpucnn.device import Array, default_device, require
 from gpucnn.graph.host import HostRecording
 from gpucnn.graph.plan import MemoryPlan
-from gpucnn.graph.record import Observer, Store, is_array
+from gpucnn.graph.record import Observer, Store, Watched, is_array
 from gpucnn.misuse import warn_once
 from gpucnn.precision import chosen_precision
 from gpucnn.primitive import chosen_variants
@@ -36,13 +36,8 @@ class Graph(Protocol):
 class _Recorded:
     """One graph with the arguments that it reads, what it returns, and when it holds."""
 
-    def __init__(self, graph: Graph, store: Store, result: Any, watched: Any) -> None:
-        self.graph, self.store, self.result = graph, store, result
-        self._watched = watched
-
-    def fits(self) -> bool:
-        """Whether modes, options and parameters are still those of the recording."""
-        return all(read() == value for read, value in self._watched)
+    def __init__(self, graph: Graph, store: Store, result: Any, watched: Watched) -> None:
+        self.graph, self.store, self.result, self.watched = graph, store, result, watched
 
 
 class _Entry:
@@ -93,7 +88,7 @@ class CudaGraph:
         if entry is None:
             entry = self._entries[key] = self._new_entry(tuple(held))
         for recorded in entry.graphs:
-            if recorded.fits():
+            if recorded.watched.holds():
                 return self._replay(recorded, arrays)
         if entry.reason:
             return self._run(args, kwargs, arrays)

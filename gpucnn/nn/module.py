@@ -41,7 +41,7 @@ class Module:
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         if recording.active is not None:
-            recording.watch(lambda: self.training)
+            recording.watch_attribute(self, "training")
         return self.forward(*inputs, **options)
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
