@@ -52,7 +52,10 @@ class _Entry:
 
 
 class CudaGraph:
-    """A step that is recorded and replayed; made by :func:`cuda_graph`."""
+    """A step that is recorded and replayed; made by :func:`cuda_graph`.
+
+    reason: why it last ran eagerly, "" if it never had to. replays: how many there have been.
+    """
 
     def __init__(self, step: Callable[..., Any], device: str | None = None) -> None:
         if not callable(step):
@@ -237,5 +240,37 @@ def _fill(store: Store, arrays: list[Tensor]) -> None:
 
 
 def cuda_graph(step: Callable[..., Any], *, device: str | None = None) -> CudaGraph:
-    """A step that computes what ``step`` does, as one CUDA graph over memory planned once."""
+    """A function that computes what ``step`` does, as one graph over memory planned once.
+
+    The first call with arguments of a kind runs eagerly: kernels are compiled, and what is made
+    lazily is made. The second notes which memory lives how long, the third computes in memory
+    planned by that, in one arena, and is recorded. From the fourth on the record is replayed: on
+    ``cuda`` one launch of a CUDA graph, on ``emulated`` and ``cpu`` the same launches and the same
+    primitives one by one. The bits are those of the eager step, on every device.
+
+    step: any function of this library's operations, such as forward pass, loss, backward pass,
+    clipping, optimizer, schedule, moving average. Its Python code does not run in a replay. What
+    the library counts on the host goes on all the same: steps of optimizers, schedules and
+    averages, positions of random numbers; rates and other options may be changed at any time.
+
+    Arguments: tensors, NumPy or CuPy arrays (which reach ``step`` as tensors of ``device``, the
+    default device if None), and lists, tuples and dicts of them: they are copied into memory that
+    the graph reads. Numbers, strings and other objects are part of what was recorded. Returns what
+    ``step`` returned: the same tensors at each replay, which overwrites them; copy what shall stay.
+
+    Recorded anew are calls with other shapes, dtypes, numbers or objects, another precision,
+    variant or ``no_grad``, after ``train()`` or ``eval()`` of a module, and where a parameter's
+    ``data`` was replaced. A graph that was recorded is kept for when its kind of call comes back.
+
+    What cannot be recorded runs eagerly, and a warning says why, once; ``.reason`` keeps it: values
+    read on the host (``item()``, ``numpy()``, printing a tensor), numbers and host arrays that
+    change from call to call without being arguments, arrays handed from one call to the next other
+    than in place, arguments that require a gradient. Checks of values, such as of class labels, are
+    made while recording only.
+
+    ``.memory`` is the :class:`gpucnn.graph.MemoryPlan`, ``.launches`` the number of kernels in a
+    replay, ``.replays`` how many there have been.
+
+    Raises TypeError if step is no function, DeviceError for a device that is not at hand.
+    """
     return CudaGraph(step, device)

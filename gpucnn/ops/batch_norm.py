@@ -23,6 +23,7 @@ from gpucnn.ops.channels import chunk_rows, column_sums, fold, normalise, statis
 from gpucnn.ops.geometry import flag, remembered, same_float_dtype
 from gpucnn.ops.reduce import column_blocks
 from gpucnn.primitive import primitive
+from gpucnn.recording import copied
 from gpucnn.tensor import Function, Tensor, no_grad
 from gpucnn.threads import map_chunks, scratch
 
@@ -324,7 +325,7 @@ class BatchNorm(Function):
         if self.recording:
             self.x, self.gamma = x, gamma
             if not training and running_mean is not None:
-                self.mean = running_mean.copy()  # it may be updated before the backward pass
+                self.mean = copied(running_mean)  # it may be updated before the backward pass
         return y
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
@@ -388,7 +389,7 @@ def batch_norm(
         # Two blank images pass the checks; what they do to the statistics is thrown away.
         blank = Tensor(np.zeros((2, *x.shape[1:]), x.dtype), device=x.device)
         copies = [
-            Tensor._wrap(t.data.copy(), t.device) if isinstance(t, Tensor) else t
+            Tensor._wrap(copied(t.data), t.device) if isinstance(t, Tensor) else t
             for t in (running_mean, running_var)
         ]
         with no_grad():
