@@ -214,6 +214,37 @@ def test_gradients_that_add_up_over_steps(device: str) -> None:
     assert train(True) == train(False)
 
 
+def test_copies_inside_a_step(device: str) -> None:
+    """Losses of each row; statistics that are kept for the backward pass; weights put aside."""
+    gpucnn.seed(1)
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).to(device).eval()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    average = optim.EMA(optimizer, 0.5)
+
+    def step(x: Tensor) -> tuple[Tensor, Tensor]:
+        losses = F.cross_entropy(model(x), np.arange(5) % 3, reduction="none")
+        optimizer.zero_grad()
+        losses.sum().backward()
+        optimizer.step()
+        average.update()
+        with average.applied():
+            return losses, model(x)
+
+    def train(run: Any) -> list[bytes]:
+        optimizer.steps, seen = 0, []
+        for i in range(7):
+            x = Tensor(randn(5, 4, seed=i), device=device)
+            seen += [t.numpy().tobytes() for t in run(x)]
+        return seen
+
+    before = optimizer._flat.copy()
+    expected = train(step)
+    optimizer._flat[...] = average._average[...] = before
+    graph = gpucnn.cuda_graph(step)
+    assert train(graph) == expected
+    assert (graph.replays, graph.reason) == (4, "")
+
+
 def test_a_step_inside_a_step(device: str) -> None:
     inner = gpucnn.cuda_graph(lambda x: x * 2.0)
     outer = gpucnn.cuda_graph(lambda x: inner(x) + 1.0)

@@ -18,6 +18,7 @@ from gpucnn.ops.geometry import choice, host_array, integer, same_float_dtype
 from gpucnn.ops.reduce import column_sum
 from gpucnn.ops.softmax import LogSoftmax, Softmax, row_blocks, row_max, row_sum
 from gpucnn.primitive import Primitive, primitive
+from gpucnn.recording import copied
 from gpucnn.tensor import Function, Tensor, check_tensor
 from gpucnn.threads import map_chunks
 
@@ -316,7 +317,7 @@ class RowLoss(Function):
         scores = x.reshape(-1, x.shape[-1])
         losses, self.dx = self.run(loss, scores, *arguments, self.recording)
         if reduction == "none":
-            return losses[:, 0].copy().reshape(x.shape[:-1])
+            return copied(losses[:, 0]).reshape(x.shape[:-1])
         self.totals = self.run(column_sum, losses)
         if reduction == "sum":
             return self.totals[:1].reshape(())
