@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpucnn
+from bench.graphs import count
+from bench.steps import Step
 from gpucnn import Tensor, buffers, emulator
 from gpucnn.emulator.fault import KernelFault
 from gpucnn.graph import MemoryPlan
@@ -132,6 +134,15 @@ def test_buffers_that_share_too_much_are_seen(monkeypatch: pytest.MonkeyPatch) -
     assert list(step.memory.overlaps())
     np.testing.assert_array_equal(found[0], 2 * x * (3 * x))
     assert (found[-1] != found[0]).any()
+
+
+@pytest.mark.emulated
+def test_what_the_bench_counts() -> None:
+    found = count(Step("lenet5", 2, "typical"), timed=False)
+    assert found.launches > 30
+    memory = found.memory
+    assert memory.live_bytes <= memory.bytes < memory.unshared_bytes
+    assert found.row().startswith(f"| lenet5-b2 | {found.launches} | ")
 
 
 def test_the_arena_lives_as_long_as_a_result(device: str) -> None:
