@@ -11,7 +11,6 @@ import functools
 import inspect
 import operator
 import threading
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -278,7 +277,7 @@ class Function:
     batched: tuple[int, ...] = ()  # inputs whose image n alone makes image n of every output
     _inputs: tuple[Tensor | None, ...]
     _output_count: int
-    _uses: Counter[Function]  # of a function's outputs, by the functions of a backward pass
+    _uses: dict[Function, int]  # of a function's outputs, by the functions of a backward pass
 
     def forward(self, *arrays: Any, **options: Any) -> Any:
         raise NotImplementedError
@@ -398,9 +397,12 @@ class Reshape(Function):
         return (dy.reshape(self.shape),)
 
 
-def _order(root: Function) -> list[Function]:
-    """The functions that ``root`` depends on, each before all that it was computed from."""
+def _order(root: Function) -> tuple[list[Function], dict[Function, int]]:
+    """The functions that ``root`` depends on, each before all that it was computed from; and how
+    often each of them is an input of another.
+    """
     order: list[Function] = []
+    uses: dict[Function, int] = {}
     seen: set[Function] = set()
     stack: list[Function | None] = [root]
     while stack:
@@ -411,10 +413,11 @@ def _order(root: Function) -> list[Function]:
             seen.add(function)
             stack += (function, None)
             for t in _inputs_of(function):
-                if t is not None and t._creator is not None:
-                    stack.append(t._creator)
+                if t is not None and (creator := t._creator) is not None:
+                    stack.append(creator)
+                    uses[creator] = uses.get(creator, 0) + 1
     order.reverse()
-    return order
+    return order, uses
 
 
 def _inputs_of(function: Function) -> tuple[Tensor | None, ...]:
@@ -446,10 +449,7 @@ def _walk_back(tensor: Tensor, grad: Array) -> None:
     if tensor._creator is None:
         tensor._accumulate(grad)
         return
-    order = _order(tensor._creator)
-    uses = Counter(
-        t._creator for function in order for t in function._inputs if t is not None and t._creator
-    )
+    order, uses = _order(tensor._creator)
     for function in order:
         function._uses = uses
     pending: dict[Function, list[Array | None]] = {}  # the gradients of a function's outputs
