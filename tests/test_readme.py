@@ -14,18 +14,25 @@ README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encodi
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_ten_lines_learn() -> None:
+def test_the_ten_lines_learn_and_go_on_as_a_graph() -> None:
     scope: dict[str, object] = {}
     exec(compile(PYTHON[0], "README.md", "exec"), scope)
     loss = scope["loss"]
     assert isinstance(loss, gpucnn.Tensor)
-    assert loss.item() < 1.0986  # ln 3: guessing among three classes
+    before = loss.item()
+    assert before < 1.0986  # ln 3: guessing among three classes
+    exec(compile(PYTHON[1], "README.md", "exec"), scope)
+    step, loss = scope["step"], scope["loss"]
+    assert isinstance(step, gpucnn.graph.CudaGraph)
+    assert isinstance(loss, gpucnn.Tensor)
+    assert step.replays == 37
+    assert loss.item() < before
 
 
 @pytest.mark.emulated
 def test_the_planted_race_is_reported_in_these_words() -> None:
     with pytest.raises(emulator.KernelFault) as fault:
-        exec(compile(PYTHON[1], "README.md", "exec"), {})
+        exec(compile(PYTHON[2], "README.md", "exec"), {})
     assert fault.value.kind == "race"
     (shown,) = re.findall(r"raises\n\n```\n(.*?)\n```", README, re.DOTALL)
     assert " ".join(shown.split()) == f"gpucnn.emulator.KernelFault: {fault.value}"
