@@ -87,7 +87,7 @@ def test_map_chunks_keeps_order_and_raises() -> None:
 def test_the_number_of_threads_does_not_change_the_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     x, w = randn(9, 20, 21, 7), randn(5, 3, 3, 7)
     s = conv2d_geometry(x, w, None, 1, 1, 1, 1)
-    monkeypatch.setattr("gpucnn.ops.conv2d._CHUNK_BYTES", 1 << 15)
+    monkeypatch.setattr("gpucnn.ops.unfold._CHUNK_BYTES", 1 << 15)
     results = []
     for count in ("1", "2", "3"):
         monkeypatch.setenv("GPUCNN_THREADS", count)

@@ -98,7 +98,7 @@ def test_definition_is_the_formula(case: Conv2dCase) -> None:
 @cases
 def test_definition_in_bands(case: Conv2dCase, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images too large for the cache are cut: here each row of outputs is."""
-    monkeypatch.setattr("gpucnn.ops.conv2d._CHUNK_BYTES", 1)
+    monkeypatch.setattr("gpucnn.ops.unfold._CHUNK_BYTES", 1)
     monkeypatch.setattr("gpucnn.ops.depthwise._BAND", 1)
     test_definition_is_the_formula(case)
 

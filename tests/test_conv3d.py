@@ -113,7 +113,7 @@ def test_definition_is_the_formula(case: ConvCase) -> None:
 @pytest.mark.parametrize("size", [1, 1 << 12])
 def test_definition_in_bands(case: ConvCase, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Volumes too large for the cache are cut: rows of outputs, or planes."""
-    monkeypatch.setattr("gpucnn.ops.conv2d._CHUNK_BYTES", size)
+    monkeypatch.setattr("gpucnn.ops.unfold._CHUNK_BYTES", size)
     monkeypatch.setattr("gpucnn.ops.depthwise._BAND", 1)
     check_definition(case)
 

@@ -1,7 +1,8 @@
-"""Convolutions through transformed tiles on the CPU: the same results as through the formula."""
+"""Convolutions of fewer products on the CPU: the same results as by the formula."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import gpucnn
 from bench.tolerances import float32_bar
 from gpucnn import functional as F
 from gpucnn.gradcheck import gradcheck
-from gpucnn.ops import winograd
+from gpucnn.ops import winograd, winograd_rows
 from gpucnn.ops.conv2d import (
+    _fewer_products,
     conv2d_data_gradient,
     conv2d_forward,
     conv2d_geometry,
@@ -34,11 +36,19 @@ CASES = {
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-@pytest.fixture
-def wherever_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where it costs more than it saves."""
-    monkeypatch.setattr(winograd, "_SUMS", -1e9)
-    monkeypatch.setattr(winograd, "_PIXELS", 0)
+@pytest.fixture(params=["tiles", "rows"])
+def wherever_it_can(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """One of the two ways, also where it costs more than it saves."""
+    way, other = (
+        (winograd, winograd_rows) if request.param == "tiles" else (winograd_rows, winograd)
+    )
+    monkeypatch.setattr(way, "cost", lambda s: -math.inf if winograd.is_plain_3x3(s) else math.inf)
+    monkeypatch.setattr(other, "cost", lambda s: math.inf)
+    return way
+
+
+def by_definition(s: ConvGeometry) -> bool:
+    return _fewer_products(s) is None
 
 
 def problem(case: tuple[Any, ...], dtype: Any) -> tuple[ConvGeometry, Arrays]:
@@ -72,31 +82,31 @@ def results(s: ConvGeometry, x: np.ndarray, w: np.ndarray, dy: np.ndarray) -> Ar
 
 
 def check(s: ConvGeometry, arrays: Arrays, bar: str = "") -> None:
-    assert winograd.fits(s)
+    assert not by_definition(s)
     terms = (9 * s.C, 9 * s.OC, s.outputs)
     for got, expected, n in zip(results(s, *arrays), formula(s, *arrays), terms, strict=True):
         assert_close(got, expected, bar or float32_bar(n), n)
 
 
 @cases
-def test_is_the_formula(case: Any, wherever_it_can: None) -> None:
+def test_is_the_formula(case: Any, wherever_it_can: Any) -> None:
     check(*problem(case, np.float64), bar="float64")
 
 
-@pytest.mark.parametrize("channels", [32, 64, 256])
+@pytest.mark.parametrize("channels", [16, 32, 64, 128])
 def test_keeps_the_bar_of_float32(channels: int) -> None:
     """Where it is taken by itself."""
     check(*problem(((8, 12, 12, channels), channels, 1), np.float32))
 
 
 @cases
-def test_in_bands(case: Any, wherever_it_can: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_bands(case: Any, wherever_it_can: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images too large for the cache are cut: here each row of tiles is."""
-    monkeypatch.setattr(winograd, "_UNIT", 1)
+    monkeypatch.setattr(wherever_it_can, "_UNIT", 1)
     check(*problem(case, np.float64), bar="float64")
 
 
-def test_gradients(wherever_it_can: None) -> None:
+def test_gradients(wherever_it_can: Any) -> None:
     x, w, b = (
         gpucnn.Tensor(randn(*n, dtype=np.float64)) for n in ((2, 5, 6, 2), (3, 3, 3, 2), (3,))
     )
@@ -108,14 +118,15 @@ def test_gradients(wherever_it_can: None) -> None:
 @pytest.mark.parametrize("bad", [np.inf, np.nan, 1.5e308])
 @pytest.mark.parametrize("which", [0, 1, 2], ids=["x", "w", "dy"])
 def test_what_is_not_finite_spoils_no_tile(
-    bad: float, which: int, wherever_it_can: None, monkeypatch: pytest.MonkeyPatch
+    bad: float, which: int, wherever_it_can: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rest of its tile, and of its batch, is as the formula has it."""
     s, arrays = problem(((4, 9, 9, 5), 3, 1), np.float64)
     arrays[which].reshape(-1)[100] = bad
     with np.errstate(all="ignore"):
         got = results(s, *arrays)
-        monkeypatch.setattr(winograd, "fits", lambda s: False)
+        monkeypatch.setattr(wherever_it_can, "cost", lambda s: math.inf)
+        assert by_definition(s)
         expected = results(s, *arrays)
     for a, e, terms in zip(got, expected, (45, 27, s.outputs), strict=True):
         finite = np.isfinite(e)
@@ -125,11 +136,12 @@ def test_what_is_not_finite_spoils_no_tile(
 
 
 @pytest.mark.parametrize("threads", ["2", "5"])
+@pytest.mark.parametrize("channels", [16, 64])
 def test_the_bits_do_not_depend_on_the_threads(
-    threads: str, monkeypatch: pytest.MonkeyPatch
+    channels: int, threads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    s, arrays = problem(((7, 16, 16, 64), 64, 1), np.float32)
-    assert winograd.fits(s)
+    s, arrays = problem(((7, 16, 16, channels), channels, 1), np.float32)
+    assert _fewer_products(s) is (winograd if channels == 64 else winograd_rows)
     monkeypatch.setenv("GPUCNN_THREADS", "1")
     alone = [a.tobytes() for a in results(s, *arrays)]
     monkeypatch.setenv("GPUCNN_THREADS", threads)
@@ -143,16 +155,20 @@ def geometry(C: int, OC: int, size: int, **options: Any) -> ConvGeometry:
     return conv2d_geometry(x, w, None, **options)
 
 
-def test_is_taken_where_it_pays() -> None:
-    assert winograd.fits(geometry(64, 64, 8))
-    assert winograd.fits(geometry(256, 512, 56))
-    assert not winograd.fits(geometry(16, 16, 32)), "too few channels"
-    assert not winograd.fits(geometry(32, 32, 5)), "mostly tiles that are cut off"
-    others: list[dict[str, Any]] = [
-        {"stride": 2},
-        {"dilation": 2},
-        {"groups": 2},
-        {"kernel": 5},
-        {"kernel": 1},
-    ]
-    assert not any(winograd.fits(geometry(64, 64, 16, **options)) for options in others)
+def test_each_way_is_taken_where_it_pays() -> None:
+    for sizes in ((64, 64, 8), (32, 64, 7), (256, 512, 56)):
+        assert _fewer_products(geometry(*sizes)) is winograd
+    for sizes in ((16, 16, 32), (32, 32, 16), (16, 32, 18)):
+        assert _fewer_products(geometry(*sizes)) is winograd_rows
+    assert by_definition(geometry(3, 16, 32)), "too few channels"
+    assert by_definition(geometry(16, 32, 3)), "mostly cells that are cut off"
+    assert by_definition(geometry(512, 512, 4)), "mostly transforms of the filters"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"stride": 2}, {"dilation": 2}, {"groups": 2}, {"kernel": 5}, {"kernel": 1}],
+    ids=str,
+)
+def test_other_convolutions_are_left_alone(options: dict[str, Any]) -> None:
+    assert by_definition(geometry(64, 64, 16, **options))

@@ -7,27 +7,24 @@ inside, all images have three axes.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
-from numpy.typing import NDArray
 
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.fusion import fuses
 from gpucnn.kernel import Kernel, KernelFile
-from gpucnn.ops import depthwise, winograd
-from gpucnn.ops.channels import pixels
+from gpucnn.ops import depthwise, winograd, winograd_rows
 from gpucnn.ops.conv2d_few_channels import FEW_CHANNELS, FewChannels, where_it_fits
 from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, phases_of, pipelined
 from gpucnn.ops.conv_geometry import ConvGeometry, conv_geometry
 from gpucnn.ops.geometry import Padding, Pair
 from gpucnn.ops.reduce import column_sum, launch_sum_slices
 from gpucnn.ops.tile import GRID_YZ, SPECIALISATIONS, THREADS, slices, tile
+from gpucnn.ops.unfold import UNFOLDING, by_group, in_cache, inside, padded_shape, unfolded
 from gpucnn.precision import precision_of
 from gpucnn.primitive import Primitive, primitive
 from gpucnn.tensor import Function, Tensor
@@ -45,97 +42,20 @@ def conv2d_geometry(
 
 # primitives
 
-_CHUNK_BYTES = 1 << 21  # of scratch per thread: cached, and much more work than NumPy's calls are
-_SHORT_RUN = 12  # floats: below this a copy of one row of a window is mostly loop overhead
 
-
-def _padded_shape(s: ConvGeometry, n: int) -> tuple[int, int, int, int, int]:
-    """Images that hold every cell that a window touches, from (-PF, -PT, -PL) on."""
-    deep = max((s.OD - 1) * s.SD + (s.KD - 1) * s.DD + 1, s.PF + s.D)
-    high = max((s.OH - 1) * s.SH + (s.KH - 1) * s.DH + 1, s.PT + s.H)
-    wide = max((s.OW - 1) * s.SW + (s.KW - 1) * s.DW + 1, s.PL + s.W)
-    return n, deep, high, wide, s.C
-
-
-def _inside(padded: NDArray[Any], s: ConvGeometry) -> NDArray[Any]:
-    """The view of the images within their padding."""
-    return padded[:, s.PF : s.PF + s.D, s.PT : s.PT + s.H, s.PL : s.PL + s.W]
-
-
-def windows(x: NDArray[Any], s: ConvGeometry) -> NDArray[Any]:
-    """A view (G, N, OD, OH, OW, KD, KH, KW, CG) of the zero-padded windows of a few images."""
-    x = x.reshape(-1, s.D, s.H, s.W, s.C)
-    shape = _padded_shape(s, len(x))
-    if shape[1:] != x.shape[1:]:
-        padded = scratch("conv2d padded", shape, x.dtype)
-        back, bottom, right = s.PF + s.D, s.PT + s.H, s.PL + s.W
-        padded[:, : s.PF] = 0
-        padded[:, back:] = 0
-        volume = padded[:, s.PF : back]
-        volume[:, :, : s.PT] = 0
-        volume[:, :, bottom:] = 0
-        volume[:, :, s.PT : bottom, : s.PL] = 0
-        volume[:, :, s.PT : bottom, right:] = 0
-        volume[:, :, s.PT : bottom, s.PL : right] = x
-        x = padded
-    n, d, h, w, c = x.strides
-    return as_strided(
-        x,
-        (s.G, len(x), s.OD, s.OH, s.OW, s.KD, s.KH, s.KW, s.CG),
-        (s.CG * c, n, d * s.SD, h * s.SH, w * s.SW, d * s.DD, h * s.DH, w * s.DW, c),
-        writeable=False,
-    )
-
-
-def _unfold(view: NDArray[Any], s: ConvGeometry) -> NDArray[Any]:
-    """Windows as matrices (G, pixels, K), a view of a scratch buffer or of the images."""
-    count = math.prod(view.shape[1:5])
-    if s.G == 1 and view.flags.c_contiguous and s.K == s.C:
-        return view.reshape(1, count, s.C)
-    if s.KW * s.CG < _SHORT_RUN:
-        columns = scratch("conv2d columns", (s.G, s.K, count), view.dtype)
-        into = columns.reshape(s.G, *view.shape[5:], *view.shape[1:5])
-        np.copyto(into, view.transpose(0, 5, 6, 7, 8, 1, 2, 3, 4))
-        return cast("NDArray[Any]", columns.transpose(0, 2, 1))
-    columns = scratch("conv2d columns", (s.G, count, s.K), view.dtype)
-    into = columns.reshape(view.shape)
-    if s.G == 1 and s.DW == 1:  # the pixels of a row of a window are one run
-        shape = (*view.shape[:-2], s.KW * s.C)
-        view = as_strided(view, shape, (*view.strides[:-2], view.itemsize), writeable=False)
-        into = into.reshape(shape)
-    np.copyto(pixels(into), pixels(view))
-    return columns
-
-
-def _unfolded(
-    x: NDArray[Any], y: NDArray[Any], s: ConvGeometry
-) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """The unfolded windows of a few images, and the outputs (…, OC) that belong to them.
-
-    Planes or rows of outputs at a time where the windows of an image are too many for the cache.
-    """
-    view, y = windows(x, s), y.reshape(-1, s.OD, s.OH, s.OW, s.OC)
-    rows = max(1, _CHUNK_BYTES // (len(x) * s.OW * s.K * s.G * x.itemsize))
-    planes = max(1, rows // s.OH)
-    if len(x) > 1:
-        rows, planes = s.OH, s.OD
-    for od, oh in itertools.product(range(0, s.OD, planes), range(0, s.OH, rows)):
-        deep, high = slice(od, od + planes), slice(oh, oh + rows)
-        yield _unfold(view[:, :, deep, high], s), y[:, deep, high]
+def _fewer_products(s: ConvGeometry) -> Any:
+    """The module that takes fewer products than the definition; None where none is faster."""
+    way = min((winograd, winograd_rows), key=lambda way: way.cost(s))
+    return way if way.cost(s) < s.C * (s.OC + UNFOLDING) else None
 
 
 def _images_per_chunk(s: ConvGeometry, itemsize: int) -> int:
+    if (fast := _fewer_products(s)) is not None:
+        return int(fast.images_per_chunk(s))
     each = s.outputs // s.N * s.K * s.G
-    if winograd.fits(s):
-        return winograd.images_per_chunk(s)
     if depthwise.is_depthwise(s):
         each = depthwise.scratch_elements(s)
-    return max(1, _CHUNK_BYTES // (each * itemsize))
-
-
-def _by_group(y: NDArray[Any], s: ConvGeometry, channels: int) -> NDArray[Any]:
-    """Images (…, G * channels) as matrices (G, pixels, channels), a view."""
-    return cast("NDArray[Any]", y.reshape(-1, s.G, channels).transpose(1, 0, 2))
+    return in_cache(each * itemsize)
 
 
 @primitive
@@ -148,7 +68,8 @@ def conv2d_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) 
     s = geometry
     y = buffers.empty(s.y_shape, x.dtype)
     weights = w.reshape(s.G, s.OCG, s.K).transpose(0, 2, 1)
-    transformed = winograd.filters(w, s) if winograd.fits(s) else None
+    fast = _fewer_products(s)
+    transformed = None if fast is None else fast.filters(w, s)
     bias = None if b is None else np.tile(b, s.OW)
 
     @np.errstate(invalid="ignore", over="ignore")  # infinities meet
@@ -156,9 +77,9 @@ def conv2d_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) 
         out = y[start:stop]
         if depthwise.is_depthwise(s):
             depthwise.forward(x[start:stop], w, s, out)
-        elif transformed is None or not winograd.forward(x[start:stop], transformed, s, out):
-            for columns, outputs in _unfolded(x[start:stop], out, s):
-                np.matmul(columns, weights, out=_by_group(outputs, s, s.OCG))
+        elif fast is None or not fast.forward(x[start:stop], transformed, s, out):
+            for columns, outputs in unfolded(x[start:stop], out, s):
+                np.matmul(columns, weights, out=by_group(outputs, s, s.OCG))
         if bias is not None:
             rows = out.reshape(-1, bias.size)
             rows += bias
@@ -176,7 +97,7 @@ def conv2d_data_gradient(dy: Array, w: Array, geometry: ConvGeometry) -> Array:
     s = geometry
     filters = w.reshape(s.G, s.OCG, s.KD, s.KH, s.KW, s.CG)
     adjoint = s.adjoint()
-    if adjoint is not None and (s.OC <= s.C or winograd.fits(adjoint)):
+    if adjoint is not None and (s.OC <= s.C or _fewer_products(adjoint) is not None):
         flipped = filters[:, :, ::-1, ::-1, ::-1].transpose(0, 5, 2, 3, 4, 1)
         return conv2d_forward(dy, flipped.reshape(adjoint.w_shape), None, adjoint)
     dx = buffers.empty(s.x_shape, dy.dtype)
@@ -188,12 +109,12 @@ def conv2d_data_gradient(dy: Array, w: Array, geometry: ConvGeometry) -> Array:
         if depthwise.is_depthwise(s):
             depthwise.data_gradient(dy[start:stop], w, s, dx[start:stop])
             return
-        padded = scratch("conv2d padded", _padded_shape(s, n), dy.dtype)
+        padded = scratch("conv2d padded", padded_shape(s, n), dy.dtype)
         padded[...] = 0
         product = scratch("conv2d columns", (n, s.OD, s.OH, s.OW, s.C), dy.dtype)
-        outputs = _by_group(dy[start:stop], s, s.OCG)
+        outputs = by_group(dy[start:stop], s, s.OCG)
         for tap in np.ndindex(s.KD, s.KH, s.KW):
-            np.matmul(outputs, taps[tap], out=_by_group(product, s, s.CG))
+            np.matmul(outputs, taps[tap], out=by_group(product, s, s.CG))
             front, top, left = tap[0] * s.DD, tap[1] * s.DH, tap[2] * s.DW
             cells = padded[
                 :,
@@ -202,10 +123,10 @@ def conv2d_data_gradient(dy: Array, w: Array, geometry: ConvGeometry) -> Array:
                 left : left + (s.OW - 1) * s.SW + 1 : s.SW,
             ]
             cells += product
-        dx[start:stop].reshape(n, s.D, s.H, s.W, s.C)[...] = _inside(padded, s)
+        dx[start:stop].reshape(n, s.D, s.H, s.W, s.C)[...] = inside(padded, s)
 
-    cells = math.prod(_padded_shape(s, 1)) + s.outputs // s.N * s.C
-    map_chunks(images, s.N, max(1, _CHUNK_BYTES // (cells * dy.itemsize)))
+    cells = math.prod(padded_shape(s, 1)) + s.outputs // s.N * s.C
+    map_chunks(images, s.N, in_cache(cells * dy.itemsize))
     return dx
 
 
@@ -216,17 +137,17 @@ def conv2d_weight_gradient(dy: Array, x: Array, geometry: ConvGeometry) -> Array
     dy (N,OH,OW,OC), x (N,H,W,C) -> dw (OC,KH,KW,C/G). The sums of the chunks are added in order.
     """
     s = geometry
+    fast = _fewer_products(s)
 
     @np.errstate(invalid="ignore", over="ignore")  # infinities meet
     def images(start: int, stop: int) -> Any:
         if depthwise.is_depthwise(s):
             return depthwise.weight_gradient(dy[start:stop], x[start:stop], s)
-        if winograd.fits(s):
-            part = winograd.weight_gradient(dy[start:stop], x[start:stop], s)
-            if part is not None:
-                return part
-        parts = _unfolded(x[start:stop], dy[start:stop], s)
-        dw = sum(np.matmul(_by_group(part, s, s.OCG).mT, columns) for columns, part in parts)
+        part = None if fast is None else fast.weight_gradient(dy[start:stop], x[start:stop], s)
+        if part is not None:
+            return part
+        parts = unfolded(x[start:stop], dy[start:stop], s)
+        dw = sum(np.matmul(by_group(part, s, s.OCG).mT, columns) for columns, part in parts)
         return cast("Array", dw).reshape(s.w_shape)
 
     dw = sum(map_chunks(images, s.N, _images_per_chunk(s, x.itemsize)))

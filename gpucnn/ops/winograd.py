@@ -41,9 +41,8 @@ _R = 6  # its inputs, and the products made of them
 _SQUARES = (0.5, 2.0)  # of the points
 _POINTS = (math.sqrt(_SQUARES[0]), math.sqrt(_SQUARES[1]))
 
-_SUMS = 11  # multiply-adds of a matrix product in the time of a pixel's share of the transforms
-_COPY = 4  # the same for its windows, unfolded
-_PIXELS = 4  # per channel: for fewer the transforms of the filters would count
+_SUMS = 11  # multiply-adds of a matrix product in the time of one element's transforms
+_PIXELS = 16  # per channel: for fewer the transforms of the filters would count
 _UNIT = 1 << 14  # elements of one of the 36 parts of a chunk
 
 
@@ -63,13 +62,20 @@ def _tiles(size: int) -> int:
     return -(-size // _M)
 
 
-def fits(s: ConvGeometry) -> bool:
-    """Whether this is the faster way: 3×3 taps, no strides, enough channels and pixels."""
-    if (s.dims, s.G, s.KH, s.KW, s.SH, s.SW, s.DH, s.DW) != (2, 1, 3, 3, 1, 1, 1, 1):
-        return False
+def is_plain_3x3(s: ConvGeometry) -> bool:
+    """3×3 taps of images in one group, without stride or dilation."""
+    return (s.dims, s.G, s.KH, s.KW, s.SH, s.SW, s.DH, s.DW) == (2, 1, 3, 3, 1, 1, 1, 1)
+
+
+def cost(s: ConvGeometry) -> float:
+    """The time of an output pixel, in multiply-adds of a filter's tap; infinite where not possible.
+
+    The definition takes C·OC, and its windows have to be unfolded.
+    """
+    if not is_plain_3x3(s) or s.outputs < _PIXELS * max(s.C, s.OC):
+        return math.inf
     cells = _tiles(s.OH) * _tiles(s.OW) * _M * _M
-    here = cells * (s.C * s.OC / 4 + _SUMS * (s.C + s.OC))
-    return s.outputs >= _PIXELS * max(s.C, s.OC) and here < s.OH * s.OW * s.C * (s.OC + _COPY)
+    return cells / (s.OH * s.OW) * (s.C * s.OC / 4 + _SUMS * (s.C + s.OC))
 
 
 def _part(s: ConvGeometry, n: int) -> int:
@@ -149,7 +155,7 @@ def _every_fourth(rows: Floats, count: int, tiles: int) -> Floats:
     return cast("Floats", np.ndarray(shape, rows.dtype, rows, 0, strides))
 
 
-def _fill(padded: Floats, images: Floats, top: int, left: int) -> None:
+def fill(padded: Floats, images: Floats, top: int, left: int) -> None:
     """Images (n, H, W, C) into (rows, columns, n, C), the first pixel at (top, left); else 0."""
     high, wide = padded.shape[:2]
     images = images.transpose(1, 2, 0, 3)
@@ -168,7 +174,7 @@ def _inputs(x: Floats, s: ConvGeometry, first: int, tiles: int) -> Floats:
     n, across = len(x), _tiles(s.OW)
     high, wide = _M * tiles + 2, _M * across + 2
     padded = scratch("winograd padded", (high, wide, n, s.C), x.dtype)
-    _fill(padded, x, s.PT - _M * first, s.PL)
+    fill(padded, x, s.PT - _M * first, s.PL)
     down = scratch("winograd down", (_R, tiles, wide, n * s.C), x.dtype)
     _to_six(_every_fourth(padded.reshape(high, -1), _R, tiles), down.reshape(_R, tiles, -1))
     v = scratch("winograd inputs", (_R, _R, tiles, across, n * s.C), x.dtype)
@@ -193,7 +199,7 @@ def _gradients(dy: Floats, s: ConvGeometry, first: int, tiles: int) -> Floats:
     n, across = len(dy), _tiles(s.OW)
     high, wide = _M * tiles, _M * across
     padded = scratch("winograd padded", (high, wide, n, s.OC), dy.dtype)
-    _fill(padded, dy, -_M * first, 0)
+    fill(padded, dy, -_M * first, 0)
     down = scratch("winograd down", (_R, tiles, wide, n * s.OC), dy.dtype)
     _from_four(_every_fourth(padded.reshape(high, -1), _M, tiles), down.reshape(_R, tiles, -1))
     z = scratch("winograd outputs", (_R, _R, tiles, across, n * s.OC), dy.dtype)
