@@ -13,8 +13,8 @@
 // channel. Squares are summed about a value of the thread's own rows and joined by the formula of
 // Chan, Golub and LeVeque. So nothing cancels, wherever the mean lies.
 //
-//   training   statistics (blocks) -> finish_statistics (a warp per channel) -> normalise
-//   backward   sums (blocks) -> finish_sums (a warp per channel) -> data_gradient
+//   training   statistics (blocks) -> join_moments (a block per channel) -> normalise
+//   backward   sums (blocks) -> join_sums (a block per channel) -> data_gradient
 //
 // The first of three cuts the rows into chunks: a block of TX x TY threads takes TX columns of one
 // chunk, a thread every TY-th row of one column; TX covers C up to 32, so that a warp reads whole
@@ -22,9 +22,10 @@
 // (one where C is no multiple of 4) and their factors in registers, and walks down the rows with
 // 16-byte accesses, four under way at once. Traffic: 12 bytes per element forward, 20 backward, all
 // of it coalesced: memory-bound. The least would be 8 and 12: x is read once for its statistics and
-// once more to be normalised, x and dy likewise. Statistics may also be joined from partial ones that
-// the kernel which wrote x took about a pivot; then no pass reads x for them. All sums are in a fixed
-// order, without atomics. Any number of rows and channels.
+// once more to be normalised, x and dy likewise. Moments, and sums, may also be those that the kernel
+// of a convolution left behind (epilogue.cuh); then no pass reads x for them. The threads of a join take
+// the chunks j, j + blockDim.x, ..., of which a warp reads a contiguous run at once, and join each
+// other pairwise. All sums are in a fixed order, without atomics. Any number of rows and channels.
 
 #include "common.cuh"
 #include "channels.cuh"
@@ -33,11 +34,10 @@
 #include "moments.cuh"
 #include "warp.cuh"
 
-// Per chunk and channel: the mean, as distance from the first value of the chunk, and the sum of
-// squared deviations from it.
+// Per chunk and channel: the number of rows, the first value as a pivot, the mean as distance from it,
+// and the sum of squared deviations from the mean.
 extern "C" __global__ void __launch_bounds__(256) batch_norm_statistics(
-    float* __restrict__ mean,     // (C, chunks)
-    float* __restrict__ squares,  // (C, chunks)
+    float* __restrict__ moments,  // (4, C, chunks)
     const float* __restrict__ x,  // (rows, C)
     int rows, int C, int chunk_rows) {
     __shared__ float counts[256], means[256], sums[256];
@@ -69,55 +69,47 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_statistics(
         }
     }
     if (threadIdx.y == 0 && c < C) {
-        mean[(long long)c * gridDim.x + blockIdx.x] = own.mean;
-        squares[(long long)c * gridDim.x + blockIdx.x] = own.squares;
+        const long long plane = (long long)C * gridDim.x;
+        float* to = moments + (long long)c * gridDim.x + blockIdx.x;
+        to[0] = own.count, to[plane] = x[begin * C + c];
+        to[2 * plane] = own.mean, to[3 * plane] = own.squares;
     }
 }
 
-// Joins the chunks of a channel, one warp each; updates the running statistics where there are any.
-// A mean is a distance from the pivot, or where there is none from the first value of its chunk, and
-// then chunks have chunk_rows rows each; counts are those of chunks about a pivot. The running mean
-// may be the pivot.
-extern "C" __global__ void __launch_bounds__(256) batch_norm_finish_statistics(
-    float* __restrict__ delta,          // (C): mean - x[0]
-    float* __restrict__ invstd,         // (C)
-    float* running_mean,                // (C) or null
-    float* __restrict__ running_var,    // (C) or null
-    const float* __restrict__ mean,     // (C, chunks)
-    const float* __restrict__ squares,  // (C, chunks)
-    const float* __restrict__ x,        // (rows, C)
-    const float* pivot,                 // (C) or null
-    const int* __restrict__ counts,     // (chunks), null where there is no pivot
-    int rows, int C, int chunk_rows, int chunks, float momentum, float eps) {
-    const int lane = threadIdx.x % 32;
-    const long long c = (long long)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-    if (c >= C) return;  // a whole warp, so that the shuffles below have all lanes
-    const float first = x[c];
-    mean += c * chunks;
-    squares += c * chunks;
-    auto count_of = [&](int j) -> float {
-        return pivot ? counts[j] : min((long long)chunk_rows, rows - (long long)j * chunk_rows);
-    };
-    auto mean_of = [&](int j) {  // from the first row, or from the pivot
-        return pivot ? mean[j] : (x[(long long)j * chunk_rows * C + c] - first) + mean[j];
-    };
+// Joins the chunks of a channel; updates the running statistics where there are any. The first pivot is x[0].
+extern "C" __global__ void __launch_bounds__(256) batch_norm_join_moments(
+    float* __restrict__ delta,         // (C): mean - x[0]
+    float* __restrict__ invstd,        // (C)
+    float* __restrict__ running_mean,  // (C) or null
+    float* __restrict__ running_var,   // (C) or null
+    const float* __restrict__ moments,  // (4, C, chunks): count, pivot, mean - pivot, squares
+    int C, int chunks, float momentum, float eps) {
+    __shared__ float counts[256], means[256], squares[256];
+    const int c = blockIdx.x, t = threadIdx.x;
+    const long long plane = (long long)C * chunks;
+    const float* of_channel = moments + (long long)c * chunks;
+    const float first = of_channel[plane];  // of the first chunk: x[0]
 
-    float sum = 0.0f;
-    for (int j = lane; j < chunks; j += 32) sum += count_of(j) * mean_of(j);
-    const float middle = warp_sum(sum) / rows;
-    float square = 0.0f;
-    for (int j = lane; j < chunks; j += 32) {
-        const float apart = mean_of(j) - middle;
-        square += squares[j] + count_of(j) * apart * apart;
+    Moments own = {0.0f, 0.0f, 0.0f};
+    for (int j = t; j < chunks; j += blockDim.x) {
+        const float* at = of_channel + j;
+        own = join(own, {at[0], (at[plane] - first) + at[2 * plane], at[3 * plane]});
     }
-    square = warp_sum(square);
-    if (lane != 0) return;
-    const float origin = pivot ? pivot[c] : first;  // no other lane reads what may be written below
-    delta[c] = (origin - first) + middle;
-    invstd[c] = 1.0f / sqrtf(square / rows + eps);
+    counts[t] = own.count, means[t] = own.mean, squares[t] = own.squares;
+    for (int half = blockDim.x / 2; half > 0; half /= 2) {
+        __syncthreads();  // the upper half's moments are written
+        if (t < half) {
+            own = join(own, {counts[t + half], means[t + half], squares[t + half]});
+            counts[t] = own.count, means[t] = own.mean, squares[t] = own.squares;
+        }
+    }
+    if (t != 0) return;
+    delta[c] = own.mean;
+    invstd[c] = 1.0f / sqrtf(own.squares / own.count + eps);
     if (running_mean) {
-        running_mean[c] = (1.0f - momentum) * running_mean[c] + momentum * (origin + middle);
-        running_var[c] = (1.0f - momentum) * running_var[c] + momentum * (square / (rows - 1));
+        running_mean[c] = (1.0f - momentum) * running_mean[c] + momentum * (first + own.mean);
+        running_var[c] =
+            (1.0f - momentum) * running_var[c] + momentum * (own.squares / (own.count - 1.0f));
     }
 }
 
@@ -173,8 +165,7 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_inference(
 // Per chunk and channel: sum of dy * (x - center) and sum of dy. center is the given mean, or that of
 // the batch's own, x[0] + delta.
 extern "C" __global__ void __launch_bounds__(256) batch_norm_sums(
-    float* __restrict__ products,      // (C, chunks)
-    float* __restrict__ sums,          // (C, chunks)
+    float* __restrict__ sums,          // (2, C, chunks)
     const float* __restrict__ dy,      // (rows, C)
     const float* __restrict__ x,       // (rows, C)
     const float* __restrict__ mean,    // (C) or null
@@ -199,35 +190,40 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_sums(
     product = sum_of_column(shared_products, product);
     sum = sum_of_column(shared_sums, sum);
     if (threadIdx.y == 0 && c < C) {
-        products[(long long)c * gridDim.x + blockIdx.x] = product;
-        sums[(long long)c * gridDim.x + blockIdx.x] = sum;
+        float* to = sums + (long long)c * gridDim.x + blockIdx.x;
+        to[0] = product, to[(long long)C * gridDim.x] = sum;
     }
 }
 
-// Adds the chunks of a channel, one warp each.
-extern "C" __global__ void __launch_bounds__(256) batch_norm_finish_sums(
-    float* __restrict__ dgamma,          // (C)
-    float* __restrict__ dbeta,           // (C)
-    const float* __restrict__ products,  // (C, chunks)
-    const float* __restrict__ sums,      // (C, chunks)
-    const float* __restrict__ x,         // (rows, C)
-    const float* __restrict__ delta,     // (C), null where the mean is given
-    const float* __restrict__ spread,    // (C): 1 / deviation where eps is 0, else the variance
+// Adds the chunks of a channel.
+extern "C" __global__ void __launch_bounds__(256) batch_norm_join_sums(
+    float* __restrict__ dgamma,        // (C)
+    float* __restrict__ dbeta,         // (C)
+    const float* __restrict__ sums,    // (2, C, chunks): of dy * (x - center), of dy
+    const float* __restrict__ x,       // (rows, C)
+    const float* __restrict__ delta,   // (C), null where the mean is given
+    const float* __restrict__ spread,  // (C): 1 / deviation where eps is 0, else the variance
     int C, int chunks, float eps) {
-    const int lane = threadIdx.x % 32;
-    const long long c = (long long)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-    if (c >= C) return;  // a whole warp, so that the shuffles below have all lanes
-    float product = 0.0f, sum = 0.0f;
-    for (int j = lane; j < chunks; j += 32) {
-        product += products[c * chunks + j];
-        sum += sums[c * chunks + j];
+    __shared__ float shared_products[256], shared_totals[256];
+    const int c = blockIdx.x, t = threadIdx.x;
+    const float* products = sums + (long long)c * chunks;
+    const float* totals = products + (long long)C * chunks;
+
+    float product = 0.0f, total = 0.0f;
+#pragma unroll 4
+    for (int j = t; j < chunks; j += blockDim.x) product += products[j], total += totals[j];
+    shared_products[t] = product, shared_totals[t] = total;
+    for (int half = blockDim.x / 2; half > 0; half /= 2) {
+        __syncthreads();  // the upper half's sums are written
+        if (t < half) {
+            product += shared_products[t + half], total += shared_totals[t + half];
+            shared_products[t] = product, shared_totals[t] = total;
+        }
     }
-    product = warp_sum(product);
-    sum = warp_sum(sum);
-    if (lane != 0) return;
-    if (delta) product = fmaf(-Center(x[c], delta[c]).rest, sum, product);
+    if (t != 0) return;
+    if (delta) product = fmaf(-Center(x[c], delta[c]).rest, total, product);
     dgamma[c] = product * inverse_deviation(spread[c], eps);
-    dbeta[c] = sum;
+    dbeta[c] = total;
 }
 
 template <int V>

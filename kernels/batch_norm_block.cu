@@ -18,8 +18,8 @@
 //
 // The order of winners is that of pool2d.cu: the first maximum of a, and a NaN before numbers.
 //
-//   forward    apply, apply_bits or pool, after batch_norm_statistics and batch_norm_finish_statistics
-//   backward   sums, or pool_sums -> batch_norm_finish_sums -> gradient, or pool_gradient
+//   forward    apply, apply_bits or pool, after batch_norm_statistics and batch_norm_join_moments
+//   backward   sums, or pool_sums -> batch_norm_join_sums -> gradient, or pool_gradient
 //
 // Layout NHWC. A thread keeps four channels (one where C is no multiple of 4, or an array is not
 // aligned) and their factors in registers and walks down the pixels, of x or, to pool, of y: 16-byte

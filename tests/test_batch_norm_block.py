@@ -18,7 +18,6 @@ from gpucnn.kernel import observe_launches
 from gpucnn.ops.batch_norm_block import (
     batch_norm_block_backward,
     batch_norm_block_forward,
-    batch_norm_join,
     batch_norm_statistics,
 )
 from gpucnn.ops.batch_norm_block_pool import (
@@ -27,7 +26,6 @@ from gpucnn.ops.batch_norm_block_pool import (
     batch_norm_block_pool_backward,
     batch_norm_block_pool_forward,
 )
-from gpucnn.ops.fused_batch_norm import FusedBatchNorm, Partial
 from tests.support import assert_close, check_kernel, hundreds, needs_torch, randn, torch
 
 MOMENTUM, EPS = 0.1, 1e-5
@@ -206,50 +204,6 @@ def test_bits_by_hand(device: str) -> None:
     assert_close(gpucnn.device.to_host(y), np.where(x <= 0, 0, x), "exact")
 
 
-@pytest.mark.parametrize("counts", [[20], [7, 13], [1, 1, 18], [3] * 6 + [2]], ids=str)
-def test_partial_statistics(counts: list[int], device: str) -> None:
-    """Those of the parts, about a pivot that is updated, give what one pass over x gives."""
-    case = BatchNormBlockCase((4, 5, 1, 5), False, {})
-    x, gamma, beta, mean, var, _ = arrays_of(case)
-    x += np.float32(100)
-    mean += np.float32(100)
-    rows = x.reshape(-1, 5).astype(np.float64)
-    parts = np.split(rows, np.cumsum(counts)[:-1])
-    partial = [
-        np.stack([p.mean(axis=0) - mean for p in parts], axis=1).astype(np.float32),
-        np.stack([((p - p.mean(axis=0)) ** 2).sum(axis=0) for p in parts], axis=1).astype("f4"),
-        np.array(counts, np.int32),
-    ]
-    results = []
-    for joined in (False, True):
-        tensors = [Tensor(a.copy(), requires_grad=i < 3, device=device) for i, a in
-                   enumerate((x, gamma, beta, mean, var))]  # fmt: skip
-        arrays = [gpucnn.device.to_device(a, device) for a in partial]
-        found = Partial(*arrays, tensors[3].data) if joined else None
-        y = FusedBatchNorm.apply(*tensors, None, training=True, momentum=MOMENTUM, eps=EPS,
-                                 negative_slope=0.0, partial=found)  # fmt: skip
-        y.backward(randn(*y.shape, seed=9))
-        results.append([y, *(t.grad for t in tensors[:3]), *tensors[3:]])
-    for expected, actual in zip(*results, strict=True):
-        assert_close(actual.numpy(), expected.numpy(), "torch", 20)
-
-
-def test_the_kernel_of_partial_statistics(kernel_device: str) -> None:
-    first, pivot, rm, rv = (randn(33, seed=i) for i in range(4))
-    mean, squares = randn(33, 70, seed=5), randn(33, 70, seed=6) ** 2
-    counts = np.arange(1, 71, dtype=np.int32)
-    expected = batch_norm_join(
-        first.astype("f8"), int(counts.sum()), pivot, mean, squares, counts, None, None, 0.1, EPS
-    )
-    to = gpucnn.device.to_device
-    arrays = [to(a, kernel_device) for a in (pivot, mean, squares, counts, rm, rv)]
-    actual = batch_norm_join.on(kernel_device)(
-        to(first, kernel_device), int(counts.sum()), *arrays, 0.1, EPS
-    )
-    for a, e in zip(actual, expected, strict=True):
-        assert_close(a, e, "float32", 70)
-
-
 def test_what_is_kept_between_the_passes() -> None:
     """x and, of what was made, a bit per element or a byte per output."""
     shape = (2, 8, 8, 16)
@@ -279,10 +233,10 @@ def test_launches(kernel_device: str) -> None:
         step(F.batch_norm_block, arrays_of(case), False, case.options, kernel_device)
     back = [
         "batch_norm_block_pool_sums",
-        "batch_norm_finish_sums",
+        "batch_norm_join_sums",
         "batch_norm_block_pool_gradient",
     ]
-    statistics = ["batch_norm_statistics", "batch_norm_finish_statistics"]
+    statistics = ["batch_norm_statistics", "batch_norm_join_moments"]
     pool = ["batch_norm_block_pool"]
     assert names == [*statistics, *pool, *back, *pool, *back]
 

@@ -341,7 +341,34 @@ def test_backward_through_activations_and_norms(kernel_device: str) -> None:
         assert names.count("relu_backward") == 1
         assert names.count("tanh_backward") == (0 if fuses else 1)
         assert names.count("batch_norm_sums") == (1 if fuses else 2)
-        assert names.count("batch_norm_join_sums") == (1 if fuses else 0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "none"])
+def test_backward_through_a_block(activation: str, training: bool, kernel_device: str) -> None:
+    """A normalisation with its residual and activation in one, before the convolution."""
+    arrays = [
+        randn(*shape, seed=i)
+        for i, shape in enumerate(((2, 5, 6, 8), (2, 5, 6, 8), (8,), (8,), (9, 3, 3, 8)))
+    ]
+    running = np.zeros(8, np.float32), np.ones(8, np.float32)
+
+    def block(x: Any, residual: Any, gamma: Any, beta: Any, w: Any) -> Any:
+        statistics = (gpucnn.Tensor(r.copy(), device=x.device) for r in running)
+        options = {"training": training, "activation": activation, "negative_slope": 0.2}
+        y = F.batch_norm_block(x, gamma, beta, *statistics, residual, **options)
+        return F.conv2d(y, w, padding=1)
+
+    dy = randn(2, 5, 6, 9, seed=7)
+    y, expected = gradients(block, arrays, dy)
+    names: list[str] = []
+    with observe_launches(lambda launch: names.append(launch.kernel.name)):
+        found_y, found = gradients(block, arrays, dy, kernel_device)
+    assert_close(found_y, y, "float32", 72)
+    for a, e in zip(found, expected, strict=True):
+        assert_close(a / np.abs(e).max(), e / np.abs(e).max(), "long sum")
+    passed = training and activation != "none"
+    assert ("batch_norm_block_sums" in names) is not passed
 
 
 def test_a_gradient_passes_each_activation_once(kernel_device: str) -> None:

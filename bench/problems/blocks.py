@@ -11,7 +11,7 @@ from gpucnn.ops.batch_norm_block import batch_norm_block_forward
 from gpucnn.ops.batch_norm_block_pool import batch_norm_block_pool_forward, block_pool_geometry
 
 from ..cases import BATCH_NORM_BLOCK, BatchNormBlockCase
-from .problem import Arguments, Problem, Shape, label, normal, shaped, size, words
+from .problem import Arguments, Problem, Shape, normal, shaped, size, words
 
 MOMENTUM, EPS = 0.1, 1e-5
 
@@ -30,9 +30,6 @@ LAYERS = {
     ),
 }
 # x and the parts of its statistics: rows of a tile of a convolution's output
-PARTS: dict[str, tuple[int, int, int]] = {"512-in-256": (32768, 512, 256)}
-PARTS_LAYERS: dict[str, tuple[int, int, int]] = {"resnet20-16": (131072, 16, 1024)}
-PARTS_EDGES = [(2, 1, 1), (7, 3, 2), (300, 33, 70)]
 
 
 def slope_of(options: dict[str, Any]) -> float:
@@ -108,33 +105,13 @@ def running(seed: int, C: int) -> tuple[np.ndarray, np.ndarray]:
     return normal(seed, 1, C), 0.5 + normal(seed, 2, C) ** 2
 
 
-def join(name: str, rows: int, C: int, parts: int, group: str) -> Iterator[Problem]:
-    counts = np.full(parts, rows // parts, np.int32)
-    counts[: rows % parts] += 1
-
-    def make(seed: int) -> Arguments:
-        squares = np.abs(normal(seed, 5, C, parts)) * counts
-        arrays = (normal(seed, 3, C), normal(seed, 4, C, parts), squares.astype("f4"), counts)
-        return normal(seed, 0, C), rows, *arrays, *running(seed, C), MOMENTUM, EPS
-
-    part, c = (C, parts), (C,)
-    moved, flops = words(part, part, (parts,), *(c,) * 8), 7 * C * parts
-    yield Problem(
-        "batch_norm_block", "batch_norm_join", name, group, make, moved, flops, parts, (6, 7)
-    )
-
-
 def problems() -> Iterator[Problem]:
     """Every fused block."""
     for case in BATCH_NORM_BLOCK:
         yield from block(str(case), case, "edge")
-    for numbers in PARTS_EDGES:
-        yield from join(label(numbers), *numbers, "edge")
-    for group, cases, parts in (("typical", TYPICAL, PARTS), ("layer", LAYERS, PARTS_LAYERS)):
+    for group, cases in (("typical", TYPICAL), ("layer", LAYERS)):
         for name, case in cases.items():
             yield from block(name, case, group)
-        for name, numbers in parts.items():
-            yield from join(name, *numbers, group)
     yield from statistics("3x5x7x3", (3, 5, 7, 3), "edge")
     yield from statistics("16-b16", (16, 32, 32, 16), "typical")
     yield from statistics("resnet20-16", (128, 32, 32, 16), "layer")

@@ -13,7 +13,7 @@ from gpucnn.device import Array, empty
 from gpucnn.empty_batch import nothing
 from gpucnn.ops.batch_norm_launches import (
     KERNELS,
-    launch_finish_sums,
+    launch_join_sums,
     launch_statistics,
     rows_blocks,
     rows_of,
@@ -250,9 +250,9 @@ def _launch_sums(
 ) -> tuple[Array, Array]:
     rows, C = rows_of(x)
     grid, block, each = column_blocks(rows, C)
-    products, sums = empty(x, (C, grid[0])), empty(x, (C, grid[0]))
-    KERNELS["batch_norm_sums"](grid, block, products, sums, dy, x, mean, delta, rows, C, each)
-    return launch_finish_sums(products, sums, x, delta, invstd, 0.0)
+    sums = empty(x, (2, C, grid[0]))
+    KERNELS["batch_norm_sums"](grid, block, sums, dy, x, mean, delta, rows, C, each)
+    return launch_join_sums(sums, x, delta, invstd, 0.0)
 
 
 @batch_norm_data_gradient.kernel()

@@ -11,8 +11,7 @@ from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.batch_norm_launches import (
-    launch_finish_sums,
-    launch_join,
+    launch_join_sums,
     launch_statistics,
     rows_blocks,
     rows_of,
@@ -52,52 +51,10 @@ def batch_norm_statistics(
     mean, var = statistics(x)
     delta = mean - x.reshape(-1, x.shape[-1])[0]
     count = x.size // x.shape[-1]
-    return _finish(count, x.dtype, delta, mean, var, running_mean, running_var, momentum, eps)
-
-
-def _finish(
-    count: int,
-    dtype: Any,
-    delta: NDArray[Any],
-    mean: NDArray[Any],
-    var: NDArray[Any],
-    running_mean: Array | None,
-    running_var: Array | None,
-    momentum: float,
-    eps: float,
-) -> tuple[Array, Array]:
     if running_mean is not None and running_var is not None:
         running_mean[...] = (1 - momentum) * running_mean + momentum * mean
         running_var[...] = (1 - momentum) * running_var + momentum * var * (count / (count - 1))
-    return delta.astype(dtype), (1 / np.sqrt(var + eps)).astype(dtype)
-
-
-@primitive
-def batch_norm_join(
-    first: Array,
-    rows: int,
-    pivot: Array,
-    mean: Array,
-    squares: Array,
-    counts: Array,
-    running_mean: Array | None,
-    running_var: Array | None,
-    momentum: float,
-    eps: float,
-) -> tuple[Array, Array]:
-    """:func:`batch_norm_statistics` from those of the parts of x, however its rows are parted
-
-    first (C): the first row of x; rows of x; pivot (C); per channel and part mean − pivot (C,
-    parts) and the sum of squared deviations from that mean (C, parts); counts (parts) int32: the
-    rows of each, ``rows`` together. The pivot may be running_mean (Chan, Golub and LeVeque, 1983).
-    """
-    n = counts.astype(np.float64)
-    middle = (mean * n).sum(axis=1) / rows
-    apart = mean - middle[:, None]
-    var = (squares + n * apart * apart).sum(axis=1) / rows
-    whole = pivot + middle
-    found = (pivot.astype(np.float64) - first + middle, whole, var)
-    return _finish(rows, first.dtype, *found, running_mean, running_var, momentum, eps)
+    return delta.astype(x.dtype), (1 / np.sqrt(var + eps)).astype(x.dtype)
 
 
 @primitive
@@ -223,23 +180,6 @@ def _launch_statistics(
     return launch_statistics(x, running_mean, running_var, momentum, eps)
 
 
-@batch_norm_join.kernel()
-def _launch_join(
-    first: Array,
-    rows: int,
-    pivot: Array,
-    mean: Array,
-    squares: Array,
-    counts: Array,
-    running_mean: Array | None,
-    running_var: Array | None,
-    momentum: float,
-    eps: float,
-) -> tuple[Array, Array]:
-    parts = mean, squares, pivot, counts
-    return launch_join(first, rows, *parts, 0, running_mean, running_var, momentum, eps)
-
-
 @batch_norm_block_forward.kernel()
 def _launch_forward(
     x: Array,
@@ -288,10 +228,10 @@ def _launch_backward(
     dgamma = dbeta = None
     if sums:
         grid, block, each = sum_blocks(rows, C)
-        parts = empty(x, (C, grid[0])), empty(x, (C, grid[0]))
+        parts = empty(x, (2, C, grid[0]))
         launch = _kernels["batch_norm_block_sums"]
-        launch(grid, block, *parts, dy, x, *given, rows, C, each, eps, negative_slope)
-        dgamma, dbeta = launch_finish_sums(*parts, x, delta, spread, eps)
+        launch(grid, block, parts[0], parts[1], dy, x, *given, rows, C, each, eps, negative_slope)
+        dgamma, dbeta = launch_join_sums(parts, x, delta, spread, eps)
     dx, dresidual = empty(x, x.shape), empty(x, x.shape) if residual else None
     through = (dgamma, dbeta) if mean is None else (None, None)
     grid, block, each = rows_blocks(rows, C)

@@ -12,7 +12,7 @@ from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.batch_norm_block import sum_blocks
-from gpucnn.ops.batch_norm_launches import launch_finish_sums, rows_blocks
+from gpucnn.ops.batch_norm_launches import launch_join_sums, rows_blocks
 from gpucnn.ops.batch_norm_parts import Factors, Given, activate, bend, block_gradients, invstd_of
 from gpucnn.ops.channels import fold, pixels
 from gpucnn.ops.pool2d import max_pool2d_geometry
@@ -284,10 +284,23 @@ def _launch_backward(
     dgamma = dbeta = None
     if sums:
         grid, block, each = sum_blocks(dy.size // s.C, s.C)
-        parts = empty(x, (s.C, grid[0])), empty(x, (s.C, grid[0]))
+        parts = empty(x, (2, s.C, grid[0]))
         launch = _kernels["batch_norm_block_pool_sums"]
-        launch(grid, block, *parts, dy, x, codes, mean, delta, *numbers, each, negative_slope)
-        dgamma, dbeta = launch_finish_sums(*parts, x, delta, spread, eps)
+        launch(
+            grid,
+            block,
+            parts[0],
+            parts[1],
+            dy,
+            x,
+            codes,
+            mean,
+            delta,
+            *numbers,
+            each,
+            negative_slope,
+        )
+        dgamma, dbeta = launch_join_sums(parts, x, delta, spread, eps)
     dx, dresidual = empty(x, x.shape), empty(x, x.shape) if residual else None
     pixels = s.N * s.H * s.W
     if (s.KH, s.KW, s.SH, s.SW) == (2, 2, 2, 2):
@@ -295,6 +308,6 @@ def _launch_backward(
     through = (dgamma, dbeta) if mean is None else (None, None)
     grid, block, each = rows_blocks(pixels, s.C, 4)
     launch = _kernels["batch_norm_block_pool_gradient"]
-    arrays = (dx, dresidual, dy, x, codes, gamma, delta, spread, *through)
-    launch(grid, block, *arrays, *numbers, each, eps, negative_slope)
+    gradients = (dx, dresidual, dy, x, codes, gamma, delta, spread, *through)
+    launch(grid, block, *gradients, *numbers, each, eps, negative_slope)
     return dx, dresidual, dgamma, dbeta

@@ -5,7 +5,6 @@ from __future__ import annotations
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.reduce import column_blocks
-from gpucnn.ops.softmax import row_blocks
 
 _THREADS = 256
 _ROWS_EACH = 8  # of a thread in an element-wise pass: several loads in flight
@@ -43,44 +42,45 @@ def launch_statistics(
     """mean − x[0] and invstd of the batch, and its share of the running statistics."""
     rows, C = rows_of(x)
     grid, block, each = column_blocks(rows, C)
-    mean, squares = empty(x, (C, grid[0])), empty(x, (C, grid[0]))
-    KERNELS["batch_norm_statistics"](grid, block, mean, squares, x, rows, C, each)
-    running = running_mean, running_var
-    return launch_join(x, rows, mean, squares, None, None, each, *running, momentum, eps)
+    moments = empty(x, (4, C, grid[0]))
+    KERNELS["batch_norm_statistics"](grid, block, moments, x, rows, C, each)
+    return launch_join_moments(moments, running_mean, running_var, momentum, eps)
 
 
-def launch_join(
-    x: Array,
-    rows: int,
-    mean: Array,
-    squares: Array,
-    pivot: Array | None,
-    counts: Array | None,
-    each: int,
+def launch_join_moments(
+    moments: Array,
     running_mean: Array | None,
     running_var: Array | None,
     momentum: float,
     eps: float,
 ) -> tuple[Array, Array]:
-    """:func:`launch_statistics` from those of chunks of ``each`` rows, or of ``counts``."""
-    C, chunks = mean.shape
-    delta, invstd = empty(x, (C,)), empty(x, (C,))
-    KERNELS["batch_norm_finish_statistics"](
-        *row_blocks(C), delta, invstd, running_mean, running_var, mean, squares, x, pivot, counts,
-        rows, C, each, chunks, momentum, eps,
+    """:func:`launch_statistics` from the moments of chunks, (4, C, chunks)."""
+    _, C, chunks = moments.shape
+    delta, invstd = empty(moments, (C,)), empty(moments, (C,))
+    KERNELS["batch_norm_join_moments"](
+        (C,), (_threads(chunks),), delta, invstd, running_mean, running_var, moments,
+        C, chunks, momentum, eps,
     )  # fmt: skip
     return delta, invstd
 
 
-def launch_finish_sums(
-    products: Array, sums: Array, x: Array, delta: Array | None, spread: Array, eps: float
+def launch_join_sums(
+    sums: Array, x: Array, delta: Array | None, spread: Array, eps: float
 ) -> tuple[Array, Array]:
-    """dgamma and dbeta from the partial sums (C, chunks) about the center.
+    """dgamma and dbeta from the sums of chunks about the center, (2, C, chunks).
 
     spread (C): invstd where eps is 0, else the variance.
     """
-    C, chunks = sums.shape
+    _, C, chunks = sums.shape
     dgamma, dbeta = empty(x, (C,)), empty(x, (C,))
-    launch = KERNELS["batch_norm_finish_sums"]
-    launch(*row_blocks(C), dgamma, dbeta, products, sums, x, delta, spread, C, chunks, eps)
+    launch = KERNELS["batch_norm_join_sums"]
+    launch((C,), (_threads(chunks),), dgamma, dbeta, sums, x, delta, spread, C, chunks, eps)
     return dgamma, dbeta
+
+
+def _threads(chunks: int) -> int:
+    """Of a block: the power of two that covers the chunks, within what a block holds."""
+    threads = 32
+    while threads < min(chunks, _THREADS):
+        threads *= 2
+    return threads

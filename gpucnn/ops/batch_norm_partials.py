@@ -1,11 +1,11 @@
-"""Batch normalisation from what a convolution left: ``kernels/batch_norm_partials.cu``."""
+"""Batch normalisation from what a convolution left behind: ``kernels/batch_norm.cu``."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from gpucnn.device import Array, empty
-from gpucnn.kernel import KernelFile
+from gpucnn.device import Array
+from gpucnn.ops.batch_norm_launches import launch_join_moments, launch_join_sums
 from gpucnn.primitive import primitive
 
 # primitives
@@ -47,18 +47,6 @@ def batch_norm_join_sums(sums: Array, x: Array, delta: Array, invstd: Array) -> 
     return (products * invstd).astype(sums.dtype), totals.astype(sums.dtype)
 
 
-_kernels = KernelFile("batch_norm_partials")
-_MOST_THREADS = 256
-
-
-def _threads(chunks: int) -> int:
-    """Of a block: the power of two that covers the chunks, within what a block holds."""
-    threads = 32
-    while threads < min(chunks, _MOST_THREADS):
-        threads *= 2
-    return threads
-
-
 @batch_norm_join_moments.kernel()
 def _launch_join_moments(
     moments: Array,
@@ -67,19 +55,9 @@ def _launch_join_moments(
     momentum: float,
     eps: float,
 ) -> tuple[Array, Array]:
-    _, C, chunks = moments.shape
-    delta, invstd = empty(moments, (C,)), empty(moments, (C,))
-    _kernels["batch_norm_join_moments"](
-        (C,), (_threads(chunks),), delta, invstd, running_mean, running_var, moments,
-        C, chunks, momentum, eps,
-    )  # fmt: skip
-    return delta, invstd
+    return launch_join_moments(moments, running_mean, running_var, momentum, eps)
 
 
 @batch_norm_join_sums.kernel()
 def _launch_join_sums(sums: Array, x: Array, delta: Array, invstd: Array) -> tuple[Array, Array]:
-    _, C, chunks = sums.shape
-    dgamma, dbeta = empty(x, (C,)), empty(x, (C,))
-    launch = _kernels["batch_norm_join_sums"]
-    launch((C,), (_threads(chunks),), dgamma, dbeta, sums, x, delta, invstd, C, chunks)
-    return dgamma, dbeta
+    return launch_join_sums(sums, x, delta, invstd, 0.0)

@@ -34,9 +34,10 @@ from gpucnn.ops.conv2d import (
 from gpucnn.ops.conv2d_pipeline import ACTIVATIONS, IMPLICIT_GEMM, REGISTER_TILED, Epilogue
 from gpucnn.ops.conv_geometry import ConvGeometry
 from gpucnn.ops.elementwise import add_forward
+from gpucnn.ops.fused_batch_norm import FusedBatchNorm
 from gpucnn.ops.geometry import Padding, Pair, choice, flag, same_float_dtype
 from gpucnn.primitive import Primitive, primitive
-from gpucnn.tensor import Tensor
+from gpucnn.tensor import Function, Tensor
 
 # geometry
 
@@ -229,14 +230,13 @@ def gradient_through(function: Convolution, dy: Array) -> Array:
     """dx of a convolution: of what made x, if an epilogue may go through that as well.
 
     That is an activation whose output goes into this convolution alone, and a batch normalisation
-    whose output goes into that activation, or into this convolution, alone; they are told what was
-    done for them.
+    whose output goes into that activation, or into this convolution, alone, or both in one; they
+    are told what was done for them.
     """
     geometry, weight = function.geometry, function.weight
     before = function.sole_maker(0) if function.fuses and function.device != "cpu" else None
     through = before.from_output() if isinstance(before, Activation) else None
-    below = before if through is None else cast("Activation", before).sole_maker(0)
-    norm = below if isinstance(below, BatchNorm) and below.training else None
+    norm = _norm(before, through is not None)
     if through is None and norm is None:
         return cast("Array", function.run(conv2d_data_gradient, dy, weight, geometry))
     activation, negative_slope = through or ("identity", 0.0)
@@ -257,6 +257,14 @@ def gradient_through(function: Convolution, dy: Array) -> Array:
     if norm is not None:
         norm.sums = sums
     return cast("Array", dx)
+
+
+def _norm(before: Function | None, activated: bool) -> BatchNorm | FusedBatchNorm | None:
+    """The normalisation by a batch's statistics whose gradients need sums of what comes back."""
+    if isinstance(before, FusedBatchNorm):
+        return before if before.delta is not None and activated else None
+    below = before.sole_maker(0) if before is not None and activated else before
+    return below if isinstance(below, BatchNorm) and below.training else None
 
 
 class FusedConvolution(Convolution, Activation):

@@ -8,12 +8,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple, cast
 
 from gpucnn.device import Array
-from gpucnn.ops.activation import check_real, leaky_relu, relu
-from gpucnn.ops.batch_norm import batch_norm, batch_norm_check
+from gpucnn.ops.activation import Activation, check_real, leaky_relu, relu
+from gpucnn.ops.batch_norm import batch_norm, batch_norm_check, batch_norm_data_gradient
 from gpucnn.ops.batch_norm_block import (
     batch_norm_block_backward,
     batch_norm_block_forward,
-    batch_norm_join,
     batch_norm_statistics,
 )
 from gpucnn.ops.batch_norm_block_pool import (
@@ -21,25 +20,13 @@ from gpucnn.ops.batch_norm_block_pool import (
     batch_norm_block_pool_forward,
     block_pool_geometry,
 )
+from gpucnn.ops.batch_norm_partials import batch_norm_join_moments, batch_norm_join_sums
 from gpucnn.ops.elementwise import add
 from gpucnn.ops.geometry import Padding, Pair, choice, same_float_dtype
 from gpucnn.ops.pool2d import max_pool2d
-from gpucnn.tensor import Function, Tensor
+from gpucnn.tensor import Tensor
 
 ACTIVATIONS = ("none", "relu", "leaky_relu")
-
-
-class Partial(NamedTuple):
-    """Statistics of the parts of x, which the kernel that wrote x took on the way: bare arrays.
-
-    mean − pivot (C, parts) and the sum of squared deviations from that mean (C, parts); counts
-    (parts) int32, the rows of each; pivot (C), of which the running mean is a good one.
-    """
-
-    mean: Array
-    squares: Array
-    counts: Array
-    pivot: Array
 
 
 class Pooling(NamedTuple):
@@ -51,13 +38,15 @@ class Pooling(NamedTuple):
     edge: str = "drop"
 
 
-class FusedBatchNorm(Function):
+class FusedBatchNorm(Activation):
     """batch_norm, + residual, activation, max_pool2d; and the gradients in all that has one.
 
-    negative_slope: 0 for relu, 1 for no activation. In training ``partial`` spares the pass over x
+    negative_slope: 0 for relu, 1 for no activation. In training ``moments`` spare the pass over x
     for the statistics. Between forward and backward it keeps x, statistics, and of what it made
     only bits of z <= 0 (with a residual) or one byte per pooled output.
     """
+
+    sums: Array | None = None  # for the gradients, which the kernel that made dy left behind
 
     def forward(
         self,
@@ -73,7 +62,7 @@ class FusedBatchNorm(Function):
         eps: float,
         negative_slope: float,
         pooling: Pooling | None = None,
-        partial: Partial | None = None,
+        moments: Array | None = None,
     ) -> Array:
         batch_norm_check(x, gamma, beta, running_mean, running_var, training, momentum, eps)
         if any(self.needs[3:5]):
@@ -86,13 +75,10 @@ class FusedBatchNorm(Function):
         mean = delta = None
         if training:
             running = running_mean, running_var
-            if partial is None:
+            if moments is None:
                 delta, spread = self.run(batch_norm_statistics, x, *running, momentum, eps)
             else:
-                rows = x.reshape(-1, x.shape[-1])
-                found = (partial.pivot, partial.mean, partial.squares, partial.counts)
-                rest = (*found, *running, momentum, eps)
-                delta, spread = self.run(batch_norm_join, rows[0], len(rows), *rest)
+                delta, spread = self.run(batch_norm_join_moments, moments, *running, momentum, eps)
             eps = 0.0
         else:
             mean, spread = cast("Array", running_mean), cast("Array", running_var)
@@ -112,22 +98,38 @@ class FusedBatchNorm(Function):
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         _, needs_gamma, needs_beta, _, _, residual = self.needs
+        if self.passed and self.sums is not None:
+            given = self.x, self.delta, self.spread
+            dgamma, dbeta = self.run(batch_norm_join_sums, self.sums, *given)
+            dx = self.run(
+                batch_norm_data_gradient,
+                *(dy, self.x, self.gamma, self.delta, self.spread, dgamma, dbeta),
+            )
+            return dx, dgamma, dbeta, None, None, dy if residual else None
+        if self.passed:
+            self.negative_slope, self.route = 1.0, None
         sums = needs_gamma or needs_beta or self.mean is None
-        given = (self.mean, self.delta, self.spread, self.eps, self.negative_slope)
+        statistics = (self.mean, self.delta, self.spread, self.eps, self.negative_slope)
         if self.geometry is not None:
             dx, dresidual, dgamma, dbeta = self.run(
                 batch_norm_block_pool_backward,
-                dy, self.x, self.route, self.gamma, *given, residual, sums, self.geometry,
+                dy, self.x, self.route, self.gamma, *statistics, residual, sums, self.geometry,
             )  # fmt: skip
         else:
             alone = self.negative_slope == 1  # then the residual's gradient is dy
             dx, dresidual, dgamma, dbeta = self.run(
                 batch_norm_block_backward,
-                dy, self.x, self.route, self.gamma, self.beta, *given, residual and not alone, sums,
+                dy, self.x, self.route, self.gamma, self.beta, *statistics,
+                residual and not alone, sums,
             )  # fmt: skip
             if residual and alone:
                 dresidual = dy
         return dx, dgamma, dbeta, None, None, dresidual
+
+    def from_output(self) -> tuple[str, float] | None:
+        if self.geometry is not None or self.negative_slope < 0 or self.negative_slope == 1:
+            return None
+        return ("leaky_relu", self.negative_slope) if self.negative_slope else ("relu", 0.0)
 
 
 def batch_norm_block(
@@ -180,5 +182,6 @@ def batch_norm_block(
         if activation != "none":
             y = relu(y) if activation == "relu" else leaky_relu(y, slope)
         return y if pooling is None else max_pool2d(y, *pooling[:3], edge=edge)
-    options |= {"negative_slope": slope, "pooling": pooling}
+    moments = x._moments if training is True and isinstance(x, Tensor) else None
+    options |= {"negative_slope": slope, "pooling": pooling, "moments": moments}
     return cast("Tensor", FusedBatchNorm.apply(*inputs, residual, **options))
