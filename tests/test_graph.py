@@ -214,6 +214,22 @@ def test_gradients_that_add_up_over_steps(device: str) -> None:
     assert train(True) == train(False)
 
 
+@pytest.mark.parametrize("net", ["small"])
+def test_many_steps_in_one_graph(net: str, device: str) -> None:
+    run = Run(net, device, graph=False)
+    many = gpucnn.cuda_graph(run.compute, steps=3, device=device)
+    for i in range(0, 15, 3):
+        xs, ys = zip(*(run.data(j) for j in range(i, i + 3)), strict=True)
+        batches = np.stack([x.numpy() for x in xs]), np.stack([y.numpy() for y in ys])
+        run.outputs += [t.numpy().tobytes() for result in many(*batches) for t in result]
+    assert (many.replays, many.reason) == (2, "")
+    assert run.trace() == trace(net, device, False, 15)
+    with pytest.raises(ValueError, match=r"steps=3 arrays hold 3 batches .*got shape \(2, 5\)"):
+        many(np.zeros((2, 5), np.float32), ys)
+    with pytest.raises(ValueError, match="steps must be"):
+        gpucnn.cuda_graph(run.compute, steps=0)
+
+
 def test_copies_inside_a_step(device: str) -> None:
     """Losses of each row; statistics that are kept for the backward pass; weights put aside."""
     gpucnn.seed(1)
@@ -303,7 +319,12 @@ def takes_numpy(x: Tensor) -> Any:
     return Tensor((x * 1.0).numpy() * 2, device=x.device)
 
 
-@pytest.mark.parametrize("step", [reads_a_value, prints_a_tensor, takes_numpy])
+def asks_for_apart(x: Tensor) -> Any:
+    _, at = F.max_pool1d(x.reshape(1, 2, 1), 1, return_indices=True)
+    return F.max_unpool1d(x.reshape(1, 2, 1), at, 1, overlap="error").reshape(2)
+
+
+@pytest.mark.parametrize("step", [reads_a_value, prints_a_tensor, takes_numpy, asks_for_apart])
 def test_values_read_on_the_host(step: Callable[[Tensor], Any], device: str) -> None:
     graph = gpucnn.cuda_graph(step)
     inputs = [Tensor([1.0, i - 2.0], device=device) for i in range(5)]

@@ -171,12 +171,15 @@ class GpuRecording(Recording):
                 result = step()
             self.close()
             return result
+        gradients = [(t, t.grad) for t in self.before.watched.owners("data")]
         try:
             result = self._capture(step)
         except Exception as error:
             self.fail(f"the capture failed ({type(error).__name__}: {error})")
         self.close()
         if self.reason:
+            for tensor, gradient in gradients:  # what the capture put there was never computed
+                tensor.grad = gradient
             with recording_by(_Again(self._done)):
                 return step()
         self._numbers_there.upload()

@@ -89,6 +89,10 @@ class Watched:
         """What ``read`` returns must be equal to what it returns now."""
         self._reads.append((read, read()))
 
+    def owners(self, name: str) -> list[Any]:
+        """The objects of which an attribute of this name is watched."""
+        return [owner for owner, known, _ in self._attributes.values() if known == name]
+
     def holds(self) -> bool:
         """Whether all of it is as it was."""
         for owner, name, value in self._attributes.values():

@@ -14,6 +14,7 @@ from gpucnn.graph.host import HostRecording
 from gpucnn.graph.plan import MemoryPlan
 from gpucnn.graph.record import Observer, Store, Watched, is_array
 from gpucnn.misuse import warn_once
+from gpucnn.ops.geometry import integer
 from gpucnn.precision import chosen_precision
 from gpucnn.primitive import chosen_variants
 from gpucnn.recording import recording_by
@@ -57,11 +58,11 @@ class CudaGraph:
     reason: why it last ran eagerly, "" if it never had to. replays: how many there have been.
     """
 
-    def __init__(self, step: Callable[..., Any], device: str | None = None) -> None:
+    def __init__(self, step: Callable[..., Any], device: str | None = None, steps: int = 1) -> None:
         if not callable(step):
             raise TypeError(f"step must be a function, got {type(step).__name__}")
         functools.update_wrapper(self, step)
-        self._step = step
+        self._step = step if integer("steps", steps, 1) == 1 else _many(step, steps)
         self._device = None if device is None else require(device)
         self._entries: dict[Hashable, _Entry] = {}
         self._last: _Recorded | None = None
@@ -114,9 +115,12 @@ class CudaGraph:
             items = [(k, self._form(v, arrays, held)) for k, v in value.items()]
             return "dict", tuple(items)
         if is_array(value):
+            if not isinstance(value, np.ndarray):
+                return self._form(Tensor(value, device="cuda"), arrays, held)
             device = self._device or default_device()
             # It stays where it is: a replay copies it into the memory that the graph reads.
-            return self._form(Tensor._wrap(converted(value, device), device), arrays, held)
+            there = np.asarray(converted(value, device), order="C")
+            return self._form(Tensor._wrap(there, device), arrays, held)
         if isinstance(value, int | float | str | np.generic) or value is None:
             return type(value), value
         held.append(value)  # so that nothing else gets its id
@@ -239,7 +243,32 @@ def _fill(store: Store, arrays: list[Tensor]) -> None:
             static[...] = t.data
 
 
-def cuda_graph(step: Callable[..., Any], *, device: str | None = None) -> CudaGraph:
+def _many(step: Callable[..., Any], count: int) -> Callable[..., list[Any]]:
+    """``count`` steps in a row, each with its own part of the arguments."""
+
+    def part(value: Any, i: int) -> Any:
+        if isinstance(value, Tensor):
+            if value.shape[:1] != (count,):
+                raise ValueError(
+                    f"with steps={count} arrays hold {count} batches along their first axis, "
+                    f"got shape {value.shape}"
+                )
+            return Tensor._wrap(value.data[i : i + 1].reshape(value.shape[1:]), value.device)
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*[part(v, i) for v in value])
+        if isinstance(value, tuple | list):
+            return type(value)([part(v, i) for v in value])
+        if isinstance(value, dict):
+            return {k: part(v, i) for k, v in value.items()}
+        return value
+
+    def run(*args: Any, **kwargs: Any) -> list[Any]:
+        return [step(*part(args, i), **part(kwargs, i)) for i in range(count)]
+
+    return run
+
+
+def cuda_graph(step: Callable[..., Any], *, device: str | None = None, steps: int = 1) -> CudaGraph:
     """A function that computes what ``step`` does, as one graph over memory planned once.
 
     The first call with arguments of a kind runs eagerly: kernels are compiled, and what is made
@@ -262,6 +291,10 @@ def cuda_graph(step: Callable[..., Any], *, device: str | None = None) -> CudaGr
     variant or ``no_grad``, after ``train()`` or ``eval()`` of a module, and where a parameter's
     ``data`` was replaced. A graph that was recorded is kept for when its kind of call comes back.
 
+    steps: how many steps one call makes, one after the other in one graph, which saves launches of
+    small networks. Arrays then hold that many batches along a new first axis, and the results of
+    all steps are returned in a list.
+
     What cannot be recorded runs eagerly, and a warning says why, once; ``.reason`` keeps it: values
     read on the host (``item()``, ``numpy()``, printing a tensor), numbers and host arrays that
     change from call to call without being arguments, arrays handed from one call to the next other
@@ -271,6 +304,7 @@ def cuda_graph(step: Callable[..., Any], *, device: str | None = None) -> CudaGr
     ``.memory`` is the :class:`gpucnn.graph.MemoryPlan`, ``.launches`` the number of kernels in a
     replay, ``.replays`` how many there have been.
 
-    Raises TypeError if step is no function, DeviceError for a device that is not at hand.
+    Raises TypeError if step is no function, ValueError for steps < 1 and for arrays that do not
+    hold as many batches, DeviceError for a device that is not at hand.
     """
-    return CudaGraph(step, device)
+    return CudaGraph(step, device, steps)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gpucnn.device import to_host
 from gpucnn.ops.geometry import Pair, choice, host_array, resolve_padding, sizes
+from gpucnn.recording import reading
 from gpucnn.tensor import Tensor
 
 CONVENTIONS = ("torch", "onnx", "tf", "chainer")
@@ -81,6 +82,7 @@ def convert_pool_indices(
     """
     for name, value in (("src", src), ("dst", dst)):
         choice(name, value, CONVENTIONS)
+    reading("pool indices")
     given = host_array("indices", to_host(indices.data) if isinstance(indices, Tensor) else indices)
     if given.dtype.kind not in "iu":
         raise TypeError(f"indices must be integers, got {given.dtype}")

@@ -20,6 +20,7 @@ from gpucnn.ops.window import (
     unpool_axes,
 )
 from gpucnn.primitive import primitive
+from gpucnn.recording import reading
 from gpucnn.tensor import Function, Tensor, check_tensor
 from gpucnn.threads import map_chunks, scratch
 
@@ -243,6 +244,7 @@ class MaxUnpool(Function):
         if isinstance(indices, np.ndarray) or overlap == "error":
             check_indices(indices, self.geometry)
         if overlap == "error":
+            reading('the indices of overlap="error"')
             check_apart(indices, self.geometry)
         self.last = overlap == "last"
         if self.recording:
