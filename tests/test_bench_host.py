@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -15,16 +18,27 @@ from tests.support import assert_close, needs_torch, torch
 
 @needs_torch
 @pytest.mark.emulated
-def test_the_table_has_a_row_for_each_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_has_a_row_for_each_operator(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(host, "CALLS", 2)
+    path = tmp_path / "host.csv"
     threads, onednn = torch.get_num_threads(), torch.backends.mkldnn.enabled
-    done = CliRunner().invoke(host.main, ["--turns", "1"])
+    done = CliRunner().invoke(host.main, ["--turns", "1", "--csv", str(path)])
     assert done.exit_code == 0, done.output
     for op in host.operators():
         assert f"{op.name}, forward" in done.output
         assert f"{op.name}, backward" in done.output
+    rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+    assert len(rows) == 1 + 2 * len(host.operators()) + 3
+    assert all(abs(float(a) / float(b) - float(ratio)) < 1 for _, a, b, ratio in rows[1:])
     assert torch.get_num_threads() == threads
     assert torch.backends.mkldnn.enabled == onednn
+
+
+def test_the_aims() -> None:
+    rows = [("a", 10.0, 20.0), ("b", 11.0, 12.0), ("c", 6.0, 10.0)]
+    assert host.within(rows) == "2 of 3 within 10 µs, 2 within 0.6 × PyTorch's time"
 
 
 @needs_torch
