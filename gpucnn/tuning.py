@@ -34,6 +34,7 @@ from gpucnn.device import Array
 from gpucnn.kernel import Launch, observe_launches, specialisations
 from gpucnn.ops.conv2d_few_channels import FEW_CHANNELS
 from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, use_tile
+from gpucnn.ops.conv2d_winograd import WINOGRAD
 from gpucnn.ops.conv_geometry import ConvGeometry
 from gpucnn.ops.linear import LinearGeometry
 from gpucnn.precision import precision, precision_of
@@ -41,7 +42,7 @@ from gpucnn.primitive import PRIMITIVES, Primitive
 
 FAMILIES = ("conv2d", "conv_transpose2d", "linear")
 RUNGS = {rung.name: rung for rung in (REGISTER_TILED, IMPLICIT_GEMM)}
-_FEW = {few.name: few for few in FEW_CHANNELS}
+_PARTIAL = {partial.name: partial for partial in (*FEW_CHANNELS, WINOGRAD)}
 _FILES = ("conv2d_", "conv_transpose2d", "linear")
 _GEOMETRIES = {"conv2d": ConvGeometry, "conv_transpose2d": ConvGeometry, "linear": LinearGeometry}
 
@@ -137,9 +138,11 @@ def candidates(primitive: str, mode: str, geometry: Geometry, rules: Choice) -> 
     for variant in PRIMITIVES[primitive].launchers:
         if not variant or (primitive.endswith("weight_gradient") and variant != rules.variant):
             continue
-        few = _FEW.get(variant)
-        if few is not None and not (
-            isinstance(geometry, ConvGeometry) and primitive in few.launchers and few.fits(geometry)
+        partial = _PARTIAL.get(variant)
+        if partial is not None and not (
+            isinstance(geometry, ConvGeometry)
+            and primitive in partial.launchers
+            and partial.fits(geometry)
         ):
             continue  # it would hand the problem on
         tiles = _tiles(primitive, mode, geometry, variant) if variant in RUNGS else []

@@ -34,7 +34,10 @@ from tests.support import (
     torch,
 )
 
-VARIANTS = ["tiled", "naive", "register_tiled", "implicit_gemm", "depthwise", "direct"]
+VARIANTS = [
+    *("tiled", "naive", "register_tiled", "implicit_gemm"),
+    *("depthwise", "direct", "winograd"),
+]
 cases = pytest.mark.parametrize("case", CONV2D, ids=str)
 
 

@@ -83,7 +83,7 @@ def test_a_launcher_with_another_signature_is_refused() -> None:
 
 def test_use_variant() -> None:
     with pytest.raises(
-        ValueError, match=r"conv2d is one of tiled, naive, .*, depthwise, direct, got 'fast'"
+        ValueError, match=r"conv2d is one of tiled, naive, .*, direct, winograd, got 'fast'"
     ):
         gpucnn.use_variant(conv2d="fast")
     with pytest.raises(ValueError, match="'softmax' has no variants"):

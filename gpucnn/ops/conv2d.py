@@ -1,5 +1,6 @@
 """2-D convolution: ``kernels/conv2d_naive.cu``, ``conv2d_tiled.cu``; the other rungs
-are in ``conv2d_pipeline.py``, the kernels for few channels in ``conv2d_few_channels.py``.
+are in ``conv2d_pipeline.py``, the kernels for few channels in ``conv2d_few_channels.py``, that
+for 3×3 windows by Winograd in ``conv2d_winograd.py``.
 
 The primitives also take sequences (N, W, C) and volumes (N, D, H, W, C), for conv1d and conv3d:
 inside, all images have three axes.
@@ -20,6 +21,7 @@ from gpucnn.kernel import Kernel, KernelFile
 from gpucnn.ops import depthwise, winograd, winograd_rows
 from gpucnn.ops.conv2d_few_channels import FEW_CHANNELS, FewChannels, where_it_fits
 from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, phases_of, pipelined
+from gpucnn.ops.conv2d_winograd import WINOGRAD
 from gpucnn.ops.conv_geometry import ConvGeometry, conv_geometry
 from gpucnn.ops.geometry import Padding, Pair
 from gpucnn.ops.reduce import column_sum, launch_sum_slices
@@ -298,9 +300,9 @@ for _rung in (REGISTER_TILED, IMPLICIT_GEMM):
     conv2d_forward.kernel(_rung.name)(_rung.forward)
     conv2d_data_gradient.kernel(_rung.name)(_rung.data_gradient)
     conv2d_weight_gradient.kernel(_rung.name)(_rung.weight_gradient)
-for _few in FEW_CHANNELS:
+for _partial in (*FEW_CHANNELS, WINOGRAD):
     for _primitive in (conv2d_forward, conv2d_data_gradient, conv2d_weight_gradient):
-        _primitive.kernel(_few.name)(where_it_fits(_primitive, _few))
+        _primitive.kernel(_partial.name)(where_it_fits(_primitive, _partial))
 
 
 # tape
@@ -366,12 +368,13 @@ def conv2d(
     Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit,
     also for an empty image and for a dilated window larger than the padded image; DeviceError if
     the tensors live on two devices. Variants: ``use_variant(conv2d="tiled" | "naive" |
-    "register_tiled" | "implicit_gemm" | "direct" | "depthwise")``. "direct" takes images of up to
-    four channels in one group, not their data gradient, "depthwise" groups of one channel; what
-    they do not take runs the default. That is "depthwise" or "direct" where they fit, else
-    where a group has eight channels or more on both sides "implicit_gemm", on tensor cores, or in
-    the precision "fp32" "register_tiled"; else "tiled", or "naive" where that leaves its tiles
-    empty.
+    "register_tiled" | "implicit_gemm" | "direct" | "depthwise" | "winograd")``. "direct" takes
+    images of up to four channels in one group, not their data gradient, "depthwise" groups of one
+    channel, "winograd" 3×3 windows of stride and dilation 1 padded by up to two cells, not their
+    weight gradient; what they do not take runs the default. That is "depthwise" or "direct" where
+    they fit, else where a group has eight channels or more on both sides "implicit_gemm", on
+    tensor cores, or in the precision "fp32" "register_tiled"; else "tiled", or "naive" where that
+    leaves its tiles empty.
 
     Source: torch.nn.functional.conv2d; arithmetic: Dumoulin and Visin, arXiv:1603.07285.
     """
