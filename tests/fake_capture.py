@@ -40,6 +40,9 @@ class Pool:
         weakref.finalize(memory, free.append, memory._bytes)
         return MemoryPointer(memory, 0)
 
+    def free_bytes(self) -> int:
+        return 0
+
     def free_all_blocks(self) -> None:
         for free in self._free.values():
             free.clear()
@@ -101,7 +104,7 @@ class ndarray(fake_cuda.ndarray):  # CuPy's own name
         made[...] = self
         return made
 
-    def set(self, values: np.ndarray) -> None:
+    def set(self, values: np.ndarray, stream: Any = None) -> None:
         assert Clock.captured is None
         assert isinstance(values, np.ndarray)
         assert (values.shape, values.dtype) == (self.shape, self.dtype)

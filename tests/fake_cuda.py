@@ -90,6 +90,9 @@ class MemoryPool:
     def free_all_blocks(self) -> None:
         self._free.clear()
 
+    def free_bytes(self) -> int:
+        return 0
+
     def total_bytes(self) -> int:
         return 0
 

@@ -142,6 +142,7 @@ def module() -> types.ModuleType:
     runtime = types.SimpleNamespace(
         getDevice=lambda: 0,
         getDeviceCount=lambda: 1,
+        memGetInfo=lambda: (1 << 33, 1 << 34),
         getDeviceProperties=lambda device: {"name": b"Stand-in"},
     )
     stream = types.SimpleNamespace(synchronize=lambda: None, is_capturing=lambda: False)
@@ -150,6 +151,9 @@ def module() -> types.ModuleType:
         Device=Device,
         get_current_stream=lambda: stream,
         function=types.SimpleNamespace(CNumpyArray=CNumpyArray),
+    )
+    made.get_default_memory_pool = lambda: types.SimpleNamespace(  # type: ignore[attr-defined]
+        free_bytes=lambda: 0
     )
     for item in (ndarray, RawKernel, asarray, empty, zeros):
         setattr(made, item.__name__, item)
