@@ -49,6 +49,7 @@ from gpucnn.ops.conv3d import conv3d
 from gpucnn.ops.conv_transpose1d import conv_transpose1d
 from gpucnn.ops.conv_transpose2d import conv_transpose2d
 from gpucnn.ops.conv_transpose3d import conv_transpose3d
+from gpucnn.ops.cross_entropy import cross_entropy
 from gpucnn.ops.dropout import dropout, dropout2d
 from gpucnn.ops.elementwise import add, multiply, negate, subtract
 from gpucnn.ops.fused_batch_norm import batch_norm_block
@@ -56,7 +57,6 @@ from gpucnn.ops.group_norm import group_norm, layer_norm
 from gpucnn.ops.linear import linear, matmul
 from gpucnn.ops.local_response_norm import local_response_norm
 from gpucnn.ops.locally_connected2d import locally_connected2d
-from gpucnn.ops.loss import cross_entropy
 from gpucnn.ops.pool1d import avg_pool1d, max_pool1d, sum_pool1d
 from gpucnn.ops.pool2d import max_pool2d
 from gpucnn.ops.pool3d import avg_pool3d, max_pool3d, sum_pool3d

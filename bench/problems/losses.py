@@ -85,6 +85,29 @@ def cross_entropy(
         yield Problem("loss", primitive, name, group, make, moved, flops * size(x) + 3 * rows, C)
 
 
+def reduced(
+    name: str, rows: int, C: int, smoothing: float, group: str, weighted: bool, gradient: bool
+) -> Iterator[Problem]:
+    """The mean or, without a gradient, the sum of the losses of rows, and the way back."""
+
+    def forward(seed: int) -> Arguments:
+        target, weight = _labels(seed, rows, C), _weights(seed, C, weighted)
+        return normal(seed, 0, rows, C), target, weight, smoothing, -100, gradient, gradient
+
+    def backward(seed: int) -> Arguments:
+        return normal(seed, 0, rows, C), normal(seed, 1, 1)
+
+    x, family = (rows, C), "cross_entropy"
+    dx, weight = x if gradient else None, (C,) if weighted else None
+    moved = words(x, (rows,), weight, (1,), dx)
+    flops = (4 + gradient + (2 if smoothing else 0)) * size(x) + 3 * rows
+    primitive = "cross_entropy_reduced"
+    yield Problem(family, primitive, name, group, forward, moved, flops, rows + C)
+    if gradient:
+        rest = (words(x, x, (1,)), size(x), 1, (0,))
+        yield Problem(family, "cross_entropy_backward", name, group, backward, *rest)
+
+
 def class_loss(
     name: str, rows: int, C: int, group: str, weighted: bool, gradient: bool
 ) -> Iterator[Problem]:
@@ -195,8 +218,10 @@ def problems() -> Iterator[Problem]:
     for shape, smoothing in CROSS_ENTROPY:
         name, rows = label(shape, {"smoothing": smoothing}), size(shape[:-1])
         yield from cross_entropy(name, rows, shape[-1], smoothing, "edge", False, True)
+        yield from reduced(name, rows, shape[-1], smoothing, "edge", False, True)
         name = f"{name},weighted,loss"
         yield from cross_entropy(name, rows, shape[-1], smoothing, "edge", True, False)
+        yield from reduced(name, rows, shape[-1], smoothing, "edge", True, False)
     for shape in CLASS_LOSS:
         rows, C = size(shape[:-1]), shape[-1]
         yield from class_loss(label(shape), rows, C, "edge", False, True)
@@ -206,6 +231,7 @@ def problems() -> Iterator[Problem]:
         for name, (rows, C) in table.items():
             yield from softmax(name, (rows, C), group)
             yield from cross_entropy(name, rows, C, 0.0, group, False, True)
+            yield from reduced(name, rows, C, 0.0, group, False, True)
             yield from class_loss(name, rows, C, group, False, True)
             yield from _means(name, rows, C, group)
     for loss in PAIR_COSTS:

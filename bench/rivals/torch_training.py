@@ -45,6 +45,20 @@ def _cross_entropy(
     return Expression(inputs, _with_gradient(torch, loss, gradient), lambda r: _rows(r, counts))
 
 
+@expression("cross_entropy_reduced")
+def _cross_entropy_reduced(
+    torch: Any, x: Any, target: Any, weight: Any, smoothing: float, ignore: int, mean: bool,
+    gradient: bool,
+) -> Expression:  # fmt: skip
+    def loss(x: Any, target: Any, weight: Any) -> Any:
+        options: dict[str, Any] = {"ignore_index": ignore, "label_smoothing": smoothing}
+        options["reduction"] = "mean" if mean else "sum"
+        return torch.nn.functional.cross_entropy(x, target, weight, **options)
+
+    inputs = [x, target.astype(np.int64), weight]
+    return Expression(inputs, _with_gradient(torch, loss, gradient))
+
+
 @expression("cross_entropy_probabilities")
 def _soft_cross_entropy(
     torch: Any, x: Any, target: Any, weight: Any, smoothing: float, gradient: bool

@@ -1,4 +1,4 @@
-"""Cross-entropy, and what losses of rows share: ``kernels/loss.cu``."""
+"""Cross-entropy per row, and what losses of rows share: ``kernels/loss.cu``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from gpucnn import buffers
 from gpucnn.device import Array, DeviceError, empty, to_device
 from gpucnn.empty_batch import nothing
 from gpucnn.kernel import KernelFile
-from gpucnn.misuse import warn_once
 from gpucnn.ops.elementwise import THREADS, four_each, scale_forward
 from gpucnn.ops.geometry import choice, host_array, integer, same_float_dtype
 from gpucnn.ops.reduce import column_sum
-from gpucnn.ops.softmax import LogSoftmax, Softmax, row_blocks, row_max, row_sum
+from gpucnn.ops.softmax import row_blocks, row_max, row_sum
 from gpucnn.primitive import Primitive, primitive
 from gpucnn.recording import copied
 from gpucnn.tensor import Function, Tensor, check_tensor
@@ -39,23 +38,6 @@ def check_scores(input: Tensor) -> None:
     if input.ndim < 2 or 0 in input.shape[1:]:
         raise ValueError(f"input must have shape (N, …, C) and not be empty, got {input.shape}")
     same_float_dtype(input=input)
-
-
-def _expect_scores(input: Tensor) -> None:
-    """Warn if the input is what a softmax made of scores: it would be applied twice."""
-    subject = "softmax before cross-entropy"
-    if isinstance(input._creator, Softmax):
-        warn_once(
-            subject,
-            "cross_entropy takes scores and applies the softmax itself, but its input comes from a "
-            "softmax: applied twice it trains slowly; leave the softmax out of the model",
-        )
-    elif isinstance(input._creator, LogSoftmax):
-        warn_once(
-            subject,
-            "cross_entropy takes scores and applies the log-softmax itself, but its input comes "
-            "from log_softmax: leave that out of the model, or use nll_loss",
-        )
 
 
 def check_ignore_index(value: Any) -> int:
@@ -331,65 +313,6 @@ class RowLoss(Function):
         else:
             dx = self.run(scale_mean, self.dx, dy, self.totals)
         return (dx.reshape(self.shape),)
-
-
-# public
-
-
-def cross_entropy(
-    input: Tensor,
-    target: Any,
-    *,
-    weight: Any = None,
-    ignore_index: int = IGNORE_INDEX,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
-) -> Tensor:
-    """Cross-entropy of the softmax of scores against class indices or probabilities.
-
-    With log p = log softmax(input), weights w (1 if not given) and ε = label_smoothing, the loss of
-    a row is ``(1 − ε)·w_y·(−log p_y) + ε/C·Σ_c w_c·(−log p_c)`` for the class y, and
-    ``Σ_c w_c·((1 − ε)·t_c + ε/C)·(−log p_c)`` for probabilities t. One pass computes the maximum,
-    the logarithm of the sum and the gradient; large scores do not overflow.
-
-    input: (N, C), (N, H, W, C) or any (N, …, C) scores, float32 (float64 on cpu). target: integers
-    0…C−1 of shape (N, …), or floats of the shape of input; a NumPy array, lists, or a Tensor on the
-    device of input. weight: (C) numbers. A row with the target ignore_index costs nothing.
-    label_smoothing: 0 to 1. reduction: "sum", "none", or "mean", which divides by Σ w_y over the
-    rows that are not ignored (NaN with gradient 0 if there are none), for probabilities by the
-    number of rows. Returns a 0-d tensor, or (N, …) with "none". A row with a score of +inf or NaN
-    has the loss NaN; −inf is a class that cannot be.
-
-    Raises ValueError or TypeError naming the argument if a shape, dtype, option or label does not
-    fit, or target or weight requires a gradient; DeviceError for a Tensor on another device. The
-    labels of a Tensor on ``cuda`` are not read by the host: a label outside 0…C−1 there makes the
-    loss of its row, and its gradient, NaN. An input that softmax or log_softmax computed gives a
-    :class:`~gpucnn.MisuseWarning`, once.
-
-    Source: torch.nn.functional.cross_entropy; smoothing: Szegedy et al., arXiv:1512.00567.
-    """
-    check_scores(input)
-    check_reduction(reduction)
-    _expect_scores(input)
-    skip = check_ignore_index(ignore_index)
-    if isinstance(label_smoothing, bool) or not isinstance(
-        label_smoothing, int | float | np.number
-    ):
-        raise TypeError(f"label_smoothing must be a number, got {label_smoothing!r}")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing must lie between 0 and 1, got {label_smoothing}")
-    weights, smoothing = class_weights(weight, input), float(label_smoothing)
-    given = constant("target", target, input.device)
-    if given.dtype.kind == "f" and given.ndim == input.ndim:
-        if skip != IGNORE_INDEX:
-            raise ValueError(
-                f"ignore_index goes with class indices, not with probabilities, got {ignore_index}"
-            )
-        wanted = float_constant("target", target, input.shape, input).reshape(-1, input.shape[-1])
-        return row_loss(input, cross_entropy_probabilities, (wanted, weights, smoothing), reduction)
-    labels = class_indices(target, input, skip).reshape(-1)
-    arguments = (labels, weights, smoothing, skip)
-    return row_loss(input, cross_entropy_forward, arguments, reduction)
 
 
 def row_loss(input: Tensor, loss: Primitive, arguments: tuple[Any, ...], reduction: str) -> Tensor:

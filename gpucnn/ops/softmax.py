@@ -204,7 +204,7 @@ def softmax(x: Tensor) -> Tensor:
     at least one element, float32 (float64 on cpu). Returns a tensor of its shape; each row sums to
     1. A score of −inf has probability 0; a row that holds +inf or NaN, or only −inf, becomes NaN.
 
-    For training use :func:`~gpucnn.ops.loss.cross_entropy`, which takes the scores themselves.
+    For training use :func:`~gpucnn.functional.cross_entropy`, which takes the scores themselves.
 
     Raises ValueError for empty rows or a 0-d x, TypeError for integers.
 
