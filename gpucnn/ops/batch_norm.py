@@ -19,7 +19,16 @@ from gpucnn.ops.batch_norm_launches import (
     rows_of,
 )
 from gpucnn.ops.batch_norm_partials import batch_norm_join_moments, batch_norm_join_sums
-from gpucnn.ops.channels import chunk_rows, column_sums, fold, normalise, statistics, tile
+from gpucnn.ops.channels import (
+    chunk_rows,
+    column_sums,
+    fold,
+    near,
+    normalise,
+    product_sums,
+    statistics,
+    tile,
+)
 from gpucnn.ops.geometry import flag, remembered, same_float_dtype
 from gpucnn.ops.reduce import column_blocks
 from gpucnn.primitive import primitive
@@ -136,19 +145,22 @@ def batch_norm_sums(
     folded, k = fold(x)
     C = x.shape[-1]
     gradients = dy.reshape(folded.shape)
-    first = mean if delta is None else x.reshape(-1, C)[0]
-    c = tile(cast("NDArray[Any]", first), k, x.dtype)
+    first = cast("NDArray[Any]", mean if delta is None else x.reshape(-1, C)[0])
+    direct = near(first * invstd, x)
+    c = tile(first, k, x.dtype)
 
     def part(start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        rows = gradients[start:stop]
-        product = scratch("batch_norm centred", rows.shape, x.dtype)
-        np.subtract(folded[start:stop], c, out=product)
-        np.multiply(product, rows, out=product)
-        return column_sums(product, C), column_sums(rows, C)
+        rows, given = gradients[start:stop], folded[start:stop]
+        if not direct:
+            moved = scratch("batch_norm centred", rows.shape, x.dtype)
+            given = np.subtract(given, c, out=moved)
+        return product_sums(given, rows, C), column_sums(rows, C)
 
     parts = map_chunks(part, len(folded), chunk_rows(folded))
     products = np.stack([p for p, _ in parts]).sum(axis=0)
     dbeta = np.stack([s for _, s in parts]).sum(axis=0)
+    if direct:
+        products -= first * dbeta
     if delta is not None:
         products -= delta * dbeta
     return (products * invstd).astype(x.dtype), dbeta.astype(x.dtype)
@@ -176,13 +188,17 @@ def batch_norm_data_gradient(
     scale = _or(gamma, 1, invstd) * invstd
     slope = -scale * invstd * dgamma / m
     level = -scale * dbeta / m - slope * delta
+    direct = near(first * invstd, x)
+    if direct:
+        level = level - slope * first
     c, a, b, d = (tile(v, k, x.dtype) for v in (first, scale, slope, level))
 
     def part(start: int, stop: int) -> None:
-        rows = out[start:stop]
+        given, rows = folded[start:stop], out[start:stop]
         scaled = scratch("batch_norm centred", rows.shape, x.dtype)
-        np.subtract(folded[start:stop], c, out=rows)
-        np.multiply(rows, b, out=rows)
+        if not direct:
+            given = np.subtract(given, c, out=rows)
+        np.multiply(given, b, out=rows)
         np.multiply(gradients[start:stop], a, out=scaled)
         np.add(rows, scaled, out=rows)
         np.add(rows, d, out=rows)

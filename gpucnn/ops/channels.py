@@ -13,7 +13,11 @@ from gpucnn.threads import map_chunks, scratch
 
 _LONG_ROW = 1 << 13  # elements: over rows this long a NumPy loop is hardly overhead
 SHORT_ROW = 1 << 8  # elements: enough for the matrix product that adds rows up
-_CHUNK = 1 << 18  # elements: in cache still, and threads seldom wait for the interpreter
+_CHUNK = 1 << 19  # elements: threads seldom wait for the interpreter
+# Standard deviations from 0 up to which float32 need not be centred first: where squares are added
+# up, which lose two digits per digit of it, and elsewhere. Sums of a few rows may cancel anyhow.
+_NEAR_SQUARES, _NEAR = 2.0, 6.0
+_MANY = 256  # rows
 
 
 @functools.cache
@@ -52,11 +56,22 @@ def chunk_rows(folded: NDArray[Any]) -> int:
     return max(1, _CHUNK // int(folded.shape[1]))
 
 
+def product_sums(x: NDArray[Any], y: NDArray[Any], C: int) -> NDArray[Any]:
+    """Per channel, the sum of x·y over pieces of folded arrays, in float64."""
+    sums = np.einsum("rc,rc->c", x, y)
+    return cast("NDArray[Any]", sums.reshape(-1, C).sum(axis=0, dtype=np.float64))
+
+
+def near(distance: NDArray[Any], x: NDArray[Any]) -> bool:
+    """Whether channels lie so near 0, in standard deviations, that sums over x cancel little."""
+    return x.size >= _MANY * x.shape[-1] and bool((np.abs(distance) <= _NEAR).all())
+
+
 def statistics(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """The mean and the biased variance of each channel, in float64.
 
-    Each chunk is centred on its own mean before it is squared, and the chunks are joined in order
-    by the formula of Chan, Golub and LeVeque (1983): no cancellation, whatever the mean.
+    A chunk far from 0 is centred on its own mean before it is squared, and the chunks are joined in
+    order by the formula of Chan, Golub and LeVeque (1983): no cancellation, whatever the mean.
     """
     folded, k = fold(x)
     C = x.shape[-1]
@@ -64,12 +79,15 @@ def statistics(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     def part(start: int, stop: int) -> tuple[int, NDArray[Any], NDArray[Any]]:
         rows = folded[start:stop]
         n = len(rows) * k
-        center = (column_sums(rows, C) / n).astype(x.dtype)
+        mean = column_sums(rows, C) / n
+        squares = product_sums(rows, rows, C) - n * mean * mean
+        if n >= _MANY and (mean * mean * n <= _NEAR_SQUARES**2 * squares).all():
+            return n, mean, squares
+        center = mean.astype(x.dtype)
         moved = scratch("batch_norm centred", rows.shape, x.dtype)
         np.subtract(rows, tile(center, k, x.dtype), out=moved)
         excess = column_sums(moved, C)
-        np.multiply(moved, moved, out=moved)
-        squares = column_sums(moved, C) - excess * excess / n
+        squares = product_sums(moved, moved, C) - excess * excess / n
         return n, center + excess / n, squares
 
     parts = map_chunks(part, len(folded), chunk_rows(folded))
@@ -88,12 +106,17 @@ def normalise(
     folded, k = fold(x)
     y = buffers.empty_like(x)
     out = y.reshape(folded.shape)
+    direct = near(center * scale, x)
+    if direct:
+        shift = shift - center * scale
     c, a, b = (tile(v, k, x.dtype) for v in (center, scale, shift))
 
     def part(start: int, stop: int) -> None:
-        rows = out[start:stop]
-        np.subtract(folded[start:stop], c, out=rows)
-        np.multiply(rows, a, out=rows)
+        given, rows = folded[start:stop], out[start:stop]
+        if not direct:
+            np.subtract(given, c, out=rows)
+            given = rows
+        np.multiply(given, a, out=rows)
         np.add(rows, b, out=rows)
 
     map_chunks(part, len(folded), chunk_rows(folded))
