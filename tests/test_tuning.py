@@ -177,6 +177,20 @@ def test_the_fastest_is_chosen_and_each_runs_as_named() -> None:
 
 
 @needs_emulator
+def test_a_kernel_for_some_problems_is_chosen_and_taken(table: Path) -> None:
+    mine = tuner(winograd=50.0)
+    for primitive in ("conv2d_forward", "conv2d_data_gradient"):
+        found = mine.tune(small_problem(primitive), "fp32")
+        assert found is not None
+        assert str(found.choice) == "winograd"
+    assert mine.troubles == []
+    assert "winograd: winograd" in mine.timer.called
+    tuning.write_table(table, GPU, [line("winograd")])
+    tuning.forget()
+    assert label() == "winograd"
+
+
+@needs_emulator
 def test_noise_does_not_move_the_choice() -> None:
     found = tuner(register_tiled_128x64=99.0).tune(small_problem(), "fp32")
     assert found is not None
