@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from gpucnn.kernel import Launch, observe_launches, without_running
 from gpucnn.nn import Linear, LocallyConnected2d, Module, Parameter
 from gpucnn.nn.conv import Convolution
+from gpucnn.nn.fuse import fused_layers
 from gpucnn.receptive_field import Trace
 from gpucnn.tensor import Tensor
 from gpucnn.tuning import kernel_label
@@ -26,6 +27,7 @@ class LayerSummary:
         multiply_adds: of convolutions and linear layers, padding included; 0 for other layers.
         kernel: the variant and tile that the device takes for the batch at the present precision,
             "numpy" on the cpu; "" for a layer that is neither a convolution nor linear.
+        fused: the layer before that this one is computed together with; "" if it runs on its own.
         receptive_field: (rows, columns) of the input that one output can see, the largest over the
             outputs; None behind a layer whose reach is not known.
     """
@@ -36,6 +38,7 @@ class LayerSummary:
     parameters: int
     multiply_adds: int
     kernel: str
+    fused: str
     receptive_field: tuple[int, ...] | None
 
 
@@ -78,6 +81,7 @@ def summarize(
     rows: list[LayerSummary] = []
     counted: set[int] = set()
     launched: list[Launch] = []
+    fused = fused_layers(model)
     trace = Trace(input_shape, batch_size)
 
     def called(name: str, module: Module, x: Tensor, y: Tensor) -> None:
@@ -93,6 +97,7 @@ def summarize(
                 parameters=sum(p.size for p in fresh),
                 multiply_adds=_multiply_adds(module, x, y),
                 kernel=_kernel(module, launches),
+                fused=fused.get(name, ""),
                 receptive_field=None if field is None else tuple(axis.size for axis in field),
             )
         )
@@ -110,5 +115,5 @@ def summarize(
         if left:
             counted.update(left)
             size = sum(left.values())
-            rows.append(LayerSummary(name, type(module).__name__, (), size, 0, "", None))
+            rows.append(LayerSummary(name, type(module).__name__, (), size, 0, "", "", None))
     return rows

@@ -31,7 +31,8 @@ def summary(model: str, batch_size: int, precision: str | None, as_json: bool) -
     """Print the layers of MODEL: output shape, parameters, multiply-adds, receptive field.
 
     Multiply-adds are those of convolutions and linear layers for one image; their kernel is the
-    variant and tile that this device takes by itself for a batch, "numpy" on the cpu. The receptive
+    variant and tile that this device takes by itself for a batch, "numpy" on the cpu. A layer that
+    is computed in one pass with an earlier one names it in the place of a kernel. The receptive
     field is the part of the input, rows x columns, that one output of the layer can see.
     """
     from rich.console import Console
@@ -66,7 +67,7 @@ def summary(model: str, batch_size: int, precision: str | None, as_json: bool) -
         field = "" if row.receptive_field is None else _sizes(row.receptive_field)
         table.add_row(
             f"{row.name} {_shorten(row.layer)}".strip(),
-            row.kernel,
+            row.kernel or (f"with {row.fused}" if row.fused else ""),
             _sizes(row.output_shape),
             f"{row.parameters:,}",
             f"{row.multiply_adds:,}",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn import recording
 from gpucnn.device import require, to_device
+from gpucnn.fusion import fuses, fusion
 from gpucnn.tensor import Tensor
+
+if TYPE_CHECKING:
+    from gpucnn.nn.fuse import Group
 
 Self = TypeVar("Self", bound="Module")
 
@@ -184,19 +188,60 @@ def inference(model: Module) -> Iterator[None]:
 
 
 class Sequential(Module):
-    """Modules applied one after the other; indexed, sliced and iterated like a list."""
+    """Modules applied one after the other; indexed, sliced and iterated like a list.
 
-    def __init__(self, *layers: Module) -> None:
+    Neighbours are computed in one pass over memory where a kernel can: a convolution and its
+    activation; a convolution, batch norm, ReLU (or leaky ReLU) and max pooling, or a part of these;
+    a :class:`Residual` block that ends in a convolution or batch norm, with the activation behind
+    it. The results are those of the layers one by one, to rounding. ``fuse=False`` computes them
+    so, forward and backward, as :class:`gpucnn.fusion` does everywhere; ``gpucnn summary`` shows
+    what is fused. Subclasses of these layers, and layers given another ``forward``, are left alone.
+
+    >>> from gpucnn import nn
+    >>> model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2))
+    >>> [(group.start, group.stop) for group in model.groups()]
+    [(0, 4)]
+    """
+
+    def __init__(self, *layers: Module, fuse: bool = True) -> None:
         for i, layer in enumerate(layers):
             if not isinstance(layer, Module):
                 raise TypeError(f"layers[{i}] must be a Module, got {type(layer).__name__}")
+        if not isinstance(fuse, bool):
+            raise TypeError(f"fuse must be True or False, got {fuse!r}")
         self.layers = layers
+        self.fuse = fuse
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
         return ((str(i), layer) for i, layer in enumerate(self.layers))
 
+    def groups(self) -> list[Group]:
+        """The runs of layers that are computed together; [] with ``fuse=False``."""
+        from gpucnn.nn.fuse import groups
+
+        return list(groups(self.layers)) if self.fuse else []
+
     def forward(self, x: Any) -> Any:
-        for layer in self.layers:
+        return self.run(x, len(self.layers))
+
+    def run(self, x: Any, count: int) -> Any:
+        """The first ``count`` layers applied to x."""
+        if self.fuse and fuses():
+            return self._fused(x, self.layers[:count])
+        with fusion(False):
+            for layer in self.layers[:count]:
+                x = layer(x)
+        return x
+
+    def _fused(self, x: Any, layers: Sequence[Module]) -> Any:
+        from gpucnn.nn.fuse import groups
+
+        at = 0
+        for group in groups(layers):
+            for layer in layers[at : group.start]:
+                x = layer(x)
+            x, at = group(x, layers), group.stop
+        for layer in layers[at:]:
             x = layer(x)
         return x
 
@@ -204,7 +249,9 @@ class Sequential(Module):
         return len(self.layers)
 
     def __getitem__(self, index: int | slice) -> Module:
-        return Sequential(*self.layers[index]) if isinstance(index, slice) else self.layers[index]
+        if isinstance(index, slice):
+            return Sequential(*self.layers[index], fuse=self.fuse)
+        return self.layers[index]
 
     def __iter__(self) -> Iterator[Module]:
         return iter(self.layers)

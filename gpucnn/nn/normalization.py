@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -41,24 +41,32 @@ class _BatchNorm(Module):
         if track_running_stats and momentum is None:
             self.num_batches_tracked = Tensor(np.array(0, np.int32))
 
+    @property
+    def of_batch(self) -> bool:
+        """Whether the statistics are those of the batch."""
+        return self.training or self.running_mean is None
+
     def forward(self, x: Tensor) -> Tensor:
+        return self.normalise(x, F.batch_norm)
+
+    def normalise(self, x: Tensor, function: Callable[..., Tensor]) -> Tensor:
+        """``function``, of the arguments of F.batch_norm, with this layer's parameters."""
         if x.ndim not in self._layouts or x.shape[-1] != self.num_features:
             layouts = " or ".join(self._layouts.values())
             raise ValueError(f"x must have shape {layouts}, C = {self.num_features}, got {x.shape}")
-        training = self.training or self.running_mean is None
         momentum, batches = self.momentum, 0
         if momentum is None:
             momentum = 0.0
             if self.training and self.running_mean is not None:
                 batches = int(self.num_batches_tracked.item()) + 1
                 momentum = 1 / batches
-        y = F.batch_norm(
+        y = function(
             x,
             self.weight,
             self.bias,
             self.running_mean,
             self.running_var,
-            training=training,
+            training=self.of_batch,
             momentum=momentum,
             eps=self.eps,
         )

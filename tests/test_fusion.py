@@ -1,0 +1,173 @@
+"""Layers that are computed together: the same results as one by one, in fewer launches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import functional as F
+from gpucnn import models, nn
+from gpucnn.kernel import observe_launches
+from gpucnn.summary import summarize
+from tests.support import assert_close, distinct
+
+
+def block(*layers: nn.Module, channels: int = 8, **options: Any) -> list[nn.Module]:
+    return [nn.Conv2d(channels, 8, 3, padding=1, **options), *layers]
+
+
+def residual(*ends: nn.Module, projection: nn.Module | None = None) -> nn.Residual:
+    return nn.Residual(nn.Sequential(*block(nn.ReLU()), *ends), projection)
+
+
+# The layers, and the runs of them that are computed together.
+CASES: dict[str, tuple[list[nn.Module], list[tuple[int, int]]]] = {
+    "conv-relu": (block(nn.ReLU()), [(0, 2)]),
+    "conv-tanh": (block(nn.Tanh()), [(0, 2)]),
+    "conv-sigmoid-conv": (block(nn.Sigmoid(), *block()), [(0, 2)]),
+    "conv-leaky": (block(nn.LeakyReLU(0.2)), [(0, 2)]),
+    "conv-norm": (block(nn.BatchNorm2d(8)), [(0, 2)]),
+    "conv-norm-relu": (block(nn.BatchNorm2d(8), nn.ReLU(), *block()), [(0, 3)]),
+    "conv-norm-leaky-pool": (
+        block(nn.BatchNorm2d(8), nn.LeakyReLU(0.1), nn.MaxPool2d(2)), [(0, 4)],
+    ),
+    "norm-relu-pool": ([nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1)], [(0, 3)]),
+    "no-affine": (block(nn.BatchNorm2d(8, affine=False), nn.ReLU()), [(0, 3)]),
+    "cumulative": (block(nn.BatchNorm2d(8, momentum=None), nn.ReLU()), [(0, 3)]),
+    "untracked": (block(nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU()), [(0, 3)]),
+    "residual-norm": ([residual(*block(nn.BatchNorm2d(8), bias=False)), nn.ReLU()], [(0, 2)]),
+    "residual-conv": ([residual(*block()), nn.Tanh(), *block()], [(0, 2)]),
+    "residual-alone": ([residual(*block(nn.BatchNorm2d(8)))], [(0, 1)]),
+    "projection": (
+        [residual(nn.BatchNorm2d(8), projection=nn.Conv2d(8, 8, 1)), nn.ReLU()], [(0, 2)],
+    ),
+    "two": (block(nn.ReLU(), *block(nn.BatchNorm2d(8)), nn.MaxPool2d(2)), [(0, 2), (2, 4)]),
+}  # fmt: skip
+
+
+def step(
+    layers: list[nn.Module], device: str, *, fuse: bool, training: bool
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Output, gradients and buffers after one step of the layers, and its launches."""
+    model = nn.Sequential(*layers, fuse=fuse)
+    gpucnn.seed(1)
+    for name, p in model._state().items():
+        if p.dtype.kind == "f":
+            offset = 2.0 if "running_var" in name else 0.0
+            p.data = distinct(*p.shape, seed=len(name)) + np.float32(offset)
+        else:
+            p.data = np.zeros(p.shape, p.dtype)
+        p.device, p.grad = "cpu", None
+    model.to(device).train(training)
+    x = gpucnn.Tensor(distinct(2, 6, 5, 8), requires_grad=True, device=device)
+    names: list[str] = []
+    with observe_launches(lambda launch: names.append(launch.kernel.name)):
+        y = model(x)
+        y.backward(distinct(*y.shape, seed=3))
+    found = {"y": y.numpy(), "x": x.grad.numpy() if x.grad else np.zeros(0)}
+    found |= {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad}
+    found |= {name: p.numpy().copy() for name, p in model.named_buffers()}
+    return found, names
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("name", CASES)
+def test_fused_is_the_layers_one_by_one(name: str, training: bool, device: str) -> None:
+    layers, runs = CASES[name]
+    model = nn.Sequential(*layers)
+    assert [(group.start, group.stop) for group in model.groups()] == runs
+    plain, before = step(layers, device, fuse=False, training=training)
+    fused, after = step(layers, device, fuse=True, training=training)
+    assert plain.keys() == fused.keys()
+    for key, expected in plain.items():
+        scale = max(1.0, float(np.abs(expected).max()))
+        assert_close(fused[key] / scale, expected / scale, "torch", 72, f"{name}: {key}")
+    assert len(after) < len(before) + (device == "cpu" or not training)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Conv2d(8, 8, 3)],
+        block(nn.GELU()),
+        block(nn.LeakyReLU(-0.5)),
+        block(nn.MaxPool2d(2)),
+        [nn.BatchNorm2d(8), nn.Tanh()],
+        [nn.BatchNorm2d(8), nn.MaxPool2d(2)],
+        [nn.Residual(nn.ReLU()), nn.ReLU()],
+        [nn.Conv1d(8, 8, 3), nn.ReLU()],
+    ],
+    ids=str,
+)
+def test_what_no_kernel_computes_together(layers: list[nn.Module]) -> None:
+    assert nn.Sequential(*layers).groups() == []
+
+
+def test_layers_with_another_forward_are_left_alone() -> None:
+    class Mine(nn.ReLU):
+        def forward(self, x: gpucnn.Tensor) -> gpucnn.Tensor:
+            return x
+
+    hooked = nn.ReLU()
+    seen: list[Any] = []
+    vars(hooked)["forward"] = lambda x: seen.append(x) or F.relu(x)
+    tied = nn.MaxPool2d(2)
+    tied.inverse()
+    for layers, runs in (
+        (block(Mine()), []),
+        (block(hooked), []),
+        (block(nn.BatchNorm2d(8), nn.ReLU(), tied), [(0, 3)]),
+        (block(nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2, return_indices=True)), [(0, 3)]),
+        (block(nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2, edge="zero")), [(0, 3)]),
+        (block(nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(12)), [(0, 3)]),
+    ):
+        assert [(g.start, g.stop) for g in nn.Sequential(*layers).groups()] == runs
+    nn.Sequential(*block(hooked))(gpucnn.Tensor(distinct(1, 4, 4, 8)))
+    assert len(seen) == 1
+
+
+def test_switching_it_off() -> None:
+    layers = block(nn.ReLU())
+    assert nn.Sequential(*layers, fuse=False).groups() == []
+    assert nn.Sequential(*layers, fuse=False)[:2].fuse is False  # type: ignore[union-attr]
+    with pytest.raises(TypeError, match="fuse must be True or False"):
+        nn.Sequential(*layers, fuse=1)  # type: ignore[arg-type]
+
+
+def test_which_layers_a_summary_calls_fused() -> None:
+    rows = {row.name: row.fused for row in summarize(models.create("resnet20"), (32, 32, 3))}
+    assert {name: fused for name, fused in rows.items() if name in ("0", "1", "2", "21")} == {
+        "0": "", "1": "0", "2": "0", "21": "",
+    }  # fmt: skip
+    assert (rows["3.module.1"], rows["3.module.4"], rows["4"]) == (
+        "3.module.0",
+        *["3.module.3"] * 2,
+    )
+    assert rows["9.projection.1"] == "9.projection.0"
+
+
+@pytest.mark.parametrize("name", ["shapenet", "resnet20", "segnet_small"])
+def test_models_take_the_same_step(name: str, kernel_device: str) -> None:
+    """In float64 the layers one by one; fused, in float32, by the kernels."""
+    if models.kind(name) == "pixel":
+        shape, target = (1, 16, 16, 1), np.zeros((1, 16, 16), np.int32)
+    else:
+        shape, target = (2, *models.input_shape(name)), np.array([0, 1], np.int32)
+    losses = {}
+    launches: dict[bool, int] = {}
+    for device, fuse in (("cpu", False), (kernel_device, False), (kernel_device, True)):
+        gpucnn.seed(2)
+        model = models.create(name).to(device).train()
+        names: list[str] = []
+        with gpucnn.fusion(fuse), observe_launches(lambda launch, to=names: to.append(launch)):
+            images = gpucnn.Tensor(distinct(*shape), device=device)
+            loss = F.cross_entropy(model(images), gpucnn.Tensor(target, device=device))
+            loss.backward()
+        launches[fuse] = len(names)
+        losses[device, fuse] = loss.item()
+    values = list(losses.values())
+    assert values == pytest.approx([values[0]] * len(values), rel=1e-5)
+    assert launches[True] < launches[False]
