@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import gc
 import importlib
 import os
@@ -24,7 +23,7 @@ from gpucnn.tuning import kernel_label
 
 from .harness.cpu_timer import CpuTimer
 from .harness.launch_facts import launch_facts
-from .harness.ours import DEFAULT, DEFINITION, Ours, sets_for, variants_of
+from .harness.ours import DEFAULT, Ours, sets_for, variants_of
 from .harness.timing import Contender, Run, Timing, interleave, summarise
 from .harness.verify import Reference, compare
 from .machine import Machine, measure_cpu, measure_cuda
@@ -42,7 +41,7 @@ from .rows import (
     file_hash,
     kernel_hash,
 )
-from .steps import Step, first_losses, our_step
+from .steps import GRAPH, Step, expected_losses, first_losses, our_step, step_variants
 from .tolerances import BARS
 
 Task = tuple[Problem | Step, str]  # what to measure, and its precision
@@ -108,12 +107,6 @@ def _import_patient_torch() -> None:
         pass
     finally:
         del os.environ["OMP_WAIT_POLICY"]
-
-
-@functools.cache
-def _expected_losses(step: Step) -> Any:
-    """The losses of the first steps by the definitions in float64."""
-    return first_losses(our_step(step, "cpu", np.float64))
 
 
 def open_timer(device: str) -> Any:
@@ -353,19 +346,53 @@ class Bench:
         return rows
 
     def _step_rows(self, step: Step) -> list[Row]:
-        device = self.options.device
-        variant = DEFINITION if device == "cpu" else DEFAULT
-        if self.options.variants and variant not in self.options.variants:
-            return []
-        row = self._row(step, variant)
-        launches: list[Any] = []
-        expected = [_expected_losses(step)]
+        expected = [expected_losses(step)]
+        own: dict[str, Contender] = {}
+        rows, last = [], {}
+        for variant in step_variants(self.options.device):
+            if self.options.variants and variant not in self.options.variants:
+                continue
+            row, run = self._checked_step(step, variant, expected)
+            rows.append(row)
+            if run is None:
+                continue
+
+            def call(_: int, name: str = variant, run: Callable[[], Any] = run) -> Any:
+                last[name] = run()
+                return last[name]
+
+            own[variant] = Contender(variant, call, eager=self.options.device == "cuda")
+        rivals: dict[str, tuple[Rival, float]] = {}
+        opponents = self._opponents()
+        if own and "torch" in opponents:
+            offered = opponents["torch"].step_rivals(step)
+            self._keep_right_ones(
+                offered, lambda got: compare(got, expected, 1, self._bar("training")), rivals
+            )
+        timings = self._times(step, rows, own, rivals) if own else {}
+        for row in rows:
+            variant = row["variant"]
+            if variant not in timings:
+                continue
+            if np.isfinite(last[variant].item()):
+                add_timing(row, timings[variant], self.results.machine)
+            else:
+                row |= {"status": WRONG, "note": "the loss is not finite after the last step"}
+        return [*rows, *self._rival_rows(step, rivals, timings)]
+
+    def _checked_step(
+        self, step: Step, variant: str, expected: list[Any]
+    ) -> tuple[Row, Callable[[], Any] | None]:
+        """A row, and what computes the step; None where that fails or its losses are wrong."""
+        row, launches = self._row(step, variant), []  # type: tuple[Row, list[Any]]
         try:
-            run = our_step(step, device)
+            run = our_step(step, self.options.device)
+            if variant == GRAPH:
+                run = gpucnn.cuda_graph(run)
             with observe_launches(launches.append):
                 verdict = compare([first_losses(run)], expected, 1, self._bar("training"))
         except Exception as error:
-            return [self._failed(step, variant, error)]
+            return self._failed(step, variant, error), None
         row["max_error"] = float(f"{verdict.error:.3g}")
         row["source_hash"] = (
             kernel_hash(one.kernel.spec for one in launches)
@@ -373,28 +400,8 @@ class Bench:
             else file_hash(*sorted((Path(gpucnn.__file__).parent / "ops").glob("*.py")))
         )
         if verdict.trouble:
-            return [row | {"status": WRONG, "note": f"losses: {verdict.trouble}"}]
-        last: list[Any] = []
-
-        def call(_: int) -> Any:
-            last[:] = [run()]
-            return last[0]
-
-        rivals: dict[str, tuple[Rival, float]] = {}
-        opponents = self._opponents()
-        if "torch" in opponents:
-            offered = opponents["torch"].step_rivals(step)
-            self._keep_right_ones(
-                offered, lambda got: compare(got, expected, 1, self._bar("training")), rivals
-            )
-        own = Contender(variant, call, eager=device == "cuda")
-        timings = self._times(step, [row], {variant: own}, rivals)
-        if variant in timings:
-            if np.isfinite(last[0].item()):
-                add_timing(row, timings[variant], self.results.machine)
-            else:
-                row |= {"status": WRONG, "note": "the loss is not finite after the last step"}
-        return [row, *self._rival_rows(step, rivals, timings)]
+            return row | {"status": WRONG, "note": f"losses: {verdict.trouble}"}, None
+        return row, run
 
 
 def known_variants(device: str, problems: Iterable[Problem | Step]) -> tuple[str, ...]:
@@ -403,7 +410,7 @@ def known_variants(device: str, problems: Iterable[Problem | Step]) -> tuple[str
     def names() -> Iterator[str]:
         for problem in problems:
             if isinstance(problem, Step):
-                yield DEFINITION if device == "cpu" else DEFAULT
+                yield from step_variants(device)
             else:
                 yield from variants_of(problem.primitive, device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +15,17 @@ from gpucnn import functional as F
 from gpucnn import models, nn, optim
 from gpucnn.summary import summarize
 
+from .harness.ours import DEFAULT, DEFINITION
+
 FAMILY = "training_step"
 LEARNING_RATE = 1e-5  # larger steps of Adam would turn rounding errors into other losses
 CHECKED = 2  # steps whose losses are compared before anything is timed
+GRAPH = "graph"  # the variant of steps that are recorded and replayed
+
+
+def step_variants(device: str) -> tuple[str, ...]:
+    """Ours on a device: on a GPU launched kernel by kernel, and as one CUDA graph."""
+    return (DEFINITION,) if device == "cpu" else (DEFAULT, GRAPH)
 
 
 BLOCK = "block-16to32"  # the commonest three layers, which label each pixel of (32, 32, 16) images
@@ -137,3 +146,9 @@ def first_losses(run: Callable[[], Any], value: Callable[[Any], float] | None = 
     """The losses of the first steps, an array."""
     read = value or (lambda loss: float(loss.item()))
     return np.array([read(run()) for _ in range(CHECKED)])
+
+
+@functools.cache
+def expected_losses(step: Step) -> Any:
+    """The losses of the first steps by the definitions in float64."""
+    return first_losses(our_step(step, "cpu", np.float64))

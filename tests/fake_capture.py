@@ -43,6 +43,9 @@ class Pool:
     def free_bytes(self) -> int:
         return 0
 
+    def total_bytes(self) -> int:
+        return 0
+
     def free_all_blocks(self) -> None:
         for free in self._free.values():
             free.clear()

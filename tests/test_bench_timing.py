@@ -280,7 +280,8 @@ def test_a_training_step_of_a_gpu(cupy: Any, timer: Any, monkeypatch: pytest.Mon
 
     monkeypatch.setenv("GPUCNN_EMULATOR_CHECK", "0")
     roofs = machine.Machine("cuda", "", 1, "G", "1", "1", "1", "", "", 1.0, {"fp32": 1.0})
-    bench = Bench(Options(device="cuda", against=(), seconds=0), timer, roofs)
+    options = Options(device="cuda", variants=("default",), against=(), seconds=0)
+    bench = Bench(options, timer, roofs)
     monkeypatch.setattr(timing, "FEWEST_SAMPLES", 1)
     monkeypatch.setattr("bench.harness.cuda_timer._FEWEST_COPIES", 1)
     with gpucnn.use_device("cuda"):

@@ -15,11 +15,16 @@ import numpy as np
 import pytest
 
 import gpucnn
+from bench import machine
+from bench.harness import timing
+from bench.harness.cuda_timer import CudaTimer
+from bench.run import Bench, Options
+from bench.steps import Step
 from gpucnn import Tensor, kernel
 from gpucnn.graph import CudaGraph
 from gpucnn.misuse import MisuseWarning
 from tests import fake_capture
-from tests.fake_cuda import Clock, Graph
+from tests.fake_cuda import LAUNCH_US, Clock, Graph
 from tests.graphs import Run, trace
 from tests.support import randn
 from tests.test_graph_training import make_trainer
@@ -154,6 +159,18 @@ def test_a_trainer_on_cuda() -> None:
         return {name: a.tobytes() for name, a in trainer.state().tensors.items()}
 
     assert weights("cuda") == weights("emulated")
+
+
+def test_the_bench_times_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its host launches one graph and nothing else."""
+    roofs = machine.Machine("cuda", "", 1, "G", "1", "1", "1", "", "", 1.0, {"fp32": 1.0})
+    monkeypatch.setattr(timing, "FEWEST_SAMPLES", 1)
+    monkeypatch.setattr("bench.harness.cuda_timer._FEWEST_COPIES", 1)
+    options = Options(device="cuda", variants=("graph",), against=(), seconds=0)
+    with gpucnn.use_device("cuda"):
+        (row,) = Bench(options, CudaTimer(), roofs).rows_of(Step("lenet5", 1, "typical"))
+    assert (row["note"], row["status"], row["variant"]) == ("", "ok", "graph")
+    assert row["median_us"] > 20 * LAUNCH_US
 
 
 def test_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
