@@ -33,7 +33,7 @@
 // multiply-adds of the plain sum; a tile of 128 x 128 there, for 16. Filling the pipeline and the last
 // transform cost as much as eight channels more, and 32 filters are computed where there are fewer, so
 // that 16 -> 16 channels gain nothing over the plain sum at its best, 64 and more a factor of 1.4 to 1.6.
-// Three products of tensor cores in TF32 reach a factor of 1.55 on an H200 (mma.sync), none where TF32 is
+// Three products of tensor cores in TF32 allow a factor of 1.55 on an H200 (mma.sync), none where TF32 is
 // no faster than float32. At most 123 registers, 64 KiB, 16 warps on a multiprocessor of any GPU.
 //
 // Products are larger than those of the plain sum, but each sum has a ninth as many: its error is no larger
