@@ -142,7 +142,7 @@ struct Maker {
         const Change own = changes[0];
         const int elements = H * W * channels();
         for (int group = 0; group < 4; ++group) {
-            const int e = part * per_block + (group * blockDim.x + threadIdx.x) * 4;
+            const unsigned e = part * per_block + (group * blockDim.x + threadIdx.x) * 4;
             if (e >= elements) break;
             store_four(out, e, elements, four(own, changes[1], mixup, e));
         }

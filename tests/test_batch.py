@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from bench.cases import BATCH, BatchCase
 from bench.problems.batch import arguments
-from gpucnn import random
+from gpucnn import kernel, random
 from gpucnn.device import to_host
 from gpucnn.ops.augmentation import Augmentation, draw, shares
 from gpucnn.ops.batch import BatchPlan, gather_batch
+from gpucnn.xray import sass
+from gpucnn.xray.compiled import compiled
 from tests.support import assert_close, on
 
 cases = pytest.mark.parametrize("case", BATCH, ids=str)
@@ -361,6 +363,17 @@ def test_cutout_draws_from_so_many_pixels() -> None:
     Augmentation(cutout=1).check_images(1 << 16, 1)
     with pytest.raises(ValueError, match="cutout needs images of at most 65536 pixels"):
         Augmentation(cutout=1).check_images(1, (1 << 16) + 1)
+
+
+@pytest.mark.skipif(kernel.nvrtc_version() is None, reason="needs CuPy and NVRTC")
+@pytest.mark.skipif(sass.disassembler() is None, reason=sass.HINT)
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_no_product_is_fused_with_a_sum(arch: str) -> None:
+    """Which NumPy does not do either: on a GPU the bits depend on it."""
+    (spec,) = kernel.FILES["batch"].specialisations
+    mix = sass.instruction_mix(compiled(spec, arch).cubin)["gather_batch"].all
+    assert mix["FMUL"] > 0 < mix["FADD"]
+    assert "FFMA" not in mix
 
 
 @pytest.mark.usefixtures("cuda_path")

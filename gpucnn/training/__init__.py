@@ -6,7 +6,8 @@ from gpucnn.training.build import load_model, resume, start, write_examples
 from gpucnn.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gpucnn.training.evaluation import EVALUATION_BATCH, Evaluation, evaluate, predict
 from gpucnn.training.run import Config, RunFolder
-from gpucnn.training.trainer import Diverged, Interrupted, Trainer
+from gpucnn.training.state import Diverged, Interrupted
+from gpucnn.training.trainer import Trainer
 
 __all__ = [
     "EVALUATION_BATCH",

@@ -8,11 +8,10 @@ save, load and 50 more, to the bit, on the same device and machine.
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -35,6 +34,7 @@ from gpucnn.training.evaluation import evaluate
 from gpucnn.training.interrupt import StopRequest
 from gpucnn.training.progress import Reporter
 from gpucnn.training.run import RunFolder
+from gpucnn.training.state import Diverged, Interrupted, Progress
 
 EVALUATION_BATCH: Final = 250
 LOG_EVERY: Final = 10
@@ -47,60 +47,12 @@ def _generators() -> dict[str, random.Generator]:
     return {"generator": random.default_generator(), "dropout": random.dropout_generator()}
 
 
-class Interrupted(Exception):
-    """A signal stopped training after a whole step; the run can be resumed.
-
-    Attributes:
-        checkpoint: the file saved, or None where training has no run folder.
-        exit_code: 128 + the signal's number, as shells report it.
-    """
-
-    def __init__(self, number: int, step: int, checkpoint: Path | None) -> None:
-        name = signal.Signals(number).name
-        super().__init__(f"{name} after step {step}")
-        self.checkpoint = checkpoint
-        self.exit_code = 128 + number
-
-
-class Diverged(Exception):
-    """The loss or a weight became NaN or infinite; nothing of that is saved."""
-
-
 class _StepResult(NamedTuple):
     step: int
     loss: Array
     logits: Array
     labels: Array
     lr: float
-
-
-@dataclass
-class Progress:
-    """Where a run stands.
-
-    Attributes:
-        step: training steps done.
-        epoch: epochs done, their evaluation included.
-        loss_sum, correct, seen: over the labels of the current epoch.
-        seconds: wall time so far, evaluation and saving included.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    loss_sum: float = 0.0
-    correct: int = 0
-    seen: int = 0
-    seconds: float = 0.0
-
-    @property
-    def loss(self) -> float:
-        """Mean over the current epoch; NaN before the first label."""
-        return self.loss_sum / self.seen if self.seen else math.nan
-
-    @property
-    def accuracy(self) -> float:
-        """Over the current epoch, 0 to 1; NaN before the first label."""
-        return self.correct / self.seen if self.seen else math.nan
 
 
 class Trainer:
