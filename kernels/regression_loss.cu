@@ -23,11 +23,12 @@
 #include "common.cuh"
 #include "warp.cuh"
 
-// f(i, x[i], t[i], slope) is the loss of element i; i may lie past the end, by 3 at most.
-template <class F>
-__device__ __forceinline__ void numbered_pairs(
+// f(more, j, x[i+j], t[i+j], slope) is the loss of element i+j, more = load(i), for j = 0..3; i+j may lie
+// past the end, by 3 at most.
+template <class L, class F>
+__device__ __forceinline__ void pairs_and_more(
     float* loss, float* sums, float* dx, const float* x, const float* t, const float* dy, int n,
-    int each, float factor, F f) {
+    int each, float factor, L load, F f) {
     __shared__ float of_warp[8];
     const unsigned begin = blockIdx.x * (unsigned)each, end = min(begin + each, (unsigned)n);
     float sum = 0.0f;
@@ -36,11 +37,12 @@ __device__ __forceinline__ void numbered_pairs(
         const float4 g4 = dy ? load_four(dy, i, n) : make_float4(1.0f, 1.0f, 1.0f, 1.0f);
         const float u[4] = {x4.x, x4.y, x4.z, x4.w}, v[4] = {t4.x, t4.y, t4.z, t4.w};
         const float g[4] = {g4.x, g4.y, g4.z, g4.w};
+        const auto more = load(i);
         float values[4], gradients[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             float slope;
-            values[j] = factor * f(i + j, u[j], v[j], slope);
+            values[j] = factor * f(more, j, u[j], v[j], slope);
             gradients[j] = factor * g[j] * slope;
             if (i + j < n) sum += values[j];  // what lies past n was read as 0
         }
@@ -62,9 +64,9 @@ template <class F>
 __device__ __forceinline__ void pairs(
     float* loss, float* sums, float* dx, const float* x, const float* t, const float* dy, int n,
     int each, float factor, F f) {
-    numbered_pairs(
-        loss, sums, dx, x, t, dy, n, each, factor,
-        [=](unsigned, float u, float v, float& slope) { return f(u, v, slope); });
+    pairs_and_more(
+        loss, sums, dx, x, t, dy, n, each, factor, [](unsigned) { return 0; },
+        [=](int, int, float u, float v, float& slope) { return f(u, v, slope); });
 }
 
 extern "C" __global__ void __launch_bounds__(256) l1_loss(
@@ -116,6 +118,17 @@ extern "C" __global__ void __launch_bounds__(256) bce_with_logits_loss(
     });
 }
 
+// Elements i .. i+3, i a multiple of 4, of a vector that repeats: 16 bytes where its length allows.
+__device__ __forceinline__ float4 repeated(const float* a, unsigned i, unsigned length) {
+    if (!a) return make_float4(1.0f, 1.0f, 1.0f, 1.0f);
+    if (length % 4 == 0 && aligned16(a)) return *reinterpret_cast<const float4*>(a + i % length);
+    return make_float4(a[i % length], a[(i + 1) % length], a[(i + 2) % length], a[(i + 3) % length]);
+}
+
+struct Weights {
+    float w[4], p[4];
+};
+
 extern "C" __global__ void __launch_bounds__(256) weighted_bce_with_logits_loss(
     float* __restrict__ loss, float* __restrict__ sums, float* __restrict__ dx,
     const float* __restrict__ x, const float* __restrict__ t, const float* __restrict__ dy,
@@ -123,15 +136,18 @@ extern "C" __global__ void __launch_bounds__(256) weighted_bce_with_logits_loss(
     const float* __restrict__ weight,      // (weights) or null
     const float* __restrict__ pos_weight,  // (pos_weights) or null
     int weights, int pos_weights) {
-    auto f = [=](unsigned i, float u, float v, float& slope) {
-        const float w = weight ? weight[i % weights] : 1.0f;
-        const float positive = w * (pos_weight ? pos_weight[i % pos_weights] : 1.0f) * v;
-        const float negative = w * (1.0f - v), both = positive + negative;
+    auto load = [=](unsigned i) {
+        const float4 w = repeated(weight, i, weights), p = repeated(pos_weight, i, pos_weights);
+        return Weights{{w.x, w.y, w.z, w.w}, {p.x, p.y, p.z, p.w}};
+    };
+    auto f = [](const Weights& more, int j, float u, float v, float& slope) {
+        const float positive = more.w[j] * more.p[j] * v;
+        const float negative = more.w[j] * (1.0f - v), both = positive + negative;
         const float e = expf(-fabsf(u));
         slope = both * ((u < 0.0f ? e : 1.0f) / (1.0f + e)) - positive;
         return (u < 0.0f ? -u * positive : u * negative) + both * log1pf(e);
     };
-    numbered_pairs(loss, sums, dx, x, t, dy, n, each, factor, f);
+    pairs_and_more(loss, sums, dx, x, t, dy, n, each, factor, load, f);
 }
 
 extern "C" __global__ void __launch_bounds__(256) hinge_loss(
