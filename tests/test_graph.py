@@ -142,10 +142,15 @@ def test_shapes_modes_precisions_and_variants_have_graphs_of_their_own(kernel_de
         check("gemm")
     with gpucnn.no_grad():
         check("no_grad")
-    assert forward.replays == 7 * 2
+    with gpucnn.fusion(False):
+        check("unfused")
+    model.fuse = False
+    check("unfused by the model")
+    model.fuse = True
+    assert forward.replays == 9 * 2
     model.train()
     check("training")
-    assert forward.replays == 6 * 2 + 2 + 5, "the first graph still holds"
+    assert forward.replays == 9 * 2 + 5, "the first graph still holds"
     assert plain["bf16"].tobytes() != plain["gemm"].tobytes()
     assert (plain["training"] == 0).any()
     assert forward.reason == ""

@@ -163,6 +163,7 @@ def test_a_trainer_on_cuda() -> None:
 
 def test_the_bench_times_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its host launches one graph and nothing else."""
+    monkeypatch.setenv("GPUCNN_EMULATOR_CHECK", "0")
     roofs = machine.Machine("cuda", "", 1, "G", "1", "1", "1", "", "", 1.0, {"fp32": 1.0})
     monkeypatch.setattr(timing, "FEWEST_SAMPLES", 1)
     monkeypatch.setattr("bench.harness.cuda_timer._FEWEST_COPIES", 1)

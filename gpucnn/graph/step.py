@@ -10,6 +10,7 @@ import numpy as np
 
 from gpucnn import recording
 from gpucnn.device import Array, default_device, require
+from gpucnn.fusion import fuses
 from gpucnn.graph.host import HostRecording
 from gpucnn.graph.plan import MemoryPlan
 from gpucnn.graph.record import Observer, Store, Watched, is_array
@@ -87,7 +88,7 @@ class CudaGraph:
         arrays: list[Tensor] = []
         held: list[Any] = []
         form = self._form((args, kwargs), arrays, held)
-        key = form, chosen_precision(), chosen_variants(), is_recording_gradients()
+        key = form, chosen_precision(), chosen_variants(), fuses(), is_recording_gradients()
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = self._new_entry(tuple(held))
@@ -288,8 +289,9 @@ def cuda_graph(step: Callable[..., Any], *, device: str | None = None, steps: in
     ``step`` returned: the same tensors at each replay, which overwrites them; copy what shall stay.
 
     Recorded anew are calls with other shapes, dtypes, numbers or objects, another precision,
-    variant or ``no_grad``, after ``train()`` or ``eval()`` of a module, and where a parameter's
-    ``data`` was replaced. A graph that was recorded is kept for when its kind of call comes back.
+    variant, fusion or ``no_grad``, after ``train()`` or ``eval()`` of a module, and where the
+    ``data`` of a parameter was replaced. A graph that was recorded is kept for when its kind of
+    call comes back.
 
     steps: how many steps one call makes, one after the other in one graph, which saves launches of
     small networks. Arrays then hold that many batches along a new first axis, and the results of

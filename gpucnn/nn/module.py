@@ -226,6 +226,9 @@ class Sequential(Module):
 
     def run(self, x: Any, count: int) -> Any:
         """The first ``count`` layers applied to x."""
+        if recording.active is not None:
+            recording.watch_attribute(self, "fuse")
+            recording.watch_attribute(self, "layers")
         if self.fuse and fuses():
             return self._fused(x, self.layers[:count])
         with fusion(False):
