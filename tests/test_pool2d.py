@@ -96,6 +96,21 @@ def test_kernels(case: Pool2dCase, kind: str, kernel_device: str) -> None:
         check_kernel(max_pool2d_backward, kernel_device, [dy, indices], s, terms=s.KH * s.KW)
 
 
+@pytest.mark.parametrize("edge", [0, 1])
+@pytest.mark.parametrize("wide", [18, 400])
+def test_every_order_of_four_cells(wide: int, edge: int) -> None:
+    """2×2 windows go their own way on the CPU: each of 3⁴ windows, in images with an odd edge too."""
+    kinds = np.stack(np.meshgrid(*4 * [np.arange(3.0)])).reshape(2, 2, 81)
+    windows = np.resize(kinds.transpose(2, 0, 1), (2 * 9 * (wide // 2), 2, 2))
+    images = windows.reshape(2, 9, wide // 2, 2, 2).transpose(0, 1, 3, 2, 4).reshape(2, 18, wide, 1)
+    x = np.pad(images, ((0, 0), (0, edge), (0, edge), (0, 0)), constant_values=9)
+    s = max_pool2d_geometry(x, 2, None, 0, 1, "drop")
+    y, indices = max_pool2d_forward(x, s)
+    expected = loops(x, np.zeros(y.shape), s, False)
+    assert_close(y, expected[0], "exact")
+    assert_close(indices, expected[1], "exact")
+
+
 def test_kernels_of_an_array_that_is_not_aligned(kernel_device: str) -> None:
     base = randn(2 * 4 * 6 * 4 + 1)
     x = base[1:].reshape(2, 4, 6, 4)
