@@ -119,6 +119,20 @@ def test_a_loop_of_ones_own_with_a_graph(device: str) -> None:
     assert (recorded.epoch, recorded.batch) == (plain.epoch, plain.batch) == (3, 2)
 
 
+def test_a_graph_of_several_steps_goes_past_the_end_of_an_epoch(device: str) -> None:
+    """Which the host prepares before it launches any of them: both orders lie there."""
+    plain, recorded = (toy(AUGMENTED).to(device).batches(12, seed=2) for _ in range(2))
+
+    def step() -> gpucnn.Tensor:
+        return recorded.take()[0] * 2
+
+    run = gpucnn.cuda_graph(step, steps=2)
+    for _ in range(8):
+        expected = [(plain.take()[0] * 2).numpy().tobytes() for _ in range(2)]
+        assert [y.numpy().tobytes() for y in run()] == expected
+    assert (run.replays, run.reason) == (5, "")
+
+
 @pytest.mark.parametrize("graph", [False, True])
 def test_resuming_in_mid_epoch_gives_the_same_bits(
     graph: bool, device: str, tmp_path: Path
