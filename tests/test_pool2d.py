@@ -99,7 +99,7 @@ def test_kernels(case: Pool2dCase, kind: str, kernel_device: str) -> None:
 @pytest.mark.parametrize("edge", [0, 1])
 @pytest.mark.parametrize("wide", [18, 400])
 def test_every_order_of_four_cells(wide: int, edge: int) -> None:
-    """2×2 windows go their own way on the CPU: each of 3⁴ windows, in images with an odd edge too."""
+    """2×2 windows go their own way on the CPU: each of 3⁴ windows, also beside an odd edge."""
     kinds = np.stack(np.meshgrid(*4 * [np.arange(3.0)])).reshape(2, 2, 81)
     windows = np.resize(kinds.transpose(2, 0, 1), (2 * 9 * (wide // 2), 2, 2))
     images = windows.reshape(2, 9, wide // 2, 2, 2).transpose(0, 1, 3, 2, 4).reshape(2, 18, wide, 1)
