@@ -23,6 +23,7 @@ from bench.steps import Step
 from gpucnn import Tensor, kernel
 from gpucnn.graph import CudaGraph
 from gpucnn.misuse import MisuseWarning
+from gpucnn.optim import SGD
 from tests import fake_capture
 from tests.fake_cuda import LAUNCH_US, Clock, Graph
 from tests.graphs import Run, trace
@@ -119,6 +120,30 @@ def test_a_copy_from_the_gpu_fails_the_capture_and_counts_once(graphs: list[int]
     assert not graphs
     assert Clock.captured is None
     assert run.trace() == trace("small", "emulated", False, 6)
+
+
+def test_gradients_of_a_failed_capture_are_forgotten() -> None:
+    """They were never computed, and what repeats the step must not add to them."""
+    w = Tensor(randn(3), requires_grad=True, device="cuda")
+    optimizer = SGD([w], lr=0.1)
+
+    def step(x: Tensor) -> None:
+        y = (w * x).sum()
+        y.backward()
+        y.data.get()
+
+    graph = gpucnn.cuda_graph(step)
+
+    def gradient(x: np.ndarray) -> np.ndarray:
+        optimizer.zero_grad()
+        graph(Tensor(x, device="cuda"))
+        assert w.grad is not None
+        return w.grad.numpy()
+
+    batches = [randn(3, seed=i) for i in range(5)]
+    with pytest.warns(MisuseWarning, match="the capture failed"):
+        found = [gradient(x) for x in batches]
+    np.testing.assert_array_equal(found, batches)
 
 
 def test_a_capture_that_goes_another_way_counts_once() -> None:
