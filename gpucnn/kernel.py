@@ -276,11 +276,12 @@ class Kernel:
         """Launch with checked arguments, the arrays (and what comes among them) first: the one way
         to a device.
         """
-        if type(arrays[0]) is not np.ndarray:
+        first = arrays[0]
+        if first is None or isinstance(first, np.generic):
             first = next((a for a in arrays if getattr(a, "ndim", 0)), None)
-            if first is not None and not isinstance(first, np.ndarray):
-                self._launch_cuda(grid, block, shared_mem, arrays, numbers)
-                return
+        if first is not None and not isinstance(first, np.ndarray):
+            self._launch_cuda(grid, block, shared_mem, arrays, numbers)
+            return
         compiled = _emulated_kernel(self.spec, self.name)
         compiled(grid, block, arrays + numbers.scalars, shared_mem=shared_mem)
 
@@ -290,40 +291,49 @@ class Kernel:
         import cupy
 
         current = cupy.cuda.runtime.getDevice()
-        passed: list[Any] = []
+        try:
+            in_place = {a.device.id for a in arrays if a is not None} <= {current}
+        except AttributeError:  # of NumPy's
+            in_place = False
+        if not in_place:
+            self._check_places(arrays, current)
+        # CuPy hands None to the driver as a missing argument; a null pointer is a zero of its size.
+        (null,) = _for_cupy(_NULL)
+        passed = [null if a is None else a for a in arrays]
+        passed += _for_cupy(numbers)
+        compiled = _cuda_kernel(self.spec, self.name, current)
+        if shared_mem > compiled.shared:
+            compiled.allow(shared_mem)
+        compiled.raw(grid, block, tuple(passed), shared_mem=shared_mem)
+        if compiled.wait:
+            cupy.cuda.get_current_stream().synchronize()
+
+    def _check_places(self, arrays: tuple[Any, ...], current: int) -> None:
         for a in arrays:
-            if a is None:
-                # CuPy hands None to the driver as a missing argument; a null pointer is a zero of
-                # its size.
-                passed.append(_NULL)
+            if a is None or isinstance(a, np.generic):
                 continue
-            if getattr(a, "ndim", 0) and (isinstance(a, np.ndarray) or a.device.id != current):
+            if isinstance(a, np.ndarray) or a.device.id != current:
                 where = "a NumPy array" if isinstance(a, np.ndarray) else f"on GPU {a.device.id}"
                 raise ValueError(
                     f"{self.name}: every array must be on GPU {current}, one is {where}"
                 )
-            passed.append(a)
-        compiled = _cuda_kernel(self.spec, self.name, current)
-        if shared_mem > compiled.shared:
-            compiled.allow(shared_mem)
-        if numbers.for_cupy is None:
-            numbers.for_cupy = _for_cupy(numbers.scalars)
-        compiled.raw(grid, block, (*passed, *numbers.for_cupy), shared_mem=shared_mem)
-        if compiled.wait:
-            cupy.cuda.get_current_stream().synchronize()
 
 
-_NULL = np.uint64(0)
+_NULL = Packed((np.uint64(0),))
 
 
-def _for_cupy(scalars: tuple[Any, ...]) -> tuple[Any, ...]:
-    """NumPy scalars wrapped as CuPy wraps them anew in each launch, which takes it longer than
-    most of the launch.
+def _for_cupy(numbers: Packed) -> tuple[Any, ...]:
+    """The numbers wrapped as CuPy wraps NumPy scalars anew in each launch, which takes it longer
+    than most of the launch.
     """
-    import cupy
+    if numbers.for_cupy is None:
+        import cupy
 
-    wrap = getattr(getattr(cupy.cuda, "function", None), "CNumpyArray", None)
-    return scalars if wrap is None else tuple(wrap(np.asarray(n)) for n in scalars)
+        wrap = getattr(getattr(cupy.cuda, "function", None), "CNumpyArray", None)
+        numbers.for_cupy = numbers.scalars
+        if wrap is not None:
+            numbers.for_cupy = tuple(wrap(np.asarray(n)) for n in numbers.scalars)
+    return numbers.for_cupy
 
 
 class KernelFile:

@@ -106,7 +106,8 @@ class RawKernel:
         assert isinstance(block, tuple)
         assert shared_mem <= self.max_dynamic_shared_size_bytes
         passed: list[Any] = []
-        for parameter, argument in zip(self._parameters, args, strict=True):
+        for parameter, given in zip(self._parameters, args, strict=True):
+            argument = given.number if isinstance(given, CNumpyArray) else given
             if parameter.pointer and isinstance(argument, np.uint64):
                 assert argument == 0
                 passed.append(None)
@@ -114,10 +115,9 @@ class RawKernel:
                 assert isinstance(argument, ndarray), parameter
                 passed.append(argument._values)
             else:
-                number = argument.number if isinstance(argument, CNumpyArray) else argument
-                assert isinstance(number, np.generic), parameter
-                assert number.dtype == numpy_dtype(parameter.type), parameter
-                passed.append(number)
+                assert isinstance(argument, np.generic), parameter
+                assert argument.dtype == numpy_dtype(parameter.type), parameter
+                passed.append(argument)
         RawKernel.launches += 1
         self._kernel(grid, block, tuple(passed), shared_mem=shared_mem)
 
