@@ -56,8 +56,17 @@ __device__ __forceinline__ Span candidates(int i, int K, int S, int P, int O, bo
     return all ? Span{0, O} : windows_over(i, K, S, P, 1, O);
 }
 
+// Four flags per access where there are enough: all threads of an image ask for the same ones.
 __device__ __forceinline__ bool any_of(const int* flags, int count) {
     int any = 0;
+    if (count % 4 == 0 && aligned16(flags)) {
+#pragma unroll 2
+        for (int i = 0; i < count; i += 4) {
+            const int4 four = *reinterpret_cast<const int4*>(flags + i);
+            any |= four.x | four.y | four.z | four.w;
+        }
+        return any;
+    }
 #pragma unroll 1
     for (int i = 0; i < count; ++i) any |= flags[i];
     return any;

@@ -29,6 +29,7 @@ from gpucnn.ops.batch_norm_parts import (
     unpack_bits,
 )
 from gpucnn.ops.channels import fold, statistics
+from gpucnn.ops.reduce import vector_column_blocks
 from gpucnn.primitive import primitive
 from gpucnn.threads import map_chunks, scratch
 
@@ -154,19 +155,6 @@ def batch_norm_block_backward(
 
 
 _kernels = KernelFile("batch_norm_block")
-_THREADS = 256
-_ROWS_EACH = 8  # that a thread adds up at least
-_MOST_CHUNKS = 512
-
-
-def sum_blocks(rows: int, C: int) -> tuple[tuple[int, int], tuple[int, int], int]:
-    """(grid, block, rows per chunk) of a kernel that adds up rows, four channels to a thread."""
-    columns = C // 4 if C % 4 == 0 else C
-    width = 1
-    while width < min(columns, 32):
-        width *= 2
-    each = max(_ROWS_EACH * _THREADS // width, -(-rows // _MOST_CHUNKS))
-    return (-(-rows // each), -(-columns // width)), (width, _THREADS // width), each
 
 
 @batch_norm_statistics.kernel()
@@ -227,7 +215,7 @@ def _launch_backward(
     given = (bits, gamma, beta, mean, delta, spread)
     dgamma = dbeta = None
     if sums:
-        grid, block, each = sum_blocks(rows, C)
+        grid, block, each = vector_column_blocks(rows, C)
         parts = empty(x, (2, C, grid[0]))
         launch = _kernels["batch_norm_block_sums"]
         launch(grid, block, parts[0], parts[1], dy, x, *given, rows, C, each, eps, negative_slope)

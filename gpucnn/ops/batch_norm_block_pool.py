@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
-from gpucnn.ops.batch_norm_block import sum_blocks
 from gpucnn.ops.batch_norm_launches import launch_join_sums, rows_blocks
 from gpucnn.ops.batch_norm_parts import Factors, Given, activate, bend, block_gradients, invstd_of
 from gpucnn.ops.channels import fold, pixels
 from gpucnn.ops.pool2d import max_pool2d_geometry
+from gpucnn.ops.reduce import vector_column_blocks
 from gpucnn.ops.window import (
     Pool2dGeometry,
     cells,
@@ -283,7 +283,7 @@ def _launch_backward(
     s, numbers = geometry, _numbers(geometry)
     dgamma = dbeta = None
     if sums:
-        grid, block, each = sum_blocks(dy.size // s.C, s.C)
+        grid, block, each = vector_column_blocks(dy.size // s.C, s.C)
         parts = empty(x, (2, s.C, grid[0]))
         launch = _kernels["batch_norm_block_pool_sums"]
         launch(

@@ -13,7 +13,7 @@ from gpucnn.kernel import KernelFile
 from gpucnn.ops.activation import check_input
 from gpucnn.ops.activation_formulas import two_slopes, two_slopes_slope
 from gpucnn.ops.geometry import same_float_dtype
-from gpucnn.ops.reduce import column_blocks, launch_column_sum, launch_sum_slices
+from gpucnn.ops.reduce import launch_column_sum, launch_sum_slices, vector_column_blocks
 from gpucnn.primitive import primitive
 from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks, scratch
@@ -87,7 +87,7 @@ def _launch_forward(x: Array, weight: Array) -> Array:
     y = empty(x, x.shape)
     C = x.shape[-1]
     rows = x.size // C
-    grid, block, each = column_blocks(rows, C)
+    grid, block, each = vector_column_blocks(rows, C)
     _kernels["prelu_forward"](grid, block, y, x, weight, rows, C, each, weight.size == 1)
     return y
 
@@ -96,7 +96,7 @@ def _launch_forward(x: Array, weight: Array) -> Array:
 def _launch_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Array]:
     C = x.shape[-1]
     rows = x.size // C
-    grid, block, each = column_blocks(rows, C)
+    grid, block, each = vector_column_blocks(rows, C)
     dx, partial = empty(dy, dy.shape), empty(dy, (grid[0], C))
     launch, shared = _kernels["prelu_backward"], weight.size == 1
     launch(grid, block, dx, partial, dy, x, weight, rows, C, each, shared)

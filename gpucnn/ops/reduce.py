@@ -175,6 +175,17 @@ def column_blocks(rows: int, columns: int) -> tuple[tuple[int, int], tuple[int, 
     return (-(-rows // each), -(-columns // width)), (width, _THREADS // width), each
 
 
+def vector_column_blocks(rows: int, C: int) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """:func:`column_blocks` for threads of four columns, where C is a multiple of 4.
+
+    A thread has fewer rows in turn, so that there are as many blocks.
+    """
+    columns = C // 4 if C % 4 == 0 else C
+    (_, groups), block, _ = column_blocks(rows, columns)
+    each = builtins.max(8 * block[1], -(-rows // (2 * _MOST_CHUNKS)))
+    return (-(-rows // each), groups), block, each
+
+
 def _short_rows_as_columns(x: Array) -> Array:
     """(O, R, 1) as (1, R, O) where a row is too short for a block: lanes then run along O."""
     O, R, C = x.shape
