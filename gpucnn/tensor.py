@@ -12,6 +12,7 @@ import inspect
 import operator
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -277,7 +278,7 @@ class Function:
     batched: tuple[int, ...] = ()  # inputs whose image n alone makes image n of every output
     _inputs: tuple[Tensor | None, ...]
     _output_count: int
-    _uses: dict[Function, int]  # of a function's outputs, by the functions of a backward pass
+    _back: _Back  # during a backward pass
 
     def forward(self, *arrays: Any, **options: Any) -> Any:
         raise NotImplementedError
@@ -289,12 +290,29 @@ class Function:
         """Compute a primitive on this function's device."""
         return primitive.on(self.device)(*args)
 
-    def sole_maker(self, index: int) -> Function | None:
-        """In a backward pass: what made input ``index``, if its gradient comes from here alone."""
+    def last_maker(self, index: int) -> Function | None:
+        """In a backward pass: what made input ``index``, if no gradient but this one's is to come
+        for it; what came before is for :meth:`take_gradient`.
+        """
         t = self._inputs[index]
         if t is None or t._creator is None or t._creator._output_count != 1:
             return None
-        return t._creator if self._uses[t._creator] == 1 else None
+        return t._creator if self._back.uses[t._creator] == 1 else None
+
+    def only_maker(self, index: int) -> Function | None:
+        """:meth:`last_maker`, if nothing came before."""
+        maker = self.last_maker(index)
+        grads = None if maker is None else self._back.pending.get(maker)
+        return None if grads is not None and grads[0] is not None else maker
+
+    def take_gradient(self, index: int) -> Array | None:
+        """In a backward pass: what has come for input ``index`` so far, to be added to by this."""
+        t = cast("Tensor", self._inputs[index])
+        grads = self._back.pending.get(cast("Function", t._creator))
+        if grads is None:
+            return None
+        taken, grads[t._output_index] = grads[t._output_index], None
+        return taken
 
     @classmethod
     def apply(cls, *inputs: Tensor | None, **options: Any) -> Any:
@@ -435,14 +453,25 @@ def _sum(device: str, a: Array, b: Array) -> Array:
     return add_forward.on(device)(a, b) if a.size else a
 
 
-def _add_gradient(pending: dict[Function, list[Array | None]], tensor: Tensor, grad: Array) -> None:
-    """Add to what has come back so far for a tensor that a function made."""
-    function, index = cast("Function", tensor._creator), tensor._output_index
-    grads = pending.get(function)
-    if grads is None:
-        grads = pending[function] = [None] * function._output_count
-    before = grads[index]
-    grads[index] = grad if before is None else _sum(tensor.device, before, grad)
+@dataclass
+class _Back:
+    """Where a backward pass stands.
+
+    uses: how often the outputs of a function are inputs of others whose gradients are to come.
+    pending: the gradients of a function's outputs that have come.
+    """
+
+    uses: dict[Function, int]
+    pending: dict[Function, list[Array | None]] = field(default_factory=dict)
+
+    def add(self, tensor: Tensor, grad: Array) -> None:
+        """Add to what has come so far for a tensor that a function made."""
+        function, index = cast("Function", tensor._creator), tensor._output_index
+        grads = self.pending.get(function)
+        if grads is None:
+            grads = self.pending[function] = [None] * function._output_count
+        before = grads[index]
+        grads[index] = grad if before is None else _sum(tensor.device, before, grad)
 
 
 def _walk_back(tensor: Tensor, grad: Array) -> None:
@@ -450,20 +479,24 @@ def _walk_back(tensor: Tensor, grad: Array) -> None:
         tensor._accumulate(grad)
         return
     order, uses = _order(tensor._creator)
+    back = _Back(uses)
     for function in order:
-        function._uses = uses
-    pending: dict[Function, list[Array | None]] = {}  # the gradients of a function's outputs
-    _add_gradient(pending, tensor, grad)
+        function._back = back
+    back.add(tensor, grad)
     for function in order:
         inputs, needs, device = _inputs_of(function), function.needs, function.device
-        grads = pending.pop(function, None) or [None] * function._output_count
+        grads = back.pending.pop(function, None) or [None] * function._output_count
         results = function.backward(*grads)
         for t, needed, dx in zip(inputs, needs, results, strict=True):
-            if t is None or not needed or dx is None:
+            if t is None:
                 continue
-            if t._creator is None:
+            if (creator := t._creator) is not None:
+                uses[creator] -= 1
+            if not needed or dx is None:
+                continue
+            if creator is None:
                 t._accumulate(dx)
             else:
-                _add_gradient(pending, t, dx)
+                back.add(t, dx)
         function.__dict__.clear()
         function.device, function.needs = device, needs

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import gpucnn
 from bench.cases import TRANSPOSE
 from gpucnn import functional as F
-from gpucnn.ops.transpose import exchanges, transpose_forward
+from gpucnn.kernel import observe_launches
+from gpucnn.ops.transpose import ends_exchanged, exchanges, transpose_forward
 from tests.support import assert_close, check_kernel, gradients, hundreds, needs_torch, randn, torch
 
 Axes = tuple[int, ...]
@@ -53,6 +54,28 @@ def test_common_permutations_take_one_exchange() -> None:
     assert exchanges(shape, (0, 2, 3, 1)) == [(2, 5, 21, 1)]
     assert exchanges(shape, (1, 0, 2, 3)) == [(1, 2, 5, 21)]
     assert exchanges((4, 1, 3), (1, 0, 2)) == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "sizes"),
+    [
+        ((2, 40, 9, 35), (0, 3, 2, 1), (2, 40, 9, 35)),
+        ((1, 5, 7, 3), (0, 3, 2, 1), (1, 5, 7, 3)),
+        ((33, 3, 2, 34), (3, 1, 2, 0), (1, 33, 6, 34)),
+        ((2, 3, 5, 7), (0, 1, 3, 2), None),
+        ((5, 7), (1, 0), None),
+        ((2, 3, 4, 5), (3, 2, 1, 0), None),
+    ],
+    ids=str,
+)
+def test_the_ends_of_three_axes_change_places_at_once(
+    shape: Axes, axes: Axes, sizes: Any, kernel_device: str
+) -> None:
+    assert ends_exchanged(shape, axes) == sizes
+    names: list[str] = []
+    with observe_launches(lambda launch: names.append(launch.kernel.name)):
+        check_kernel(transpose_forward, kernel_device, [randn(*shape)], axes, bar="exact")
+    assert (names == ["transpose_tiles"]) is (len(exchanges(shape, axes)) == 1 or sizes is not None)
 
 
 @cases

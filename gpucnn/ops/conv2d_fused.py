@@ -229,22 +229,23 @@ def _launch_data_gradient(
 def gradient_through(function: Convolution, dy: Array) -> Array:
     """dx of a convolution: of what made x, if an epilogue may go through that as well.
 
-    That is an activation whose output goes into this convolution alone, and a batch normalisation
-    whose output goes into that activation, or into this convolution, alone, or both in one; they
-    are told what was done for them.
+    That is an activation of whose output no other gradient is to come, those that came before
+    being added, and a batch normalisation that only that activation, or this convolution, took; or
+    both in one. They are told what was done for them.
     """
     geometry, weight = function.geometry, function.weight
-    before = function.sole_maker(0) if function.fuses and function.device != "cpu" else None
+    before = function.last_maker(0) if function.fuses and function.device != "cpu" else None
     through = before.from_output() if isinstance(before, Activation) else None
     norm = _norm(before, through is not None)
-    if through is None and norm is None:
+    other = None if before is None else function.take_gradient(0)
+    if through is None and norm is None and other is None:
         return cast("Array", function.run(conv2d_data_gradient, dy, weight, geometry))
     activation, negative_slope = through or ("identity", 0.0)
     dx, sums = function.run(
         conv2d_fused_data_gradient,
         dy,
         weight,
-        None,
+        other,
         None if through is None else function.x,
         None if norm is None else norm.x,
         None if norm is None else norm.delta,
@@ -263,7 +264,7 @@ def _norm(before: Function | None, activated: bool) -> BatchNorm | FusedBatchNor
     """The normalisation by a batch's statistics whose gradients need sums of what comes back."""
     if isinstance(before, FusedBatchNorm):
         return before if before.delta is not None and activated else None
-    below = before.sole_maker(0) if before is not None and activated else before
+    below = before.only_maker(0) if before is not None and activated else before
     return below if isinstance(below, BatchNorm) and below.training else None
 
 

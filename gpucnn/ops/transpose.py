@@ -47,14 +47,7 @@ def exchanges(shape: Sequence[int], axes: Axes) -> list[tuple[int, int, int, int
 
     Axes that stay neighbours move as one, and axes of size 1 do not count.
     """
-    groups: list[list[int]] = []
-    for a in (a for a in axes if shape[a] > 1):
-        last = groups[-1][-1] if groups else None
-        between = range((last or 0) + 1, a)
-        if last is not None and last < a and all(shape[i] == 1 for i in between):
-            groups[-1].append(a)
-        else:
-            groups.append([a])
+    groups = _groups(shape, axes)
     order = sorted(groups)
     moves = []
     for done, group in enumerate(groups):
@@ -69,6 +62,31 @@ def exchanges(shape: Sequence[int], axes: Axes) -> list[tuple[int, int, int, int
     return moves
 
 
+def ends_exchanged(shape: Sequence[int], axes: Axes) -> tuple[int, int, int, int] | None:
+    """The (B, R, M, C) whose R and C change places, if that permutes ``shape`` by ``axes``."""
+    groups = _groups(shape, axes)
+    order = sorted(groups)
+    fixed = len(groups) - 3
+    if fixed not in (0, 1) or groups != order[:fixed] + order[fixed:][::-1]:
+        return None
+    R, M, C = (math.prod(shape[a] for a in g) for g in order[fixed:])
+    return math.prod(shape[a] for g in order[:fixed] for a in g), R, M, C
+
+
+def _groups(shape: Sequence[int], axes: Axes) -> list[list[int]]:
+    """Runs of axes that stay neighbours, in their new order."""
+    groups: list[list[int]] = []
+    for a in (a for a in axes if shape[a] > 1):
+        last = groups[-1][-1] if groups else None
+        between = range((last or 0) + 1, a)
+        if last is not None and last < a and all(shape[i] == 1 for i in between):
+            groups[-1].append(a)
+        else:
+            groups.append([a])
+    return groups
+
+
+_ends_exchanged = functools.lru_cache(4096)(ends_exchanged)
 _exchanges = functools.lru_cache(4096)(exchanges)
 
 # primitives
@@ -100,17 +118,27 @@ _kernels = KernelFile("transpose")
 
 @transpose_forward.kernel()
 def launch_transpose(x: Array, axes: Axes) -> Array:
+    shape = [x.shape[a] for a in axes]
+    if (ends := _ends_exchanged(x.shape, axes)) is not None:
+        return _tiles(x, *ends).reshape(shape)
     for B, R, C, S in _exchanges(x.shape, axes):
-        y = empty(x, x.shape)
         if S == 1:
-            tiles_r, tiles_c = -(-R // _TILE), -(-C // _TILE)
-            grid = (B * tiles_r * tiles_c,)
-            _kernels["transpose_tiles"](grid, (_TILE, 8), y, x, R, C, tiles_r, tiles_c)
-        else:
-            grid = (-(-x.size // _THREADS),)
-            _kernels["transpose_runs"](grid, (_THREADS,), y, x, x.size, R, C, S)
+            x = _tiles(x, B, R, 1, C)
+            continue
+        y = empty(x, x.shape)
+        grid = (-(-x.size // _THREADS),)
+        _kernels["transpose_runs"](grid, (_THREADS,), y, x, x.size, R, C, S)
         x = y
-    return x.reshape([x.shape[a] for a in axes])
+    return x.reshape(shape)
+
+
+def _tiles(x: Array, B: int, R: int, M: int, C: int) -> Array:
+    """x (B, R, M, C) as (B, C, M, R)."""
+    y = empty(x, x.shape)
+    tiles_r, tiles_c = -(-R // _TILE), -(-C // _TILE)
+    grid = (B * M * tiles_r * tiles_c,)
+    _kernels["transpose_tiles"](grid, (_TILE, 8), y, x, R, M, C, tiles_r, tiles_c)
+    return y
 
 
 # tape
