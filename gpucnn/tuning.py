@@ -140,9 +140,7 @@ def candidates(primitive: str, mode: str, geometry: Geometry, rules: Choice) -> 
             continue
         partial = _PARTIAL.get(variant)
         if partial is not None and not (
-            isinstance(geometry, ConvGeometry)
-            and primitive in partial.launchers
-            and partial.fits(geometry)
+            isinstance(geometry, ConvGeometry) and partial.takes(primitive, geometry)
         ):
             continue  # it would hand the problem on
         tiles = _tiles(primitive, mode, geometry, variant) if variant in RUNGS else []
@@ -176,7 +174,7 @@ def kernel_label(launches: Iterable[Launch]) -> str:
         if spec.family.startswith(_FILES):
             macros = dict(spec.macros)
             name = spec.family.removeprefix("conv2d_")
-            name = "tiled" if name in FAMILIES else name
+            name = "tiled" if name in FAMILIES else next(filter(name.startswith, _PARTIAL), name)
             width = macros.get("TILE_GN")
             rows = macros.get("TILE_GM") or (1024 // width if width else 0)
             return f"{name} {rows}×{width}" if width else name

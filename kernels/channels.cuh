@@ -5,10 +5,12 @@ template <class T>
 struct VectorOf;
 template <>
 struct VectorOf<float> {
+    typedef float2 Two;
     typedef float4 Four;
 };
 template <>
 struct VectorOf<int> {
+    typedef int2 Two;
     typedef int4 Four;
 };
 
@@ -50,12 +52,16 @@ __device__ __forceinline__ Channels<T, V> all_channels(T value) {
     return v;
 }
 
-// V = 1 or a multiple of 4 channels of an array that is known to be aligned: 16 bytes per access, and
-// no branch between one access and the next.
+// V = 1, 2 or a multiple of 4 channels of an array that is known to be aligned: 16 bytes per access (8 of
+// two), and no branch between one access and the next.
 template <int V, class T>
 __device__ __forceinline__ Channels<T, V> load_vector(const T* pointer) {
     Channels<T, V> v;
     if (V == 1) v.at[0] = *pointer;
+    if (V == 2) {
+        const auto u = *reinterpret_cast<const typename VectorOf<T>::Two*>(pointer);
+        v.at[0] = u.x, v.at[1 % V] = u.y;
+    }
 #pragma unroll
     for (int i = 0; i + 4 <= V; i += 4) {
         const auto u = *reinterpret_cast<const typename VectorOf<T>::Four*>(pointer + i);
@@ -67,6 +73,11 @@ __device__ __forceinline__ Channels<T, V> load_vector(const T* pointer) {
 template <class T, int V>
 __device__ __forceinline__ void store_vector(T* pointer, const Channels<T, V>& v) {
     if (V == 1) *pointer = v.at[0];
+    if (V == 2) {
+        typename VectorOf<T>::Two u;
+        u.x = v.at[0], u.y = v.at[1 % V];
+        *reinterpret_cast<typename VectorOf<T>::Two*>(pointer) = u;
+    }
 #pragma unroll
     for (int i = 0; i + 4 <= V; i += 4) {
         typename VectorOf<T>::Four u;

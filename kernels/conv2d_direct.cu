@@ -24,7 +24,9 @@
 // Counted for 3 -> 64 channels, 3x3, 32x32, 512 images on a GPU of 67 TFLOP/s and 4.3 TB/s: 1.81 GFLOP
 // (27 us), 6 MB read and 134 MB written (33 us). Per filter row and thread: 288 multiply-adds, 30 reads
 // of 4 bytes and 9 of 16 (so compiled for sm_90, and 16 other instructions): arithmetic takes 84 % of the
-// issue slots (32 us), no more than the writes. 80 registers, so that 24 warps share a multiprocessor.
+// issue slots (32 us), no more than the writes. A weight is read once for 8 pixels: kept in registers from
+// tile to tile, the 27 times 4 of them would save 3 % of the instructions and cost 8 of 24 warps. 80
+// registers, so that 24 warps share a multiprocessor. A block stages its filters once for several tiles.
 // With FILTER_W = 0 it is 12 wavefronts of shared memory for 8 cycles of arithmetic: 40 us.
 // Weight gradient: 8 reads of 16 bytes of dy (from L1 for all rows of the filter but one) and 30 of x
 // for 288 multiply-adds.
@@ -35,8 +37,12 @@
 // The weight gradient is cut into slices of tiles, one per block: a thread owns four channels and a
 // chunk of taps, KW * C_EACH of one filter row (FILTER_W = 0: any 8), and keeps their sums in registers
 // from its first tile to its last. Lanes that share a chunk are added pairwise (block_sums.cuh), slices
-// by a second launch. No atomics. Refuses groups; the launcher refuses what needs more than 48 KiB. A
-// first layer seldom needs its data gradient, which is left to the other rungs.
+// by a second launch. No atomics. Refuses groups; the launcher refuses what needs more than 48 KiB.
+//
+// With a stride of 1 these kernels also make both gradients of a convolution *to* few channels, the roles
+// exchanged: its dx is the convolution of dy with turned filters, and its dw that of the pair (x, dy). The
+// launcher passes dy as x, dx as y, and the sizes of that convolution; `exchanged` tells how w lies.
+// The data gradient of a convolution from few channels is conv2d_direct_to_few.cu.
 
 #include "common.cuh"
 #include "block_sums.cuh"
@@ -53,6 +59,7 @@ constexpr int KW_FIXED = FILTER_W, C_FIXED = CHANNELS, SW_FIXED = STEP_W;
 #endif
 
 constexpr int RUN = 8, THREADS = 256;
+constexpr int RESIDENT_BLOCKS = FILTER_W > 5 ? 2 : 3;  // the window of a wide filter takes its registers
 
 // What a block takes of the output: images x rows x (runs of RUN pixels), and quads of four channels;
 // pitch: floats from one staged row to the next.
@@ -136,100 +143,115 @@ __device__ __forceinline__ void for_each_output(const Tile& tile, int N, int OH,
     }
 }
 
+// Exchanged, w is (C, KH, KW, OC), and its filters lie turned by 180 degrees: the place, in steps of OC,
+// of element k = (kh * KW + kw) * C + c of K.
+__device__ __forceinline__ int turned(int k, int K, int C) {
+    const int taps = K / C;
+    return k % C * taps + taps - 1 - k / C;
+}
+
 extern __shared__ __align__(16) float shared_floats[];
 
-// grid (tiles, tiles of 4 * quads channels)
-extern "C" __global__ void __launch_bounds__(256, 3) conv2d_direct_forward(
+// grid (blocks, tiles of 4 * quads channels); block k takes the tiles k * each and following, one where
+// four does not divide OC
+extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS) conv2d_direct_forward(
     float* __restrict__ y,        // (N, OH, OW, OC)
     const float* __restrict__ x,  // (N, H, W, C)
     const float* __restrict__ w,  // (OC, KH, KW, C)
     const float* __restrict__ b,  // (OC) or null
     int N, int H, int W, int C_, int OC, int KH, int KW_, int OH, int OW,
-    int SH, int SW_, int PT, int PL, int DH, int DW_, int images, int rows, int runs, int quads, int pitch) {
+    int SH, int SW_, int PT, int PL, int DH, int DW_, int images, int rows, int runs, int quads, int pitch,
+    int tiles, int each, int exchanged) {
     WIDTHS;
-    const Tile tile = tile_at(blockIdx.x, OH, OW, images, rows, runs, quads, pitch);
+    const bool turn = exchanged && SW == 1;
     const int K = KH * KW * C, oc0 = blockIdx.y * 4 * quads, width = 4 * quads + 4;
     float* filters = shared_floats;  // (K + 1, width): the bias is the last row
     float* staged = filters + (K + 1) * width;
 
     for (int i = threadIdx.x; i < 4 * quads * K; i += THREADS) {
-        const int o = i / K, k = i % K;
-        filters[k * width + o] = oc0 + o < OC ? w[(long long)oc0 * K + i] : 0.0f;
+        const int o = turn ? i % (4 * quads) : i / K, k = turn ? i / (4 * quads) : i % K;
+        const int at = turn ? turned(k, K, C) * OC + oc0 + o : oc0 * K + i;
+        filters[k * width + o] = oc0 + o < OC ? w[at] : 0.0f;
     }
     for (int o = threadIdx.x; o < 4 * quads; o += THREADS)
         filters[K * width + o] = b && oc0 + o < OC ? b[oc0 + o] : 0.0f;
-    stage_tile(staged, x, tile, N, H, W, C, KH, KW, SH, SW, PT, PL, DH, DW);
-    __syncthreads();  // tile and filters are complete
+    const int begin = blockIdx.x * each, end = min(begin + each, tiles);
+    for (int t = begin; t < end; ++t) {
+        const Tile tile = tile_at(t, OH, OW, images, rows, runs, quads, pitch);
+        if (t > begin) __syncthreads();  // the tile before was read
+        stage_tile(staged, x, tile, N, H, W, C, KH, KW, SH, SW, PT, PL, DH, DW);
+        __syncthreads();  // tile and filters are complete
 
-    const int q = threadIdx.x % quads, run = threadIdx.x / quads;
-    const bool owner = run < tile.all_runs();
-    const int staged_rows = (rows - 1) * SH + (KH - 1) * DH + 1;
-    const Pixels own = pixels_of(owner ? run : 0, tile, staged_rows, C, SH, SW);
-    const float4 bias = *reinterpret_cast<const float4*>(filters + K * width + 4 * q);
-    float sums[RUN][4];
+        const int q = threadIdx.x % quads, run = threadIdx.x / quads;
+        const bool owner = run < tile.all_runs();
+        const int staged_rows = (rows - 1) * SH + (KH - 1) * DH + 1;
+        const Pixels own = pixels_of(owner ? run : 0, tile, staged_rows, C, SH, SW);
+        const float4 bias = *reinterpret_cast<const float4*>(filters + K * width + 4 * q);
+        float sums[RUN][4];
 #pragma unroll
-    for (int p = 0; p < RUN; ++p) sums[p][0] = bias.x, sums[p][1] = bias.y, sums[p][2] = bias.z, sums[p][3] = bias.w;
-    for (int kh = 0; owner && kh < KH; ++kh) {
-        const float* from = staged + own.at + kh * DH * pitch;
-        const float* taps = filters + kh * KW * C * width + 4 * q;
+        for (int p = 0; p < RUN; ++p) sums[p][0] = bias.x, sums[p][1] = bias.y, sums[p][2] = bias.z, sums[p][3] = bias.w;
+        for (int kh = 0; owner && kh < KH; ++kh) {
+            const float* from = staged + own.at + kh * DH * pitch;
+            const float* taps = filters + kh * KW * C * width + 4 * q;
 #if FILTER_W
 #pragma unroll
-        for (int c = 0; c < C; ++c) {
-            float window[(RUN - 1) * SW_FIXED + KW_FIXED];
+            for (int c = 0; c < C; ++c) {
+                float window[(RUN - 1) * SW_FIXED + KW_FIXED];
 #pragma unroll
-            for (int j = 0; j < (RUN - 1) * SW + KW; ++j) window[j] = from[placed(j * C + c)];
+                for (int j = 0; j < (RUN - 1) * SW + KW; ++j) window[j] = from[placed(j * C + c)];
 #pragma unroll
-            for (int kw = 0; kw < KW; ++kw) {
-                const float4 tap = *reinterpret_cast<const float4*>(taps + (kw * C + c) * width);
+                for (int kw = 0; kw < KW; ++kw) {
+                    const float4 tap = *reinterpret_cast<const float4*>(taps + (kw * C + c) * width);
 #pragma unroll
-                for (int p = 0; p < RUN; ++p) {
-                    sums[p][0] = fmaf(window[p * SW + kw], tap.x, sums[p][0]);
-                    sums[p][1] = fmaf(window[p * SW + kw], tap.y, sums[p][1]);
-                    sums[p][2] = fmaf(window[p * SW + kw], tap.z, sums[p][2]);
-                    sums[p][3] = fmaf(window[p * SW + kw], tap.w, sums[p][3]);
+                    for (int p = 0; p < RUN; ++p) {
+                        sums[p][0] = fmaf(window[p * SW + kw], tap.x, sums[p][0]);
+                        sums[p][1] = fmaf(window[p * SW + kw], tap.y, sums[p][1]);
+                        sums[p][2] = fmaf(window[p * SW + kw], tap.z, sums[p][2]);
+                        sums[p][3] = fmaf(window[p * SW + kw], tap.w, sums[p][3]);
+                    }
                 }
             }
-        }
 #else
-        for (int k = 0; k < KW * C; ++k) {
-            const float* cell = from + k / C * DW * C + k % C;
-            const float4 tap = *reinterpret_cast<const float4*>(taps + k * width);
+            for (int k = 0; k < KW * C; ++k) {
+                const float* cell = from + k / C * DW * C + k % C;
+                const float4 tap = *reinterpret_cast<const float4*>(taps + k * width);
 #pragma unroll
-            for (int p = 0; p < RUN; ++p) {
-                const float v = cell[p * runs * SW * C];
-                sums[p][0] = fmaf(v, tap.x, sums[p][0]);
-                sums[p][1] = fmaf(v, tap.y, sums[p][1]);
-                sums[p][2] = fmaf(v, tap.z, sums[p][2]);
-                sums[p][3] = fmaf(v, tap.w, sums[p][3]);
+                for (int p = 0; p < RUN; ++p) {
+                    const float v = cell[p * runs * SW * C];
+                    sums[p][0] = fmaf(v, tap.x, sums[p][0]);
+                    sums[p][1] = fmaf(v, tap.y, sums[p][1]);
+                    sums[p][2] = fmaf(v, tap.z, sums[p][2]);
+                    sums[p][3] = fmaf(v, tap.w, sums[p][3]);
+                }
             }
-        }
 #endif
-    }
+        }
 
-    const int n = tile.n0 + own.i, oh = tile.oh0 + own.r, oc = oc0 + 4 * q;
-    if (OC % 4) {
-        const int channels = min(4 * quads, OC - oc0);
-        __syncthreads();  // tile and filters were read; lines go in their place
-        float* line = shared_floats + (own.i * rows + own.r) * line_length(tile, channels) + 4 * q;
+        const int n = tile.n0 + own.i, oh = tile.oh0 + own.r, oc = oc0 + 4 * q;
+        if (OC % 4) {
+            const int channels = min(4 * quads, OC - oc0);
+            __syncthreads();  // tile and filters were read; lines go in their place
+            float* line = shared_floats + (own.i * rows + own.r) * line_length(tile, channels) + 4 * q;
 #pragma unroll
-        for (int p = 0; p < RUN; ++p)
+            for (int p = 0; p < RUN; ++p)
 #pragma unroll
-            for (int j = 0; j < 4; ++j)
-                if (owner && oc + j < OC) line[in_line(own.column + p * own.step, channels) + j] = sums[p][j];
-        __syncthreads();  // the lines are complete
-        for_each_output(tile, N, OH, OW, OC, oc0, channels,
-                        [&](int at, long long e) { y[e] = shared_floats[at]; });
-        return;
-    }
-    if (!owner || n >= N || oh >= OH || oc >= OC) return;
+                for (int j = 0; j < 4; ++j)
+                    if (owner && oc + j < OC) line[in_line(own.column + p * own.step, channels) + j] = sums[p][j];
+            __syncthreads();  // the lines are complete
+            for_each_output(tile, N, OH, OW, OC, oc0, channels,
+                            [&](int at, long long e) { y[e] = shared_floats[at]; });
+            return;
+        }
+        if (!owner || n >= N || oh >= OH || oc >= OC) continue;
 #pragma unroll
-    for (int p = 0; p < RUN; ++p) {
-        const int ow = tile.ow0 + own.column + p * own.step;
-        if (ow >= OW) break;
-        Channels<float, 4> v;
+        for (int p = 0; p < RUN; ++p) {
+            const int ow = tile.ow0 + own.column + p * own.step;
+            if (ow >= OW) break;
+            Channels<float, 4> v;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) v.at[j] = sums[p][j];
-        store_channels(y + (((long long)n * OH + oh) * OW + ow) * OC + oc, v);
+            for (int j = 0; j < 4; ++j) v.at[j] = sums[p][j];
+            store_channels(y + (((long long)n * OH + oh) * OW + ow) * OC + oc, v);
+        }
     }
 }
 
@@ -247,7 +269,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) conv2d_direct_weight_gradie
     const float* __restrict__ x,   // (N, H, W, C)
     int N, int H, int W, int C_, int OC, int KH, int KW_, int OH, int OW,
     int SH, int SW_, int PT, int PL, int DH, int DW_, int images, int rows, int runs, int quads, int pitch,
-    int tiles, int slice_tiles) {
+    int tiles, int slice_tiles, int exchanged) {
     WIDTHS;
     const int K = KH * KW * C, oc0 = blockIdx.y * 4 * quads;
     const int staged_rows = (rows - 1) * SH + (KH - 1) * DH + 1;
@@ -342,6 +364,11 @@ extern "C" __global__ void __launch_bounds__(256, 2) conv2d_direct_weight_gradie
     }
     __syncthreads();  // the filters are complete
     const int filters = min(4 * quads, OC - oc0);
-    float* out = partial + ((long long)blockIdx.x * OC + oc0) * K;
-    for (int i = threadIdx.x; i < filters * K; i += THREADS) out[i] = shared_floats[i];
+    float* out = partial + (long long)blockIdx.x * OC * K;
+    for (int i = threadIdx.x; i < filters * K; i += THREADS) {
+        if (exchanged && SW == 1)
+            out[turned(i / filters, K, C) * OC + oc0 + i % filters] = shared_floats[i % filters * K + i / filters];
+        else
+            out[oc0 * K + i] = shared_floats[i];
+    }
 }

@@ -63,7 +63,9 @@ def test_definition_is_the_formula(case: ConvCase) -> None:
         assert_close(a, e, "float64", dy.size)
 
 
-@pytest.mark.parametrize("variant", ["tiled", "register_tiled", "implicit_gemm"])
+@pytest.mark.parametrize(
+    "variant", ["tiled", "register_tiled", "implicit_gemm", "depthwise", "direct"]
+)
 @cases
 def test_kernel(case: ConvCase, variant: str, kernel_device: str) -> None:
     s = geometry(case)

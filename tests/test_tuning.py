@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,8 +88,10 @@ def test_candidates_are_all_variants_and_tiles() -> None:
 def test_kernels_for_few_channels_are_candidates_where_they_fit() -> None:
     s = geometry(3, 16)
     assert "direct" in names(tuning.candidates("conv2d_forward", "fp32", s, Choice("direct")))
+    strided = dataclasses.replace(geometry(16, 4), SH=2)
     rules = Choice("tiled")
-    assert "direct" not in names(tuning.candidates("conv2d_data_gradient", "fp32", s, rules))
+    assert "direct" in names(tuning.candidates("conv2d_data_gradient", "fp32", s, rules))
+    assert "direct" not in names(tuning.candidates("conv2d_data_gradient", "fp32", strided, rules))
 
 
 @pytest.mark.parametrize("s", [geometry(7), geometry(8, dims=3)], ids=["7 channels", "volumes"])

@@ -90,6 +90,7 @@ CONV_TRANSPOSE2D = [
     ),
     ConvCase((2, 6, 5, 1), (1, 5, 3, 2), {"padding": ((4, 1), (0, 2))}),
     ConvCase((3, 2, 2, 1), (1, 1, 2, 2), {"stride": 5, "output_padding": 4}),
+    ConvCase((1, 4, 5, 8), (8, 4, 4, 3), {"stride": 2, "padding": 1}),
 ]
 
 

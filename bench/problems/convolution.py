@@ -21,7 +21,8 @@ from .problem import Problem, Shape, draws, holding, shaped, words
 
 _SAME3 = {"padding": 1}
 
-# Layers of LeNet, shapenet, ResNet-20, ResNet-9, VGG, U-Net and MobileNet at training batch sizes.
+# Layers of LeNet, shapenet, ResNet-20, ResNet-9, VGG, U-Net, MobileNet, ResNet-50 and ResNeXt-50 at
+# training batch sizes.
 LAYERS = {
     "A-lenet-1to6": Conv2dCase((128, 28, 28, 1), (6, 5, 5, 1), {"padding": 2}),
     "B-lenet-6to16": Conv2dCase((128, 14, 14, 6), (16, 5, 5, 6)),
@@ -37,6 +38,9 @@ LAYERS = {
     "L-unet-64": Conv2dCase((16, 128, 128, 64), (64, 3, 3, 64), _SAME3),
     "M-pointwise-256to64": Conv2dCase((512, 16, 16, 256), (64, 1, 1, 256)),
     "N-depthwise-64": Conv2dCase((512, 32, 32, 64), (64, 3, 3, 1), {"padding": 1, "groups": 64}),
+    "O-resnet-3to64": Conv2dCase((64, 224, 224, 3), (64, 7, 7, 3), {"stride": 2, "padding": 3}),
+    "P-head-64to2": Conv2dCase((16, 128, 128, 64), (2, 1, 1, 64)),
+    "Q-resnext-128": Conv2dCase((32, 56, 56, 128), (128, 3, 3, 4), {"padding": 1, "groups": 32}),
 }
 
 TYPICAL = {
@@ -46,6 +50,10 @@ TYPICAL = {
     "64to64-stride2-b16": Conv2dCase((16, 16, 16, 64), (64, 3, 3, 64), {"stride": 2, **_SAME3}),
     "pointwise-64to32-b16": Conv2dCase((16, 16, 16, 64), (32, 1, 1, 64)),
     "depthwise-32-b16": Conv2dCase((16, 32, 32, 32), (32, 3, 3, 1), {"padding": 1, "groups": 32}),
+    "stem-1to16-b4": Conv2dCase((4, 72, 72, 1), (16, 3, 3, 1), _SAME3),
+    "stem-3to16-b4": Conv2dCase((4, 32, 32, 3), (16, 3, 3, 3), _SAME3),
+    "head-16to2-b4": Conv2dCase((4, 32, 32, 16), (2, 3, 3, 16), _SAME3),
+    "groups-of-4-b4": Conv2dCase((4, 16, 16, 32), (32, 3, 3, 4), {"padding": 1, "groups": 8}),
 }
 
 # Those of a residual network.
@@ -69,12 +77,14 @@ LAYERS_3D = {
 TYPICAL_TRANSPOSE = {
     "unet-32to16-b8": ConvCase((8, 16, 16, 32), (32, 2, 2, 16), {"stride": 2}),
     "dcgan-32to16-b8": ConvCase((8, 16, 16, 32), (32, 4, 4, 16), {"stride": 2, "padding": 1}),
+    "dcgan-16to3-b8": ConvCase((8, 16, 16, 16), (16, 4, 4, 3), {"stride": 2, "padding": 1}),
 }
 LAYERS_TRANSPOSE = {
     "unet-128to64": ConvCase((16, 64, 64, 128), (128, 2, 2, 64), {"stride": 2}),
     "unet-256to128": ConvCase((16, 32, 32, 256), (256, 2, 2, 128), {"stride": 2}),
     "segnet-64to64": ConvCase((16, 128, 128, 64), (64, 3, 3, 64), {"padding": 1}),
     "dcgan-512to256": ConvCase((128, 8, 8, 512), (512, 4, 4, 256), {"stride": 2, "padding": 1}),
+    "dcgan-64to3": ConvCase((128, 32, 32, 64), (64, 4, 4, 3), {"stride": 2, "padding": 1}),
     "fcn-21to21": ConvCase((4, 16, 16, 21), (21, 4, 4, 21), {"stride": 2, "padding": 1}),
 }
 

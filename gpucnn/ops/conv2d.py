@@ -190,7 +190,7 @@ def _untiled(s: ConvGeometry) -> bool:
 
 
 def _takes_few(few: FewChannels) -> Callable[[str, Array, ConvGeometry], bool]:
-    return lambda primitive, x, s: primitive in few.launchers and few.fits(s)
+    return lambda primitive, x, s: few.takes(primitive, s)
 
 
 # What a problem takes by itself: the first variant whose condition holds of the primitive's name,
@@ -368,13 +368,14 @@ def conv2d(
     Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit,
     also for an empty image and for a dilated window larger than the padded image; DeviceError if
     the tensors live on two devices. Variants: ``use_variant(conv2d="tiled" | "naive" |
-    "register_tiled" | "implicit_gemm" | "direct" | "depthwise" | "winograd")``. "direct" takes
-    images of up to four channels in one group, not their data gradient, "depthwise" groups of one
-    channel, "winograd" 3×3 windows of stride and dilation 1 padded by up to two cells, not their
-    weight gradient; what they do not take runs the default. That is "depthwise" or "direct" where
-    they fit, else where a group has eight channels or more on both sides "implicit_gemm", on
-    tensor cores, or in the precision "fp32" "register_tiled"; else "tiled", or "naive" where that
-    leaves its tiles empty.
+    "register_tiled" | "implicit_gemm" | "direct" | "depthwise" | "winograd")``. "direct" takes one
+    group with up to four channels on either side, but where only OC is small, gradients with
+    strides of 1 alone; "depthwise" takes groups of one channel, and of two or four if as many come
+    out and four divides OC; "winograd" takes 3×3 windows of stride and dilation 1 padded by up to
+    two cells, not their weight gradient; what they do not take runs the default. That is
+    "depthwise" or "direct" where they fit, else where a group has eight channels or more on both
+    sides "implicit_gemm", on tensor cores, or in the precision "fp32" "register_tiled"; else
+    "tiled", or "naive" where that leaves its tiles empty.
 
     Source: torch.nn.functional.conv2d; arithmetic: Dumoulin and Visin, arXiv:1603.07285.
     """

@@ -157,6 +157,6 @@ def winograd_data_gradient(dy: Array, w: Array, geometry: ConvGeometry) -> Array
 
 WINOGRAD = FewChannels(
     "winograd",
-    winograd_fits,
+    lambda primitive, s: winograd_fits(s),
     {"conv2d_forward": winograd_forward, "conv2d_data_gradient": winograd_data_gradient},
 )

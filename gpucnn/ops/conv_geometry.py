@@ -99,22 +99,27 @@ class ConvGeometry(Geometry):
         """The output."""
         return (self.N, *(self.OD, self.OH, self.OW)[-self.dims :], self.OC)
 
-    def adjoint(self) -> ConvGeometry | None:
-        """The convolution of dy with flipped filters that makes dx; None where there is none.
+    def exchanged(self) -> ConvGeometry | None:
+        """The convolution of dy with flipped filters that makes dx; None where strides are not 1.
 
-        Strides are 1 then, and the padding is smaller than the window.
+        Its padding is negative where this one's exceeds the window.
         """
-        return self.once(_adjoint)
+        return self.once(_exchanged)
+
+    def adjoint(self) -> ConvGeometry | None:
+        """What :meth:`exchanged` gives, where its padding is not negative; else None."""
+        found = self.exchanged()
+        return found if found is not None and min(found.PF, found.PT, found.PL) >= 0 else None
 
 
-def _adjoint(s: ConvGeometry) -> ConvGeometry | None:
+def _exchanged(s: ConvGeometry) -> ConvGeometry | None:
+    if max(s.SD, s.SH, s.SW) > 1:
+        return None
     pads = (
         (s.KD - 1) * s.DD - s.PF,
         (s.KH - 1) * s.DH - s.PT,
         (s.KW - 1) * s.DW - s.PL,
     )
-    if max(s.SD, s.SH, s.SW) > 1 or min(pads) < 0:
-        return None
     inputs = {"D": s.OD, "H": s.OH, "W": s.OW, "C": s.OC}
     outputs = {"OD": s.D, "OH": s.H, "OW": s.W, "OC": s.C}
     before = dict(zip(("PF", "PT", "PL"), pads, strict=True))

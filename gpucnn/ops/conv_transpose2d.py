@@ -16,6 +16,7 @@ from gpucnn.ops.conv2d import (
     conv2d_weight_gradient,
     gather_grid,
 )
+from gpucnn.ops.conv2d_few_channels import FEW_CHANNELS, where_it_fits
 from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, pipelined
 from gpucnn.ops.conv_geometry import ConvGeometry, conv_transpose_geometry
 from gpucnn.ops.geometry import AXES, Padding, Pair, integer, padding_of_axes, sizes
@@ -118,7 +119,8 @@ _kernels = KernelFile(
 
 @conv_transpose2d_forward.kernel()
 def _forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
-    chosen = pipelined(x, geometry) or "tiled"
+    few = (v.name for v in FEW_CHANNELS if v.takes(conv_transpose2d_forward.name, geometry))
+    chosen = next(few, pipelined(x, geometry) or "tiled")
     return conv_transpose2d_forward.launchers[chosen](x, w, b, geometry)
 
 
@@ -141,6 +143,10 @@ def _register_tiled_forward(x: Array, w: Array, b: Array | None, geometry: ConvG
 @conv_transpose2d_forward.kernel("implicit_gemm")
 def _implicit_gemm_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
     return IMPLICIT_GEMM.gather(x, w, b, geometry)
+
+
+for _few in FEW_CHANNELS:
+    conv_transpose2d_forward.kernel(_few.name)(where_it_fits(conv_transpose2d_forward, _few))
 
 
 # tape
@@ -211,9 +217,11 @@ def conv_transpose2d(
     Raises ValueError or TypeError naming the argument if a shape, dtype or number does not fit,
     also for an empty image and for padding that leaves no output; DeviceError if the tensors live
     on two devices. Variants: ``use_variant(conv_transpose2d="tiled" | "register_tiled" |
-    "implicit_gemm")``; by default, where a group has eight channels or more on both sides,
-    "implicit_gemm", or "register_tiled" in the precision "fp32", else "tiled". The gradients are
-    passes of conv2d and take its variants.
+    "implicit_gemm" | "depthwise" | "direct")``; by default "direct" where x or y has up to four
+    channels (x: with strides of 1) and "depthwise" where its groups have, as for the data gradient
+    of conv2d; else, where a group has eight channels or more on both sides, "implicit_gemm", or
+    "register_tiled" in the precision "fp32"; else "tiled". The gradients are passes of conv2d and
+    take its variants.
 
     Source: torch.nn.functional.conv_transpose2d; Dumoulin and Visin, arXiv:1603.07285.
     """

@@ -1,0 +1,40 @@
+"""What the launchers of the convolutions of few channels share."""
+
+from __future__ import annotations
+
+from gpucnn.device import Array, address
+from gpucnn.ops.conv_geometry import ConvGeometry
+from gpucnn.ops.reduce import launch_column_sum, launch_sum_slices
+from gpucnn.ops.tile import THREADS
+from gpucnn.recording import copied
+
+SHARED = 48 * 1024  # bytes that every GPU gives a block without being asked
+BLOCKS = 264  # two for each multiprocessor of a large GPU
+SCRATCH = THREADS // 2  # floats that add_lanes takes per sum
+
+
+def up(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def lanes_over(channels: int, most: int) -> int:
+    """The power of two that covers the channels, at most ``most``."""
+    return min(1 << (channels - 1).bit_length(), most)
+
+
+def plane_numbers(s: ConvGeometry) -> tuple[int, ...]:
+    """The sizes that kernels without depth and groups take."""
+    return (s.N, s.H, s.W, s.C, s.OC, s.KH, s.KW, s.OH, s.OW, s.SH, s.SW, s.PT, s.PL, s.DH, s.DW)
+
+
+def aligned(a: Array, vector: int) -> Array:
+    """The array, or a copy, at a multiple of as many floats."""
+    return a if address(a) % (4 * vector) == 0 else copied(a)
+
+
+def add_slices(partial: Array) -> Array:
+    """The sum over the first axis in a fixed order: by several threads where there are many."""
+    count, *shape = partial.shape
+    if count <= 64:
+        return launch_sum_slices(partial, None)
+    return launch_column_sum(partial.reshape(count, -1)).reshape(shape)
