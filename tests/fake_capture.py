@@ -102,6 +102,10 @@ class ndarray(fake_cuda.ndarray):  # CuPy's own name
         pointer.ptr = self._values.ctypes.data
         return pointer
 
+    def get(self) -> np.ndarray:
+        _refuse_capture()
+        return super().get()
+
     def copy(self) -> ndarray:
         made = empty(self.shape, self.dtype)
         made[...] = self
@@ -155,8 +159,7 @@ def asarray(values: Any, order: str | None = None) -> ndarray:
     if isinstance(values, fake_cupy.ndarray):
         assert values.flags.c_contiguous
         return values  # type: ignore[return-value]
-    if Clock.captured is not None:
-        raise RuntimeError("a copy from the host while a stream captures")
+    _refuse_capture()
     values = np.array(values, order="C")
     made = empty(values.shape, values.dtype)
     made._values[...] = values
@@ -164,6 +167,14 @@ def asarray(values: Any, order: str | None = None) -> ndarray:
 
 
 _streams: list[Stream] = []
+_invalid = False  # what is being captured, because of an operation that cannot be
+
+
+def _refuse_capture() -> None:
+    global _invalid
+    if Clock.captured is not None:
+        _invalid = True
+        raise RuntimeError("operation not permitted when stream is capturing")
 
 
 class Stream(fake_cuda.Stream):
@@ -181,6 +192,13 @@ class Stream(fake_cuda.Stream):
 
     def is_capturing(self) -> bool:
         return Clock.captured is not None
+
+    def end_capture(self) -> fake_cuda.Graph:
+        global _invalid
+        graph, invalid, _invalid = super().end_capture(), _invalid, False
+        if invalid:
+            raise RuntimeError("operation failed due to a previous error during capture")
+        return graph
 
 
 class _Event(Event):

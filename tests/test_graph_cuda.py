@@ -6,6 +6,7 @@ memory by then; and memory that its pool hands out is full of NaN.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 from collections.abc import Iterator
@@ -114,12 +115,40 @@ def test_a_copy_from_the_gpu_fails_the_capture_and_counts_once(graphs: list[int]
             return found
 
     run = Peeking("small", "cuda", graph=True)
-    with pytest.warns(MisuseWarning, match="the capture failed .*not permitted") as said:
+    with pytest.warns(
+        MisuseWarning, match="the capture failed .*not permitted"
+    ) as said:
         run.steps(0, 6)
     assert len(said) == 1
     assert not graphs
     assert Clock.captured is None
     assert run.trace() == trace("small", "emulated", False, 6)
+
+
+def test_an_error_of_the_step_itself_comes_once() -> None:
+    """What the step had computed by then is computed, as eagerly."""
+
+    def train(graph: bool) -> tuple[Any, ...]:
+        w = Tensor(randn(3), requires_grad=True, device="cuda")
+        optimizer = SGD([w], lr=0.1)
+        calls: list[int] = []
+
+        def step(x: Tensor) -> None:
+            calls.append(1)
+            optimizer.zero_grad()
+            (w * x).sum().backward()
+            optimizer.step()
+            if len(calls) == 3:
+                raise KeyError("mine")
+
+        run = gpucnn.cuda_graph(step) if graph else step
+        for i in range(7):
+            with contextlib.suppress(KeyError):
+                run(Tensor(randn(3, seed=i), device="cuda"))
+        return w.numpy().tobytes(), optimizer.steps, len(calls)
+
+    assert train(False)[1:] == (7, 7)
+    assert train(True) == (*train(False)[:2], 5)
 
 
 def test_gradients_of_a_failed_capture_are_forgotten() -> None:

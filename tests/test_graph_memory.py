@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -154,3 +155,32 @@ def test_the_arena_lives_as_long_as_a_result(device: str) -> None:
     others = [Tensor(np.full(40_000, 9.0), device=device) for _ in range(4)]
     assert (y.numpy() == 2).all()
     assert len(others) == 4
+
+
+def test_an_array_of_cupy_holds_the_owner_of_its_memory() -> None:
+    """What tells when memory of a step is free on ``cuda``; needs CuPy, and no GPU."""
+    cupy = pytest.importorskip("cupy", reason="needs CuPy")
+
+    class Owner:
+        pass
+
+    died: list[Any] = []
+    sizes: list[int] = []
+
+    def allocate(size: int) -> Any:
+        owner = Owner()
+        died.append(weakref.ref(owner))
+        sizes.append(size)
+        memory = cupy.cuda.UnownedMemory(1 << 40, size, owner, 0)
+        return cupy.cuda.MemoryPointer(memory, 0)
+
+    before = cupy.cuda.get_allocator()
+    with cupy.cuda.using_allocator(allocate):
+        array = cupy.empty((3, 5), np.float32)
+    assert cupy.cuda.get_allocator() == before
+    view = array[1:].reshape(-1)[2:4].view(np.uint8)
+    assert (sizes, array.data.ptr, view.data.ptr) == ([60], 1 << 40, (1 << 40) + 4 * 7)
+    del array
+    assert died[0]() is not None
+    del view
+    assert died[0]() is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import deque
 from collections.abc import Callable
@@ -174,17 +173,27 @@ class GpuRecording(Recording):
         gradients = [(t, t.grad) for t in self.before.watched.owners("data")]
         try:
             result = self._capture(step)
-        except Exception as error:
-            self.fail(f"the capture failed ({type(error).__name__}: {error})")
+        except BaseException as error:
+            if self._captured is not None and not self.reason:  # an error of the step's own:
+                self.close()
+                self._launch()  # what an eager step would have computed by then
+                raise
+            if not isinstance(error, Exception):
+                raise
+            cause = error.__context__ or error  # of which the end of the capture is a consequence
+            self.fail(f"the capture failed ({type(cause).__name__}: {cause})")
         self.close()
         if self.reason:
             for tensor, gradient in gradients:  # what the capture put there was never computed
                 tensor.grad = gradient
             with recording_by(_Again(self._done)):
                 return step()
+        self._launch()
+        return result
+
+    def _launch(self) -> None:
         self._numbers_there.upload()
         self._captured.launch()
-        return result
 
     def _capture(self, step: Callable[[], Any]) -> Any:
         stream = self._cupy.cuda.Stream(non_blocking=True)
@@ -193,8 +202,7 @@ class GpuRecording(Recording):
             try:
                 result = step()
             except BaseException:
-                with contextlib.suppress(Exception):
-                    stream.end_capture()
+                self._captured = stream.end_capture()  # an error where CUDA has ended the capture
                 raise
             self._captured = stream.end_capture()
         return result
