@@ -149,8 +149,8 @@ def conv2d_weight_gradient(dy: Array, x: Array, geometry: ConvGeometry) -> Array
         if part is not None:
             return part
         parts = unfolded(x[start:stop], dy[start:stop], s)
-        dw = sum(np.matmul(by_group(part, s, s.OCG).mT, columns) for columns, part in parts)
-        return cast("Array", dw).reshape(s.w_shape)
+        dw = sum(np.matmul(columns.mT, by_group(part, s, s.OCG)) for columns, part in parts)
+        return cast("Array", dw).mT.reshape(s.w_shape)
 
     dw = sum(map_chunks(images, s.N, _images_per_chunk(s, x.itemsize)))
     return np.ascontiguousarray(cast("Array", dw).reshape(s.w_shape))
