@@ -55,6 +55,7 @@ from gpucnn.ops.elementwise import add, multiply, negate, subtract
 from gpucnn.ops.fused_batch_norm import batch_norm_block
 from gpucnn.ops.group_norm import group_norm, layer_norm
 from gpucnn.ops.linear import linear, matmul
+from gpucnn.ops.linear_fused import linear_fused
 from gpucnn.ops.local_response_norm import local_response_norm
 from gpucnn.ops.locally_connected2d import locally_connected2d
 from gpucnn.ops.pool1d import avg_pool1d, max_pool1d, sum_pool1d
@@ -125,6 +126,7 @@ __all__ = [
     "layer_norm",
     "leaky_relu",
     "linear",
+    "linear_fused",
     "local_response_norm",
     "locally_connected2d",
     "log_softmax",

@@ -39,6 +39,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "conv_transpose2d": {"x": X2, "weight": (4, 3, 3, 8), "bias": (8,)},
     "conv_transpose3d": {"x": X3, "weight": (2, 2, 2, 2, 3), "bias": (3,)},
     "locally_connected2d": {"x": X2, "weight": (4, 3, 8, 3, 3, 4), "bias": (4, 3, 8)},
+    "linear_fused": {"x": ROWS, "weight": (5, 4), "bias": (5,)},
     "linear": {"x": ROWS, "weight": (5, 4), "bias": (5,)},
     "matmul": {"a": ROWS, "b": (4, 2)},
     **{f"{name}_pool1d": {"x": X1, "kernel_size": 2} for name in ("max", "avg", "sum")},

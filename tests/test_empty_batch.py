@@ -22,7 +22,7 @@ PER_IMAGE = [
     if name
     not in (*LOSSES, *REDUCTIONS, "max", "transpose", "broadcast_to", "convert_pool_indices")
 ]
-BATCHED = ("x", "a", "b", "indices", "tensors")
+BATCHED = ("x", "a", "b", "indices", "tensors", "residual")
 
 
 def arguments(name: str, device: str, empty: bool) -> dict[str, Any]:

@@ -44,6 +44,14 @@ CASES: dict[str, tuple[list[nn.Module], list[tuple[int, int]]]] = {
     "projection": (
         [residual(nn.BatchNorm2d(8), projection=nn.Conv2d(8, 8, 1)), nn.ReLU()], [(0, 2)],
     ),
+    "linear": (
+        [nn.Flatten(), nn.Linear(240, 9), nn.Tanh(), nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 3)],
+        [(1, 3), (3, 5)],
+    ),
+    "norm-linear": (
+        [nn.GlobalAvgPool2d(), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 9), nn.Sigmoid()],
+        [(1, 3), (3, 5)],
+    ),
     "two": (block(nn.ReLU(), *block(nn.BatchNorm2d(8)), nn.MaxPool2d(2)), [(0, 2), (2, 4)]),
 }  # fmt: skip
 
@@ -99,6 +107,7 @@ def test_fused_is_the_layers_one_by_one(name: str, training: bool, device: str) 
         [nn.BatchNorm2d(8), nn.MaxPool2d(2)],
         [nn.Residual(nn.ReLU()), nn.ReLU()],
         [nn.Conv1d(8, 8, 3), nn.ReLU()],
+        [nn.Linear(None, 3), nn.ReLU()],
     ],
     ids=str,
 )
@@ -127,6 +136,15 @@ def test_layers_with_another_forward_are_left_alone() -> None:
         assert [(g.start, g.stop) for g in nn.Sequential(*layers).groups()] == runs
     nn.Sequential(*block(hooked))(gpucnn.Tensor(distinct(1, 4, 4, 8)))
     assert len(seen) == 1
+
+
+def test_a_layer_is_fused_once_it_has_a_size(kernel_device: str) -> None:
+    with gpucnn.use_device(kernel_device):
+        model = nn.Sequential(nn.Linear(None, 8), nn.ReLU())
+    x = gpucnn.Tensor(distinct(3, 8), device=kernel_device)
+    outputs = [model(x).numpy() for _ in range(2)]
+    assert len(model.groups()) == 1
+    assert_close(outputs[1], outputs[0], "exact")
 
 
 def test_switching_it_off() -> None:

@@ -11,6 +11,7 @@ from gpucnn import recording
 from gpucnn.nn.activation import LeakyReLU, ReLU, Sigmoid, Tanh
 from gpucnn.nn.branches import Residual
 from gpucnn.nn.conv import Conv2d
+from gpucnn.nn.linear import Linear
 from gpucnn.nn.module import Module, Sequential
 from gpucnn.nn.normalization import BatchNorm1d, BatchNorm2d
 from gpucnn.nn.pooling import MaxPool2d
@@ -26,7 +27,7 @@ class Group(NamedTuple):
 
     start: int
     stop: int
-    conv: Conv2d | None = None
+    conv: Conv2d | Linear | None = None
     norm: BatchNorm1d | BatchNorm2d | None = None
     activation: Module | None = None
     pool: MaxPool2d | None = None
@@ -47,6 +48,8 @@ class Group(NamedTuple):
             if self.norm is not None:
                 recording.watch_attribute(self.norm, "training")
         options = _activation(self.activation)
+        if isinstance(self.conv, Linear):
+            return F.linear_fused(x, self.conv.weight, self.conv.bias, **options)
         if self.norm is None:
             return _convolve(self.conv, x, skipped, **options)
         if self.conv is not None:
@@ -84,6 +87,10 @@ def _fits(activation: Module, allowed: Sequence[str]) -> bool:
     if _ACTIVATIONS.get(type(activation)) not in allowed or not _as_made(activation):
         return False
     return not isinstance(activation, LeakyReLU) or activation.negative_slope > 0
+
+
+def _is_linear(layer: Module) -> bool:
+    return type(layer) is Linear and _as_made(layer) and not layer._unsized
 
 
 def _is_norm(layer: Module) -> bool:
@@ -124,6 +131,10 @@ def _group(layers: Sequence[Module], start: int) -> Group | None:
     if type(first) is Residual and _as_made(first):
         return _residual(layers, first, start)
     stop, conv, norm, activation, pool = start, None, None, None, None
+    if _is_linear(first):
+        if not follows(start + 1, lambda layer: _fits(layer, tuple(_ACTIVATIONS.values()))):
+            return None
+        return Group(start, start + 2, cast("Linear", first), None, layers[start + 1])
     if _is_conv(first):
         conv, stop = first, stop + 1
     if follows(stop, _is_norm):

@@ -190,12 +190,13 @@ def inference(model: Module) -> Iterator[None]:
 class Sequential(Module):
     """Modules applied one after the other; indexed, sliced and iterated like a list.
 
-    Neighbours are computed in one pass over memory where a kernel can: a convolution and its
-    activation; a convolution, batch norm, ReLU (or leaky ReLU) and max pooling, or a part of these;
-    a :class:`Residual` block that ends in a convolution or batch norm, with the activation behind
-    it. The results are those of the layers one by one, to rounding. ``fuse=False`` computes them
-    so, forward and backward, as :class:`gpucnn.fusion` does everywhere; ``gpucnn summary`` shows
-    what is fused. Subclasses of these layers, and layers given another ``forward``, are left alone.
+    Neighbours are computed in one pass over memory where a kernel can: a convolution or a linear
+    layer and its activation; a convolution, batch norm, ReLU (or leaky ReLU) and max pooling, or a
+    part of these; a :class:`Residual` block that ends in a convolution or batch norm, with the
+    activation behind it. The results are those of the layers one by one, to rounding.
+    ``fuse=False`` computes them so, forward and backward, as :class:`gpucnn.fusion` does
+    everywhere; ``gpucnn summary`` shows what is fused. Subclasses of these layers, and layers given
+    another ``forward``, are left alone.
 
     >>> from gpucnn import nn
     >>> model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2))

@@ -330,12 +330,20 @@ class Convolution(Function):
             self.x, self.weight, self.fuses = x, weight, fuses()
         return self.run(conv2d_forward, x, weight, bias, self.geometry)
 
-    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+    def _data_gradient(self, dy: Array) -> Array:
         from gpucnn.ops.conv2d_fused import gradient_through
 
+        def alone() -> Array:
+            return cast("Array", self.run(conv2d_data_gradient, dy, self.weight, self.geometry))
+
+        if not self.fuses:
+            return alone()
+        return gradient_through(self, dy, self.x, self.weight, self.geometry, alone)
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
         needs_x, needs_weight, needs_bias = self.needs[:3]
         return (
-            gradient_through(self, dy) if needs_x else None,
+            self._data_gradient(dy) if needs_x else None,
             self.run(conv2d_weight_gradient, dy, self.x, self.geometry) if needs_weight else None,
             self.run(column_sum, dy) if needs_bias else None,
         )

@@ -226,28 +226,34 @@ def _launch_data_gradient(
 # tape
 
 
-def gradient_through(function: Convolution, dy: Array) -> Array:
+def gradient_through(
+    function: Function,
+    dy: Array,
+    x: Array,
+    weight: Array,
+    geometry: ConvGeometry,
+    alone: Callable[[], Array],
+) -> Array:
     """dx of a convolution: of what made x, if an epilogue may go through that as well.
 
     That is an activation of whose output no other gradient is to come, those that came before
     being added, and a batch normalisation that only that activation, or this convolution, took; or
-    both in one. They are told what was done for them.
+    both in one. They are told what was done for them. alone: dx of the convolution.
     """
-    geometry, weight = function.geometry, function.weight
-    before = function.last_maker(0) if function.fuses and function.device != "cpu" else None
+    before = function.last_maker(0) if function.device != "cpu" else None
     through = before.from_output() if isinstance(before, Activation) else None
     norm = _norm(before, through is not None)
     other = None if before is None else function.take_gradient(0)
     if through is None and norm is None and other is None:
-        return cast("Array", function.run(conv2d_data_gradient, dy, weight, geometry))
+        return alone()
     activation, negative_slope = through or ("identity", 0.0)
     dx, sums = function.run(
         conv2d_fused_data_gradient,
         dy,
         weight,
-        other,
-        None if through is None else function.x,
-        None if norm is None else norm.x,
+        None if other is None else other.reshape(x.shape),
+        None if through is None else x,
+        None if norm is None else norm.x.reshape(x.shape),
         None if norm is None else norm.delta,
         geometry,
         activation,
@@ -258,6 +264,18 @@ def gradient_through(function: Convolution, dy: Array) -> Array:
     if norm is not None:
         norm.sums = sums
     return cast("Array", dx)
+
+
+def through_activation(
+    function: Function, dy: Array, y: Array, activation: str, negative_slope: float
+) -> Array:
+    """The gradient before an activation, from its output y and the gradient dy of that."""
+    if activation == "identity":
+        return dy
+    if activation == "relu":
+        return cast("Array", function.run(relu_backward, dy, y))
+    parameters = _parameters(activation, negative_slope)
+    return cast("Array", function.run(activation_backward, dy, y, activation, parameters))
 
 
 def _norm(before: Function | None, activated: bool) -> BatchNorm | FusedBatchNorm | None:
@@ -305,13 +323,8 @@ class FusedConvolution(Convolution, Activation):
         return cast("Array", y)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
-        activation, negative_slope = self.activation
-        if not self.passed and activation != "identity":
-            if activation == "relu":
-                dy = self.run(relu_backward, dy, self.y)
-            else:
-                parameters = _parameters(activation, negative_slope)
-                dy = self.run(activation_backward, dy, self.y, activation, parameters)
+        if not self.passed:
+            dy = through_activation(self, dy, self.y, *self.activation)
         return *super().backward(dy), dy if self.needs[3] else None
 
     def from_output(self) -> tuple[str, float] | None:
@@ -319,6 +332,14 @@ class FusedConvolution(Convolution, Activation):
 
 
 # public
+
+
+def activation_options(activation: str, negative_slope: float) -> dict[str, Any]:
+    """Both as options of a Function. Raises ValueError for what no epilogue computes."""
+    choice("activation", activation, ACTIVATIONS)
+    leaky = activation == "leaky_relu"
+    slope = check_positive("negative_slope", negative_slope) if leaky else 0.0
+    return {"activation": activation, "negative_slope": slope}
 
 
 def conv2d_fused(
@@ -352,18 +373,10 @@ def conv2d_fused(
 
     Source: the layers of He et al., arXiv:1512.03385.
     """
-    choice("activation", activation, ACTIVATIONS)
-    slope = 0.0
-    if activation == "leaky_relu":
-        slope = check_positive("negative_slope", negative_slope)
-    y = cast(
-        "Tensor",
-        FusedConvolution.apply(
-            x, weight, bias, residual, activation=activation, negative_slope=slope,
-            moments=flag("moments", moments), stride=stride, padding=padding, dilation=dilation,
-            groups=groups,
-        ),
-    )  # fmt: skip
+    options = activation_options(activation, negative_slope)
+    options |= {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    moments = flag("moments", moments)
+    y: Tensor = FusedConvolution.apply(x, weight, bias, residual, moments=moments, **options)
     if isinstance(y._creator, FusedConvolution):
         y._moments = y._creator.moments
     return y

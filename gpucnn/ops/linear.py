@@ -10,6 +10,7 @@ import numpy as np
 
 from gpucnn import buffers
 from gpucnn.device import Array, empty
+from gpucnn.fusion import fuses
 from gpucnn.kernel import Kernel, KernelFile
 from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, Rung, pipelined
 from gpucnn.ops.conv_geometry import ConvGeometry
@@ -128,7 +129,7 @@ def _plan(
 
 
 def _best(primitive: Primitive, x: Array, s: LinearGeometry) -> Callable[..., Array]:
-    return primitive.launchers[pipelined(x, s.once(_pointwise)) or "tiled"]
+    return primitive.launchers[pipelined(x, s.once(pointwise)) or "tiled"]
 
 
 @linear_forward.kernel()
@@ -165,7 +166,7 @@ def _launch_weight_gradient(dy: Array, x: Array, geometry: LinearGeometry) -> Ar
     return launch_sum_slices(_product("linear_weight_gradient", s.O, s.I, s.M, (dy, x), s)[0], None)
 
 
-def _pointwise(s: LinearGeometry) -> ConvGeometry:
+def pointwise(s: LinearGeometry) -> ConvGeometry:
     """A linear layer as the 1×1 convolution of images of one pixel."""
     pixel = (1, 1, 1)
     sizes = (s.M, *pixel, s.I, s.O, *pixel, *pixel)
@@ -177,15 +178,15 @@ def _register_rung(rung: Rung) -> None:
 
     @linear_forward.kernel(rung.name)
     def forward(x: Array, w: Array, b: Array | None, geometry: LinearGeometry) -> Array:
-        return rung.forward(x, w, b, geometry.once(_pointwise)).reshape(geometry.M, geometry.O)
+        return rung.forward(x, w, b, geometry.once(pointwise)).reshape(geometry.M, geometry.O)
 
     @linear_data_gradient.kernel(rung.name)
     def data_gradient(dy: Array, w: Array, geometry: LinearGeometry) -> Array:
-        return rung.data_gradient(dy, w, geometry.once(_pointwise)).reshape(geometry.M, geometry.I)
+        return rung.data_gradient(dy, w, geometry.once(pointwise)).reshape(geometry.M, geometry.I)
 
     @linear_weight_gradient.kernel(rung.name)
     def weight_gradient(dy: Array, x: Array, geometry: LinearGeometry) -> Array:
-        dw = rung.weight_gradient(dy, x, geometry.once(_pointwise))
+        dw = rung.weight_gradient(dy, x, geometry.once(pointwise))
         return dw.reshape(geometry.O, geometry.I)
 
 
@@ -199,18 +200,34 @@ for _rung in (REGISTER_TILED, IMPLICIT_GEMM):
 class Linear(Function):
     """linear and its three gradients."""
 
-    batched = (0,)
+    batched: tuple[int, ...] = (0,)
 
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
         self.geometry = linear_geometry(x, weight, bias)
-        if self.recording:
-            self.x, self.weight = x, weight
-        return self.run(linear_forward, x, weight, bias, self.geometry)
+        self.keep(x, weight)
+        return cast("Array", self.run(linear_forward, x, weight, bias, self.geometry))
 
-    def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:
+    def keep(self, x: Array, weight: Array) -> None:
+        """What the backward pass needs."""
+        if self.recording:
+            self.x, self.weight, self.fuses = x, weight, fuses()
+
+    def _data_gradient(self, dy: Array) -> Array:
+        from gpucnn.ops.conv2d_fused import gradient_through
+
+        def alone() -> Array:
+            return cast("Array", self.run(linear_data_gradient, dy, self.weight, self.geometry))
+
+        if not self.fuses:
+            return alone()
+        s = self.geometry.once(pointwise)
+        images = (dy.reshape(s.y_shape), self.x.reshape(s.x_shape), self.weight.reshape(s.w_shape))
+        return gradient_through(self, *images, s, alone).reshape(self.x.shape)
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
         needs_x, needs_weight, needs_bias = self.needs
         return (
-            self.run(linear_data_gradient, dy, self.weight, self.geometry) if needs_x else None,
+            self._data_gradient(dy) if needs_x else None,
             self.run(linear_weight_gradient, dy, self.x, self.geometry) if needs_weight else None,
             self.run(column_sum, dy) if needs_bias else None,
         )
