@@ -15,6 +15,7 @@ from bench.rivals import (
     Rival,
     cupy_rival,
     open_rivals,
+    torch_blocks,
     torch_elements,
     torch_images,
     torch_rows,
@@ -71,6 +72,7 @@ def test_expressions_belong_to_primitives() -> None:
     """Importing a module of expressions registers them."""
     assert set(EXPRESSIONS) <= set(PRIMITIVES)
     for module, primitive in (
+        (torch_blocks, "batch_norm_block_forward"),
         (torch_images, "conv2d_forward"),
         (torch_elements, "relu_forward"),
         (torch_rows, "softmax_forward"),

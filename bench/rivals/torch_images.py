@@ -89,7 +89,7 @@ def _transposed(torch: Any, x: Any, w: Any, b: Any, s: Any) -> Expression | None
     return Expression([channels_first(x), channels_first(w), b], run, _images)
 
 
-def _pool(s: Any) -> tuple[Any, ...] | None:
+def pool_windows(s: Any) -> tuple[Any, ...] | None:
     """(kernel, stride, padding, dilation, ceil_mode) of PyTorch, None if it has no such edges."""
     if (s.ZH, s.ZW) != (s.OH, s.OW):
         return None
@@ -111,7 +111,7 @@ def _indices(indices: Any) -> Any:
 
 @expression("max_pool2d_forward")
 def _max_pool(torch: Any, x: Any, s: Any) -> Expression | None:
-    windows = _pool(s)
+    windows = pool_windows(s)
     if windows is None:
         return None
 
@@ -123,7 +123,7 @@ def _max_pool(torch: Any, x: Any, s: Any) -> Expression | None:
 
 @expression("max_pool2d_backward")
 def _max_pool_backward(torch: Any, dy: Any, indices: Any, s: Any) -> Expression | None:
-    windows = _pool(s)
+    windows = pool_windows(s)
     if windows is None or (indices < 0).any():
         return None
     x = np.zeros((s.N, s.C, s.H, s.W), dy.dtype)  # only its shape is read
@@ -135,7 +135,7 @@ def _max_pool_backward(torch: Any, dy: Any, indices: Any, s: Any) -> Expression 
 
 
 def _average(g: Any) -> tuple[Any, ...] | None:
-    windows = _pool(g.windows)
+    windows = pool_windows(g.windows)
     if windows is None or g.ZERO or windows[3] != (1, 1):
         return None
     divisor = None if g.AVERAGE else 1

@@ -22,7 +22,13 @@ from .torch_models import as_torch
 
 
 def _register() -> None:
-    from . import torch_elements, torch_images, torch_rows, torch_training  # noqa: F401
+    from . import (  # noqa: F401
+        torch_blocks,
+        torch_elements,
+        torch_images,
+        torch_rows,
+        torch_training,
+    )
 
 
 class Torch:
