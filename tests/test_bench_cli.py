@@ -159,7 +159,7 @@ def test_quick_and_full_sets() -> None:
     primitives = {p.primitive for p in all_problems()}
     assert {p.primitive for p in quick if p.family != "training_step"} == primitives
     letters = {p.case[0] for p in full if p.family == "conv2d" and p.group == "layer"}
-    assert letters == set("ABCDEFGHIJKLMN")
+    assert letters == set("ABCDEFGHIJKLMNOPQ")
 
 
 def test_precisions_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
