@@ -266,6 +266,24 @@ def test_copies_inside_a_step(device: str) -> None:
     assert (graph.replays, graph.reason) == (4, "")
 
 
+def test_a_method(device: str) -> None:
+    class Scale:
+        def __init__(self, factor: float) -> None:
+            self.factor = factor
+
+        @gpucnn.cuda_graph
+        def apply(self, x: Tensor) -> Tensor:
+            """x times the factor."""
+            return x * self.factor
+
+    double, triple = Scale(2.0), Scale(3.0)
+    for i in range(5):
+        x = Tensor([float(i)], device=device)
+        assert (double.apply(x).item(), triple.apply(x).item()) == (2 * i, 3 * i)
+    assert Scale.apply.replays == double.apply.replays == 4
+    assert Scale.apply.__doc__ == "x times the factor."
+
+
 def test_a_step_inside_a_step(device: str) -> None:
     inner = gpucnn.cuda_graph(lambda x: x * 2.0)
     outer = gpucnn.cuda_graph(lambda x: inner(x) + 1.0)

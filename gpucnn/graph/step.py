@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
@@ -70,6 +71,10 @@ class CudaGraph:
         self._name = getattr(step, "__name__", type(step).__name__)
         self.reason = ""
         self.replays = 0
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """As a method of a class: each instance has graphs of its own."""
+        return self if instance is None else types.MethodType(self, instance)
 
     @property
     def memory(self) -> MemoryPlan | None:
