@@ -8,7 +8,6 @@ inside, all images have three axes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.fusion import fuses
 from gpucnn.kernel import Kernel, KernelFile
-from gpucnn.ops import depthwise, winograd, winograd_rows
+from gpucnn.ops import conv2d_taps, depthwise, winograd, winograd_rows
 from gpucnn.ops.conv2d_few_channels import FEW_CHANNELS, FewChannels, where_it_fits
 from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, phases_of, pipelined
 from gpucnn.ops.conv2d_winograd import WINOGRAD
@@ -26,11 +25,11 @@ from gpucnn.ops.conv_geometry import ConvGeometry, conv_geometry
 from gpucnn.ops.geometry import Padding, Pair
 from gpucnn.ops.reduce import column_sum, launch_sum_slices
 from gpucnn.ops.tile import GRID_YZ, SPECIALISATIONS, THREADS, slices, tile
-from gpucnn.ops.unfold import UNFOLDING, by_group, in_cache, inside, padded_shape, unfolded
+from gpucnn.ops.unfold import UNFOLDING, by_group, in_cache, unfolded
 from gpucnn.precision import precision_of
 from gpucnn.primitive import Primitive, primitive
 from gpucnn.tensor import Function, Tensor
-from gpucnn.threads import map_chunks, scratch
+from gpucnn.threads import map_chunks
 
 # geometry
 
@@ -97,38 +96,22 @@ def conv2d_data_gradient(dy: Array, w: Array, geometry: ConvGeometry) -> Array:
     dy (N,OH,OW,OC), w (OC,KH,KW,C/G) -> dx (N,H,W,C): the adjoint of conv2d_forward in x.
     """
     s = geometry
-    filters = w.reshape(s.G, s.OCG, s.KD, s.KH, s.KW, s.CG)
     adjoint = s.adjoint()
     if adjoint is not None and (s.OC <= s.C or _fewer_products(adjoint) is not None):
+        filters = w.reshape(s.G, s.OCG, s.KD, s.KH, s.KW, s.CG)
         flipped = filters[:, :, ::-1, ::-1, ::-1].transpose(0, 5, 2, 3, 4, 1)
         return conv2d_forward(dy, flipped.reshape(adjoint.w_shape), None, adjoint)
     dx = buffers.empty(s.x_shape, dy.dtype)
-    taps = np.ascontiguousarray(filters.transpose(2, 3, 4, 0, 1, 5))
+    each, taps = conv2d_taps.images_per_chunk(s, dy.itemsize), conv2d_taps.arrange(w, s)
 
     @np.errstate(invalid="ignore", over="ignore")  # infinities meet
     def images(start: int, stop: int) -> None:
-        n = stop - start
         if depthwise.is_depthwise(s):
             depthwise.data_gradient(dy[start:stop], w, s, dx[start:stop])
-            return
-        padded = scratch("conv2d padded", padded_shape(s, n), dy.dtype)
-        padded[...] = 0
-        product = scratch("conv2d columns", (n, s.OD, s.OH, s.OW, s.C), dy.dtype)
-        outputs = by_group(dy[start:stop], s, s.OCG)
-        for tap in np.ndindex(s.KD, s.KH, s.KW):
-            np.matmul(outputs, taps[tap], out=by_group(product, s, s.CG))
-            front, top, left = tap[0] * s.DD, tap[1] * s.DH, tap[2] * s.DW
-            cells = padded[
-                :,
-                front : front + (s.OD - 1) * s.SD + 1 : s.SD,
-                top : top + (s.OH - 1) * s.SH + 1 : s.SH,
-                left : left + (s.OW - 1) * s.SW + 1 : s.SW,
-            ]
-            cells += product
-        dx[start:stop].reshape(n, s.D, s.H, s.W, s.C)[...] = inside(padded, s)
+        else:
+            conv2d_taps.add_up(dy[start:stop], taps, s, dx[start:stop])
 
-    cells = math.prod(padded_shape(s, 1)) + s.outputs // s.N * s.C
-    map_chunks(images, s.N, in_cache(cells * dy.itemsize))
+    map_chunks(images, s.N, each)
     return dx
 
 
