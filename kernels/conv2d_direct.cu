@@ -1,6 +1,7 @@
 // Convolution of images with one to four channels: the first layer of a network.
 //
-//   y[n][oh][ow][oc]  = b[oc] + sum over kh, kw, c of x[n][ih][iw][c] * w[oc][kh][kw][c]
+//   y[n][oh][ow][oc]  = f(b[oc] + sum over kh, kw, c of x[n][ih][iw][c] * w[oc][kh][kw][c]),
+//                       f an activation of activation.cuh
 //   dw[oc][kh][kw][c] = sum over n, oh, ow of dy[n][oh][ow][oc] * x[n][ih][iw][c]
 //   ih = oh*SH - PT + kh*DH,  iw = ow*SW - PL + kw*DW;  x is zero outside the image
 //
@@ -45,6 +46,7 @@
 // The data gradient of a convolution from few channels is conv2d_direct_to_few.cu.
 
 #include "common.cuh"
+#include "activation.cuh"
 #include "block_sums.cuh"
 #include "channels.cuh"
 
@@ -161,7 +163,7 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS) conv2d_direct
     const float* __restrict__ b,  // (OC) or null
     int N, int H, int W, int C_, int OC, int KH, int KW_, int OH, int OW,
     int SH, int SW_, int PT, int PL, int DH, int DW_, int images, int rows, int runs, int quads, int pitch,
-    int tiles, int each, int exchanged) {
+    int tiles, int each, int exchanged, int activation, float negative_slope) {
     WIDTHS;
     const bool turn = exchanged && SW == 1;
     const int K = KH * KW * C, oc0 = blockIdx.y * 4 * quads, width = 4 * quads + 4;
@@ -227,6 +229,11 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS) conv2d_direct
 #endif
         }
 
+        if (activation != IDENTITY)
+#pragma unroll
+            for (int p = 0; p < RUN; ++p)
+#pragma unroll
+                for (int j = 0; j < 4; ++j) sums[p][j] = activate(sums[p][j], activation, negative_slope);
         const int n = tile.n0 + own.i, oh = tile.oh0 + own.r, oc = oc0 + 4 * q;
         if (OC % 4) {
             const int channels = min(4 * quads, OC - oc0);

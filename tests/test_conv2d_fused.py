@@ -237,6 +237,21 @@ def test_other_variants_compute_the_same_in_several_passes(kernel_device: str) -
         assert_close(dx, gradient, "float32", s.K)
 
 
+@pytest.mark.parametrize("w", [(8, 5, 5, 1), (6, 3, 3, 3), (12, 2, 4, 4)], ids=str)
+def test_first_layers_activate_in_one_launch(w: Any, kernel_device: str) -> None:
+    x = (2, 9, 11, w[3])
+    s = geometry_of(x, w, 1, 1, 1)
+    arrays = randn(*x), randn(*w), randn(w[0]), None
+    for activation in ACTIVATIONS:
+        rest = (s, activation, SLOPES.get(activation, 0.0), False)
+        expected, _ = conv2d_fused_forward(*wide(*arrays), *rest)
+        names: list[str] = []
+        with observe_launches(lambda launch, to=names: to.append(launch.kernel.name)):
+            y, _ = conv2d_fused_forward.on(kernel_device)(*on(kernel_device, *arrays), *rest)
+        assert names == ["conv2d_direct_forward"]
+        assert_close(y, expected, "float32", s.K, activation)
+
+
 def test_one_launch(kernel_device: str) -> None:
     x, w, residual = on(kernel_device, randn(2, 5, 6, 8), randn(8, 3, 3, 8), randn(2, 5, 6, 8))
     s = geometry_of(x.shape, w.shape, 1, 1, 1)

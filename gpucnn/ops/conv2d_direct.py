@@ -25,6 +25,7 @@ from gpucnn.ops.conv2d_lanes import (
     plane_numbers,
     up,
 )
+from gpucnn.ops.conv2d_pipeline import ACTIVATIONS
 from gpucnn.ops.conv_geometry import ConvGeometry
 from gpucnn.ops.tile import GRID_YZ, THREADS
 
@@ -153,7 +154,14 @@ def direct_tile(s: ConvGeometry, backward: bool) -> DirectTile | None:
 
 
 def _launch_from_few(
-    x: Array, w: Array, b: Array | None, s: ConvGeometry, y_shape: tuple[int, ...], exchanged: bool
+    x: Array,
+    w: Array,
+    b: Array | None,
+    s: ConvGeometry,
+    y_shape: tuple[int, ...],
+    exchanged: bool,
+    activation: int = 0,
+    negative_slope: float = 0.0,
 ) -> Array:
     tile = direct_tile(s, False)
     assert tile is not None
@@ -163,7 +171,8 @@ def _launch_from_few(
     each = _tiles_each(tile.count * columns) if s.OC % 4 == 0 else 1  # else outputs replace filters
     grid = (up(tile.count, each), columns)
     numbers = (*s.once(plane_numbers), *tile.numbers, tile.count, each, exchanged)
-    launch(grid, (THREADS,), y, x, w, b, *numbers, shared_mem=tile.shared)
+    through = (activation, negative_slope)
+    launch(grid, (THREADS,), y, x, w, b, *numbers, *through, shared_mem=tile.shared)
     return y
 
 
@@ -310,6 +319,19 @@ def direct_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) 
     if _from_few(geometry, False):
         return _launch_from_few(x, w, b, geometry, geometry.y_shape, False)
     return _launch_to_few(x, w, b, geometry, geometry.y_shape, False)
+
+
+def direct_activates(geometry: ConvGeometry) -> bool:
+    """Whether the forward pass of a problem is that of :func:`direct_activated`."""
+    return _from_few(geometry, False)
+
+
+def direct_activated(
+    x: Array, w: Array, b: Array | None, geometry: ConvGeometry, activation: str, slope: float
+) -> Array:
+    """The forward pass and an activation, from few channels."""
+    through = (ACTIVATIONS.index(activation), slope)
+    return _launch_from_few(x, w, b, geometry, geometry.y_shape, False, *through)
 
 
 def direct_gather(dy: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:

@@ -1,8 +1,8 @@
 """Convolution with what follows it, in one pass: ``kernels/epilogue.cuh``.
 
 The rungs "register_tiled" and "implicit_gemm" send each tile through an epilogue before they store
-it. Where another variant of the convolution runs, and on the ``cpu``, the same functions follow one
-after the other.
+it; "direct", from few channels, through an activation. Where another variant of the convolution
+runs, and on the ``cpu``, the same functions follow one after the other.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from gpucnn.ops.conv2d import (
     conv2d_forward,
     conv2d_geometry,
 )
+from gpucnn.ops.conv2d_direct import direct_activated, direct_activates
 from gpucnn.ops.conv2d_pipeline import ACTIVATIONS, IMPLICIT_GEMM, REGISTER_TILED, Epilogue
 from gpucnn.ops.conv_geometry import ConvGeometry
 from gpucnn.ops.elementwise import add_forward
@@ -182,7 +183,10 @@ def _launch_forward(
     negative_slope: float,
     moments: bool,
 ) -> tuple[Array, Array | None]:
-    rung = _RUNGS.get(chosen_variant(conv2d_forward, x, w, b, geometry))
+    chosen = chosen_variant(conv2d_forward, x, w, b, geometry)
+    rung = _RUNGS.get(chosen)
+    if chosen == "direct" and residual is None and direct_activates(geometry):
+        return direct_activated(x, w, b, geometry, activation, negative_slope), None
     if rung is None:
         rest = (residual, geometry, activation, negative_slope)
         return _forward(_kernels(x), x, w, b, *rest), None
