@@ -24,6 +24,7 @@ from gpucnn.ops.batch_norm_partials import batch_norm_join_moments, batch_norm_j
 from gpucnn.ops.elementwise import add
 from gpucnn.ops.geometry import Padding, Pair, choice, same_float_dtype
 from gpucnn.ops.pool2d import max_pool2d
+from gpucnn.recording import copied
 from gpucnn.tensor import Tensor
 
 ACTIVATIONS = ("none", "relu", "leaky_relu")
@@ -83,7 +84,7 @@ class FusedBatchNorm(Activation):
         else:
             mean, spread = cast("Array", running_mean), cast("Array", running_var)
             if self.recording:  # they may be updated before the backward pass
-                mean, spread = mean.copy(), spread.copy()
+                mean, spread = copied(mean), copied(spread)
         arguments = (x, residual, gamma, beta, mean, delta, spread, eps, negative_slope)
         if geometry is not None:
             y, route = self.run(batch_norm_block_pool_forward, *arguments, geometry)
