@@ -319,7 +319,7 @@ class Function:
         """Run forward on tensors (None passes through) and record it where a gradient is needed."""
         if recording.active is not None:
             recording.using(inputs)
-        device, one_device, all_tensors = "", True, True
+        device, one_device, absent, strange = "", True, False, False
         arrays: list[Array | None] = []
         needs: list[bool] = []
         for t in inputs:
@@ -330,10 +330,10 @@ class Function:
                     one_device = not device
                     device = t.device
             else:
-                all_tensors = False
+                absent, strange = True, strange or t is not None
                 arrays.append(None)
                 needs.append(False)
-        if not all_tensors:
+        if strange or (absent and any(arrays[i] is None for i in _required(cls.forward))):
             _check_inputs(cls, inputs)
         if cls.batched and arrays[0] is not None and arrays[0].shape[:1] == (0,):
             from gpucnn.empty_batch import of_no_images
@@ -382,6 +382,12 @@ def _arrays_of(forward: Any) -> tuple[tuple[str, bool], ...]:
     found = list(inspect.signature(forward).parameters.values())[1:]
     arrays = (p for p in found if p.kind is p.POSITIONAL_OR_KEYWORD)
     return tuple((p.name, p.annotation != "Array") for p in arrays)
+
+
+@functools.cache
+def _required(forward: Any) -> tuple[int, ...]:
+    """Which inputs of a ``forward`` None may not stand for."""
+    return tuple(i for i, (_, optional) in enumerate(_arrays_of(forward)) if not optional)
 
 
 def _check_inputs(function: type[Function], inputs: Sequence[Any]) -> None:

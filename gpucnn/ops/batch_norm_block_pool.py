@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -238,7 +237,7 @@ _kernels = KernelFile("batch_norm_block_pool")
 
 def _numbers(s: Pool2dGeometry) -> tuple[int, ...]:
     """The sizes in the order of the kernels, N … PL."""
-    return astuple(s)[:-4]
+    return s.values[:-4]
 
 
 @batch_norm_block_pool_forward.kernel()
