@@ -25,7 +25,7 @@ class FusedLinear(Linear, Activation):
         y, _ = self.run(
             conv2d_fused_forward, images, filters, bias, None, s, activation, negative_slope, False
         )
-        y = y.reshape(len(x), len(weight))
+        y = y.reshape(self.geometry.M, self.geometry.O)
         self.keep(x, weight)
         if self.recording:
             self.y, self.activation = y, (activation, negative_slope)
