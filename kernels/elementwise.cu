@@ -6,7 +6,7 @@
 //
 // A thread owns four consecutive elements: one 16-byte access per array, so a warp moves 512
 // contiguous bytes per request. 12 bytes of traffic per element with two arrays, 8 with one or with
-// a vector, which stays in cache: memory-bound. add sums the gradients of a tensor that was used
+// a vector, which stays in cache, the least: memory-bound. add sums the gradients of a tensor that was used
 // twice; scale applies the gradient of a loss. Any n, any C.
 
 #include "common.cuh"

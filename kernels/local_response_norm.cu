@@ -17,6 +17,7 @@
 // Within, it reads the n*n cells of the window as 16 bytes each, from the caches but for the first.
 // Forward keeps s, so that backward takes one power per element, not one per window; a power of 0.75
 // is two square roots. Traffic: 12 bytes per element forward, 20 backward: memory-bound for small n.
+// The least would be 8 and 12, at the price of every bracket and power of a window once more.
 // Any sizes; offsets are 32-bit, an array has fewer than 2^31 elements; k > 0.
 
 #include "common.cuh"

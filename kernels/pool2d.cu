@@ -15,7 +15,8 @@
 // Layout NHWC. A thread owns four channels of one output (one where C is no multiple of 4) and moves
 // them as 16 bytes; lanes run along the channels, then along ow, so loads and stores coalesce and
 // overlapping windows meet in the caches. Traffic per output and stride S: 4*S*S bytes of x, 8 of y
-// and index: memory-bound. WINDOW = 2 or 3 is for square windows of that side: all their loads are
+// and index: memory-bound. An index of 1 byte would do where nobody else reads it: see
+// batch_norm_block_pool.cu. WINDOW = 2 or 3 is for square windows of that side: all their loads are
 // in flight at once. WINDOW = 0 takes any kernel, stride, padding and dilation.
 //
 // The backward pass gathers: a thread owns four channels of one input cell and asks the windows that
