@@ -21,17 +21,16 @@ from tests.fake_cuda import Clock, Event
 
 
 class Pool:
-    """Memory in blocks of 512 bytes; what is freed is handed out again."""
+    """Memory in blocks of 512 bytes; what is freed is handed out again on the same stream."""
 
     def __init__(self) -> None:
-        self._free: defaultdict[int, list[np.ndarray]] = defaultdict(list)
+        self._free: defaultdict[tuple[Stream, int], list[np.ndarray]] = defaultdict(list)
         self.mallocs = 0
 
     def malloc(self, size: int) -> MemoryPointer:
         rounded = -(-max(size, 1) // 512) * 512
-        free = self._free[rounded]
+        free = self._free[_streams[-1], rounded]
         if not free:
-            assert Clock.captured is None, "memory of the driver while a stream captures"
             self.mallocs += 1
             block = np.empty(rounded + 512, np.uint8)
             free.append(block[-block.ctypes.data % 512 :][:rounded])
@@ -167,12 +166,13 @@ def asarray(values: Any, order: str | None = None) -> ndarray:
 
 
 _streams: list[Stream] = []
+_capturing: Stream | None = None
 _invalid = False  # what is being captured, because of an operation that cannot be
 
 
 def _refuse_capture() -> None:
     global _invalid
-    if Clock.captured is not None:
+    if Clock.captured is not None and _streams[-1] is _capturing:
         _invalid = True
         raise RuntimeError("operation not permitted when stream is capturing")
 
@@ -188,14 +188,21 @@ class Stream(fake_cuda.Stream):
     def begin_capture(self) -> None:
         assert _streams[-1] is self
         assert len(_streams) > 1, "the default stream cannot capture"
+        global _capturing
+        _capturing = self
         super().begin_capture()
+
+    def synchronize(self) -> None:
+        if self is _capturing:
+            _refuse_capture()
 
     def is_capturing(self) -> bool:
         return Clock.captured is not None
 
     def end_capture(self) -> fake_cuda.Graph:
-        global _invalid
-        graph, invalid, _invalid = super().end_capture(), _invalid, False
+        global _capturing, _invalid
+        graph, invalid = super().end_capture(), _invalid
+        _capturing, _invalid = None, False
         if invalid:
             raise RuntimeError("operation failed due to a previous error during capture")
         return graph

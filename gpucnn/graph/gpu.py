@@ -139,8 +139,15 @@ class GpuRecording(Recording):
         return self._cupy.cuda.MemoryPointer(memory, 0)
 
     def outside_the_plan(self, allocate: Callable[[], Array]) -> Array:
-        with self._cupy.cuda.using_allocator(self._ordinary):
-            return allocate()
+        cuda = self._cupy.cuda
+        with cuda.using_allocator(self._ordinary):
+            if self.before is None:
+                return allocate()
+            with cuda.Stream(non_blocking=True) as stream:  # the one that captures does nothing
+                made = allocate()
+                stream.synchronize()
+            self.outside.append(made)  # what was captured so far must not get its memory
+            return made
 
     # ---- what the host does
 
@@ -174,26 +181,28 @@ class GpuRecording(Recording):
         try:
             result = self._capture(step)
         except BaseException as error:
-            if self._captured is not None and not self.reason:  # an error of the step's own:
-                self.close()
+            self.close()
+            if self._captured is not None:  # an error of the step's own:
                 self._launch()  # what an eager step would have computed by then
                 raise
             if not isinstance(error, Exception):
                 raise
             cause = error.__context__ or error  # of which the end of the capture is a consequence
             self.fail(f"the capture failed ({type(cause).__name__}: {cause})")
-        self.close()
-        if self.reason:
             for tensor, gradient in gradients:  # what the capture put there was never computed
                 tensor.grad = gradient
             with recording_by(_Again(self._done)):
                 return step()
+        self.close()
         self._launch()
         return result
 
     def _launch(self) -> None:
+        """Compute what was captured: the step of this call, also if there will be no other."""
         self._numbers_there.upload()
         self._captured.launch()
+        if self.reason:  # some of its memory is the pool's
+            self._cupy.cuda.get_current_stream().synchronize()
 
     def _capture(self, step: Callable[[], Any]) -> Any:
         stream = self._cupy.cuda.Stream(non_blocking=True)

@@ -260,8 +260,8 @@ class Recording(Observer):
             result = self.outside_the_plan(ordinary)
             self.store.constants.append((result, values))
             self.outside.append(array)
-        elif index >= len(self.store.constants):
-            return ordinary()  # and the event has failed
+        elif self.reason:
+            return self.outside_the_plan(ordinary)
         else:
             result, first = self.store.constants[index]
             if is_array(array) and array is result:
@@ -271,7 +271,7 @@ class Recording(Observer):
                     f"an array of the host of shape {values.shape} is not the same in each call "
                     f"{_place()}; pass it as an argument"
                 )
-                return ordinary()
+                return self.outside_the_plan(ordinary)
         self._region(result, ("data", index))
         return result
 
@@ -283,11 +283,11 @@ class Recording(Observer):
         value = np.asarray(compute())
         index, self._numbers = self._numbers, self._numbers + 1
         self.event("numbers", value.shape, value.dtype)
-        if self.before is not None and index >= len(self.store.numbers):
-            return move_to_device(value, device)
+        copy = value.copy()
         if self.before is None:
-            copy = value.copy()
             self.store.numbers.append(self.outside_the_plan(lambda: move_to_device(copy, device)))
+        elif self.reason:
+            return self.outside_the_plan(lambda: move_to_device(copy, device))
         target = self.store.numbers[index]
         self._region(target, ("numbers", index))
         self.write_numbers(index, value)
