@@ -6,10 +6,16 @@
 //   16 bits, K = 16:     two consecutive k to a register, 2t and 2t+1 (+8) in place of t (+4)
 //
 // (PTX ISA, "Matrix fragments".) TF32 has float's range and 10 bits of mantissa, bfloat16 the same
-// range and 7 bits, float16 10 bits up to 65504. sm_80 and newer; float16 also sm_75. How the hardware
-// rounds the sum is not documented; the emulator rounds it once, to nearest.
+// range and 7 bits, float16 10 bits up to 65504. sm_80 and newer; float16 also sm_75.
+//
+// Products are exact, but a sum loses what lies 24 bits (from sm_90 on 25) below the largest of the four
+// to sixteen numbers that are added at once, d among them, and is cut off to float. Each time d turns
+// a little toward zero, so that the errors of a long sum add up instead of cancelling: sums that are to
+// be as good as float's must be kept outside. NVIDIA documents none of this; the emulator does what
+// was found out (gpucnn/emulator/csrc/matrix.cpp).
 
-// Nearest TF32 number, halves away from zero; without this the tensor core would cut off the bits.
+// Nearest TF32 number: without this the tensor core would cut off the bits. Halves go away from zero,
+// from sm_90 on, where it takes one instruction in place of two, to even.
 __device__ __forceinline__ unsigned to_tf32(float x) {
 #if defined(GPUCNN_EMULATED)
     const unsigned bits = __float_as_uint(x);
@@ -17,11 +23,34 @@ __device__ __forceinline__ unsigned to_tf32(float x) {
     return nan ? 0x7fffffffu : (bits + 0x1000u) & 0xffffe000u;
 #elif __CUDA_ARCH__ >= 800
     unsigned bits;
+#if __CUDA_ARCH__ >= 900
+    asm("cvt.rn.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+#else
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+#endif
     return bits;
 #else
     return __float_as_uint(x);
 #endif
+}
+
+// x as a sum of two TF32 numbers, but for its last bit: `large` is the nearest one, `small` the rest,
+// of which the tensor core reads all bits that it has room for. An infinite `large` would meet a
+// `small` of zero: it stays finite, `small` is infinite in its place, and three of the products of two
+// such sums add up to the infinity or NaN that x times y is.
+__device__ __forceinline__ void split_tf32(float x, unsigned& large, unsigned& small) {
+#if !defined(GPUCNN_EMULATED) && __CUDA_ARCH__ >= 1000
+    asm("cvt.rn.satfinite.tf32.f32 %0, %1;" : "=r"(large) : "f"(x));
+#else
+#if !defined(GPUCNN_EMULATED) && __CUDA_ARCH__ >= 900
+    large = to_tf32(x);
+#else
+    large = (__float_as_uint(x) + 0x1000u) & 0xffffe000u;  // of NaN anything; `small` is NaN too
+#endif
+    const float largest = __uint_as_float(0x7f7fe000u);  // of TF32
+    large = __float_as_uint(fminf(fmaxf(__uint_as_float(large), -largest), largest));
+#endif
+    small = __float_as_uint(x - __uint_as_float(large));
 }
 
 // d += a b, TF32

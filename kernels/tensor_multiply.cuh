@@ -4,7 +4,11 @@
 // 64 x 64 outputs per warp, 8 reads of 16 bytes a lane feed 32 multiplications of 16 x 8 x 8.
 //
 // HALF = 0, TF32: TERMS = 1 rounds both operands to nearest; TERMS = 3 splits each into a large and a
-// small TF32 number and adds the three larger products, which is nearly float's accuracy.
+// small TF32 number and adds the three larger products. Since tensor cores cut their sums off, always
+// toward zero (mma.cuh), those of 8 k are added up from nothing and joined to the warp's sums by float
+// additions, which round to nearest: four FADD for three HMMA, in another unit, for errors below those
+// of float's multiply-adds one by one (emulated: half of them from 288 k on, at most 2.6 times as large
+// for 8 k). Kept in the tensor core, the sum of 4608 k erred 35 times as much, of equal signs 80 times.
 // HALF = 1, bfloat16, or 2, float16: half the multiplications, 16 x 8 x 16, and two numbers are rounded
 // by one instruction (TF32: two for one). Slabs hold floats in all cases.
 
@@ -15,6 +19,9 @@ constexpr int MS = WARP_GM / 16, NS = WARP_GN / 8;
 static_assert(WARP_GM % 16 == 0 && WARP_GN % 16 == 0, "a warp loads 16 rows and 16 columns at once");
 
 constexpr int STEP_K = HALF ? 16 : 8;  // k of one multiplication
+// Steps of a slab that the main loop holds. In three terms they depend on each other only at the end,
+// by the additions; side by side in one loop the compiler would let them overlap until registers spill.
+constexpr int STEPS_AT_ONCE = TERMS == 3 ? 1 : TILE_GK / STEP_K;
 
 // One operand's registers for STEP_K k. Each comes from the floats of one k, or of two that the
 // instruction takes for neighbours: the order of the k is free, as long as both operands agree.
@@ -22,8 +29,10 @@ template <int WORDS>
 struct Fragment {
     unsigned large[WORDS], small[TERMS == 3 ? WORDS : 1];
     __device__ __forceinline__ void set(int i, float value) {
-        large[i] = to_tf32(value);
-        if (TERMS == 3) small[i] = to_tf32(value - __uint_as_float(large[i]));
+        if (TERMS == 3)
+            split_tf32(value, large[i], small[i]);
+        else
+            large[i] = to_tf32(value);
     }
     __device__ __forceinline__ void set(int i, float first, float second) {
         large[i] = pack_halves<HALF>(first, second);
@@ -43,22 +52,33 @@ struct TensorMultiplier {
                 for (int e = 0; e < 4; ++e) sums[i][j][e] = 0.0f;
     }
 
-    // The small products first: they are added to each other before the large ones absorb them.
     __device__ __forceinline__ void add(const Fragment<4> (&a)[MS], const Fragment<2> (&b)[NS]) {
 #pragma unroll
-        for (int i = 0; i < MS; ++i)
+        for (int i = 0; i < MS; ++i) {
+#if TERMS == 3
+            // The small products first: they are added to each other before the large ones absorb them.
+            float part[NS][4] = {};
+#pragma unroll
+            for (int j = 0; j < NS; ++j) mma_tf32(part[j], a[i].small, b[j].large);
+#pragma unroll
+            for (int j = 0; j < NS; ++j) mma_tf32(part[j], a[i].large, b[j].small);
+#pragma unroll
+            for (int j = 0; j < NS; ++j) mma_tf32(part[j], a[i].large, b[j].large);
+#pragma unroll
+            for (int j = 0; j < NS; ++j)
+#pragma unroll
+                for (int e = 0; e < 4; ++e) sums[i][j][e] += part[j][e];
+#else
 #pragma unroll
             for (int j = 0; j < NS; ++j) {
 #if HALF
                 mma_half<HALF>(sums[i][j], a[i].large, b[j].large);
 #else
-#if TERMS == 3
-                mma_tf32(sums[i][j], a[i].small, b[j].large);
-                mma_tf32(sums[i][j], a[i].large, b[j].small);
-#endif
                 mma_tf32(sums[i][j], a[i].large, b[j].large);
 #endif
             }
+#endif
+        }
     }
 
     __device__ __forceinline__ void rows(const float* tile_a, const float* tile_b) {
@@ -67,7 +87,7 @@ struct TensorMultiplier {
         const int lane = threadIdx.x % 32;
         const int row_a = warp_m() + lane % 16, piece_a = lane / 16;
         const int row_b = warp_n() + lane % 8 + lane / 16 * 8, piece_b = lane / 8 % 2;
-#pragma unroll
+#pragma unroll STEPS_AT_ONCE
         for (int step = 0; step < TILE_GK / STEP_K; ++step) {
             Fragment<4> a[MS];
             Fragment<2> b[NS];
@@ -112,7 +132,7 @@ struct TensorMultiplier {
 
     __device__ __forceinline__ void columns(const float* tile_a, const float* tile_b) {
         const int lane = threadIdx.x % 32, m = warp_m() + lane / 4, n = warp_n() + lane / 4;
-#pragma unroll
+#pragma unroll STEPS_AT_ONCE
         for (int step = 0; step < TILE_GK / STEP_K; ++step) {
             Fragment<4> a[MS];
             Fragment<2> b[NS];

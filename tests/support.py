@@ -56,6 +56,13 @@ def distinct(*shape: int, seed: int = 0, dtype: Any = np.float32) -> np.ndarray:
     return np.random.default_rng([seed, *shape]).permutation(values).reshape(shape).astype(dtype)
 
 
+def tf32(a: np.ndarray) -> np.ndarray:
+    """The nearest numbers with 10 bits of mantissa, halves away from zero, by arithmetic."""
+    mantissa, exponent = np.frexp(a.astype(np.float64))
+    rounded = np.sign(mantissa) * np.floor(np.abs(mantissa) * 2**11 + 0.5)
+    return np.ldexp(rounded, exponent - 11).astype(np.float32)
+
+
 def on(device: str, *arrays: np.ndarray | None) -> list[Any]:
     """The arrays as arrays of a device; None passes."""
     return [None if a is None else to_device(a, device) for a in arrays]

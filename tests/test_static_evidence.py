@@ -56,14 +56,14 @@ def specialisations(arch: str) -> list[tuple[str, Specialisation]]:
 @pytest.mark.parametrize(
     ("arch", "spec"), [case for arch in ARCHITECTURES for case in specialisations(arch)], ids=str
 )
-def test_the_main_loop_is_one_slab(arch: str, spec: Specialisation) -> None:
+def test_the_main_loop_holds_what_the_tile_predicts(arch: str, spec: Specialisation) -> None:
     """Matrix instructions, their operands and the copies are those that the tile predicts."""
     mixes = sass.instruction_mix(compiled(spec, arch).cubin)
     for pipeline in (p for p in tensor_core_kernels() if p.spec == spec):
         mix, want = mixes[pipeline.kernel].loop, pipeline.loop
         assert mix["HMMA"] == want.math > 0, pipeline
-        assert mix[f"LDGSTS.{32 * pipeline.vector}"] == want.copies, pipeline
-        assert mix["LDS.128"] == want.places, pipeline
+        assert mix.get(f"LDGSTS.{32 * pipeline.vector}", 0) == want.copies, pipeline
+        assert mix.get("LDS.128", 0) == want.places, pipeline
         if pipeline.by_rows:
             assert mix["LDSM"] == want.operands, pipeline
         else:  # and a few that say which windows come next

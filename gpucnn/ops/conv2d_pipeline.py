@@ -52,7 +52,7 @@ class Tile:
             "TILE_GN": self.columns,
             "WARPS_M": self.warps_m,
             "WARPS_N": self.warps_n,
-            "RESIDENT_BLOCKS": 1 if _splits(arithmetic) else self.resident,
+            "RESIDENT_BLOCKS": self.resident,
             "STAGES": self.stages,
             "VECTOR": vector,
             "DIMS": dims,

@@ -23,7 +23,8 @@ _SLAB = 32  # k
 
 @dataclass(frozen=True)
 class Loop:
-    """Instructions of one thread for one slab of 32 k, counted from the tile.
+    """Instructions of one thread in the main loop, counted from the tile: those of one slab of 32
+    k, or, where products are made of three, of 8 of them, in a loop of their own without copies.
 
     math: matrix instructions of its warp. operands: reads of shared memory that bring their
     operands, LDSM of four 8 × 4 pieces, or LDS of a number where k is not the fast direction.
@@ -81,13 +82,15 @@ class Pipeline:
 
     @property
     def loop(self) -> Loop:
-        """What the main loop must hold: one slab."""
-        tile = self.tile
+        """What the main loop must hold."""
+        tile, macros = self.tile, dict(self.spec.macros)
         rows, columns = tile.rows // tile.warps_m // 16, tile.columns // tile.warps_n // 8
         per_step = rows + columns // 2 if self.by_rows else 4 * rows + 2 * columns
         copies = [n * _SLAB // self.vector // tile.threads for n in (tile.rows, tile.columns)]
-        steps, macros = _SLAB // 8, dict(self.spec.macros)  # of 8 k
-        math = macros["TERMS"] * rows * columns * steps // (2 if macros["HALF"] else 1)
+        if macros["TERMS"] == 3:
+            return Loop(3 * rows * columns, per_step, 0, 0)
+        steps = _SLAB // 8  # of 8 k
+        math = rows * columns * steps // (2 if macros["HALF"] else 1)
         return Loop(math, per_step * steps, sum(copies), copies[0])
 
     def geometry(self) -> ConvGeometry:
