@@ -19,6 +19,7 @@ from gpucnn.threads import single_threaded_blas, thread_count
 from .passes import medians
 from .rivals.rival import Gap
 from .rivals.torch_rival import Torch
+from .run import busy, import_patient_torch
 from .steps import Step, our_step
 
 STEPS = [
@@ -69,6 +70,10 @@ def main(networks: tuple[str, ...], calls: int, turns: int) -> None:
     for name in networks:
         if name not in known:
             raise click.UsageError(f"{name!r} is none of {', '.join(known)}.")
+    remark = busy(thread_count())
+    if remark:
+        import_patient_torch()
+        click.echo(f"note: {remark}; PyTorch's threads sleep while they wait", err=True)
     table = rich.table.Table(
         title=f"Training steps on the CPU, {thread_count()} threads, {matrix_products()}"
     )

@@ -82,7 +82,7 @@ def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
-def _busy(threads: int) -> str:
+def busy(threads: int) -> str:
     """Whether others compute on this machine, as a sentence; "" where it is quiet or not known."""
     if not hasattr(os, "getloadavg"):
         return ""
@@ -92,7 +92,7 @@ def _busy(threads: int) -> str:
     return f"the machine was busy before the run (load {load:.1f} on {threads} threads)"
 
 
-def _import_patient_torch() -> None:
+def import_patient_torch() -> None:
     """Import PyTorch with threads that sleep where they wait for each other.
 
     Spinning is faster on a quiet machine; on a busy one it takes the cores from those waited for,
@@ -124,9 +124,9 @@ class Bench:
     def __init__(self, options: Options, timer: Any = None, machine: Machine | None = None) -> None:
         self.options = options
         self.timer: Any = open_timer(options.device) if timer is None else timer
-        remark = _busy(thread_count())
+        remark = busy(thread_count())
         if remark and options.device == "cpu" and "torch" in options.against:
-            _import_patient_torch()
+            import_patient_torch()
         if machine is None:
             cuda = options.device == "cuda"
             machine = measure_cuda(self.timer) if cuda else measure_cpu()

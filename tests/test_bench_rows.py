@@ -316,11 +316,11 @@ def test_threads_of_a_busy_machine_sleep(monkeypatch: pytest.MonkeyPatch) -> Non
         importlib, "import_module", lambda name: seen.append(os.environ["OMP_WAIT_POLICY"])
     )
     monkeypatch.delitem(sys.modules, "torch", raising=False)
-    run._import_patient_torch()
+    run.import_patient_torch()
     assert seen == ["passive"]
     assert "OMP_WAIT_POLICY" not in os.environ
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    run._import_patient_torch()
+    run.import_patient_torch()
     assert seen == ["passive"]
 
 
