@@ -18,6 +18,8 @@ from gpucnn.nn.pooling import MaxPool2d
 from gpucnn.tensor import Tensor
 
 _ACTIVATIONS = {ReLU: "relu", LeakyReLU: "leaky_relu", Sigmoid: "sigmoid", Tanh: "tanh"}
+_FIRST = (Conv2d, Linear, BatchNorm1d, BatchNorm2d, Residual)  # that a group begins with
+_OF_EPILOGUES = tuple(_ACTIVATIONS.values())
 _OF_BLOCKS = ("relu", "leaky_relu")  # that a batch_norm_block computes
 _MOST_CELLS = 127  # of a window in a batch_norm_block
 
@@ -117,7 +119,7 @@ def groups(layers: Sequence[Module]) -> Iterator[Group]:
     """What is computed together, in order; the layers in between run one by one."""
     at = 0
     while at < len(layers):
-        found = _group(layers, at)
+        found = _group(layers, at) if type(layers[at]) in _FIRST else None
         if found is not None:
             yield found
         at = at + 1 if found is None else found.stop
@@ -127,12 +129,15 @@ def _group(layers: Sequence[Module], start: int) -> Group | None:
     def follows(stop: int, wanted: Callable[[Module], bool]) -> bool:
         return stop < len(layers) and wanted(layers[stop])
 
+    def fits(stop: int, allowed: Sequence[str]) -> bool:
+        return stop < len(layers) and _fits(layers[stop], allowed)
+
     first = layers[start]
     if type(first) is Residual and _as_made(first):
         return _residual(layers, first, start)
     stop, conv, norm, activation, pool = start, None, None, None, None
     if _is_linear(first):
-        if not follows(start + 1, lambda layer: _fits(layer, tuple(_ACTIVATIONS.values()))):
+        if not fits(start + 1, _OF_EPILOGUES):
             return None
         return Group(start, start + 2, cast("Linear", first), None, layers[start + 1])
     if _is_conv(first):
@@ -141,8 +146,7 @@ def _group(layers: Sequence[Module], start: int) -> Group | None:
         norm, stop = layers[stop], stop + 1
     if conv is None and norm is None:
         return None
-    allowed = _OF_BLOCKS if norm is not None else tuple(_ACTIVATIONS.values())
-    if follows(stop, lambda layer: _fits(layer, allowed)):
+    if fits(stop, _OF_EPILOGUES if norm is None else _OF_BLOCKS):
         activation, stop = layers[stop], stop + 1
         if isinstance(norm, BatchNorm2d) and follows(stop, _fits_pool):
             pool, stop = layers[stop], stop + 1
@@ -161,7 +165,7 @@ def _residual(layers: Sequence[Module], block: Residual, start: int) -> Group | 
     conv = cast("Conv2d", ends.pop()) if ends and _is_conv(ends[-1]) else None
     if norm is None and conv is None:
         return None
-    allowed = _OF_BLOCKS if norm is not None else tuple(_ACTIVATIONS.values())
+    allowed = _OF_EPILOGUES if norm is None else _OF_BLOCKS
     stop = start + 1
     activation = layers[stop] if stop < len(layers) and _fits(layers[stop], allowed) else None
     stop += activation is not None
