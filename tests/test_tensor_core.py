@@ -18,7 +18,14 @@ from gpucnn.ops.conv2d import (
     conv2d_geometry,
     conv2d_weight_gradient,
 )
-from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, Rung, _limits
+from gpucnn.ops.conv2d_pipeline import (
+    IMPLICIT_GEMM,
+    REGISTER_TILED,
+    Rung,
+    Tile,
+    _limits,
+    use_tile,
+)
 from gpucnn.ops.conv_geometry import ConvGeometry
 from gpucnn.precision import _has_tf32, precision_of
 from tests.support import assert_close, gradients, on, randn, tf32
@@ -188,3 +195,22 @@ def test_gpus_without_tensor_cores_are_told(
             F.conv2d(x, w)
     _limits.cache_clear()
     _has_tf32.cache_clear()
+
+
+def test_more_pixels_than_int32_numbers_are_refused() -> None:
+    """Of one channel each, as only a choice by hand brings here; the pixels are not made."""
+    x = np.broadcast_to(np.float32(0), (1, 46341, 46341, 1))
+    w = np.broadcast_to(np.float32(0), (1, 1, 1, 1))
+    with pytest.raises(ValueError, match="register_tiled numbers at most 2147483391 pixels"):
+        REGISTER_TILED.choose("forward", conv2d_geometry(x, w, None, 1, 0, 1, 1), 1, 1, 1, x)
+
+
+def test_a_tile_by_hand_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w = randn(1, 4, 4, 8), randn(8, 1, 1, 8)
+    s = conv2d_geometry(x, w, None, 1, 0, 1, 1)
+    with use_tile(IMPLICIT_GEMM, 0), gpucnn.precision("tf32"):
+        monkeypatch.setattr(Tile, "fits", lambda tile, shared, by_rows: tile.rows < 256)
+        with pytest.raises(
+            DeviceError, match="256×128 of implicit_gemm needs more than the 227 KiB"
+        ):
+            IMPLICIT_GEMM.choose("forward", s, 16, 8, 8, x, w)

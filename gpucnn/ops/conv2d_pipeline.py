@@ -122,6 +122,7 @@ TILES: tuple[tuple[float, tuple[str, ...]], ...] = (
     (math.inf, ("256×128", "128×128", "128×64", "64×64")),
 )
 BUSY_BLOCKS = 264  # two for each multiprocessor of a large GPU
+_MOST_ROWS = 2**31 - 1 - 256  # pixels: int32 numbers those of the last tile, too
 SLAB = 32  # terms of the sums that a block multiplies at once
 _LEAST_TERMS = 256  # of a slice: eight slabs, so that filling the pipeline does not take most of it
 _CAPABILITY = {"fp32": 80, "tf32": 80, "bf16": 80, "fp16": 75}  # of the GPU, × 10
@@ -213,6 +214,11 @@ class Rung:
         rows: int,
         columns: int,
     ) -> tuple[Kernel, Tile]:
+        if max(s.inputs, s.outputs) > _MOST_ROWS:
+            raise ValueError(
+                f"conv2d: the variant {self.name} numbers at most {_MOST_ROWS} pixels, got "
+                f"{max(s.inputs, s.outputs)}"
+            )
         dims, shared = 3 if s.dims == 3 else 2, 227 * 1024
         if limits is not None:
             capability, shared = limits
@@ -229,6 +235,11 @@ class Rung:
             narrower = min(vector, most)
             if (wanted, mode, narrower, dims) in self.index:
                 index, vector = wanted, narrower
+                if not self.tiles[index].fits(shared, name != "weight_gradient"):
+                    raise DeviceError(
+                        f"conv2d: the tile {self.tiles[index]} of {self.name} needs more than the "
+                        f"{shared // 1024} KiB of shared memory that a block may have here"
+                    )
         kernel = self.kernels[f"conv2d_{self.name}_{name}", self.index[index, mode, vector, dims]]
         return kernel, self.tiles[index]
 
