@@ -52,6 +52,13 @@ CASES: dict[str, tuple[list[nn.Module], list[tuple[int, int]]]] = {
         [nn.GlobalAvgPool2d(), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 9), nn.Sigmoid()],
         [(1, 3), (3, 5)],
     ),
+    "norm-conv-relu": (
+        [nn.BatchNorm2d(8), nn.Conv2d(8, 9, 3), nn.ReLU(), nn.Conv2d(9, 8, 3)], [(1, 3)],
+    ),
+    "norm-linear-relu": (
+        [nn.GlobalAvgPool2d(), nn.BatchNorm1d(8), nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 8)],
+        [(2, 4)],
+    ),
     "two": (block(nn.ReLU(), *block(nn.BatchNorm2d(8)), nn.MaxPool2d(2)), [(0, 2), (2, 4)]),
 }  # fmt: skip
 

@@ -16,6 +16,8 @@ from gpucnn.device import Array
 from gpucnn.fusion import fuses
 from gpucnn.ops.activation import (
     Activation,
+    Elementwise,
+    Relu,
     activation_backward,
     activation_forward,
     check_positive,
@@ -286,7 +288,9 @@ def _norm(before: Function | None, activated: bool) -> BatchNorm | FusedBatchNor
     """The normalisation by a batch's statistics whose gradients need sums of what comes back."""
     if isinstance(before, FusedBatchNorm):
         return before if before.delta is not None and activated else None
-    below = before.only_maker(0) if before is not None and activated else before
+    # What makes an input of another activated operation is not what is activated.
+    alone = isinstance(before, Relu | Elementwise)
+    below = before.only_maker(0) if before is not None and alone and activated else before
     return below if isinstance(below, BatchNorm) and below.training else None
 
 
