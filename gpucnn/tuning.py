@@ -6,9 +6,10 @@ with: other sources are another table. Without a line, and on every device but `
 of the operators choose; ``use_variant`` comes before both, and ``GPUCNN_TUNED=0`` ignores the
 table.
 
-Tiles of one kernel add in one order, so that choosing among them leaves every bit as it is. Another
-kernel adds in another order: forward passes and data gradients may differ in the last bits from
-those of a GPU that was not tuned. Weight gradients keep the kernel of the rules, and with it their
+Tiles of one kernel add in one order, so that choosing among them leaves every bit as it is, but for
+the moments and sums that a fused convolution leaves behind, of a part for each tile. Another kernel
+adds in another order: forward passes and data gradients may differ in the last bits from those of a
+GPU that was not tuned. Weight gradients keep the kernel of the rules, and with it their
 slices; only its tile is chosen.
 """
 
@@ -33,7 +34,12 @@ from gpucnn.cache import cache_folder, published
 from gpucnn.device import Array
 from gpucnn.kernel import Launch, observe_launches, specialisations
 from gpucnn.ops.conv2d_few_channels import FEW_CHANNELS
-from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, use_tile
+from gpucnn.ops.conv2d_pipeline import (
+    IMPLICIT_GEMM,
+    REGISTER_TILED,
+    TiledLauncher,
+    use_tile,
+)
 from gpucnn.ops.conv2d_winograd import WINOGRAD
 from gpucnn.ops.conv_geometry import ConvGeometry
 from gpucnn.ops.linear import LinearGeometry
@@ -80,14 +86,7 @@ class Choice:
         Raises KeyError or ValueError if there is no such variant or tile.
         """
         launcher, index = made.launchers[self.variant], self._index()
-        if index is None:
-            return launcher
-
-        def run(*arguments: Any) -> Any:
-            with use_tile(RUNGS[self.variant], index):
-                return launcher(*arguments)
-
-        return run
+        return launcher if index is None else TiledLauncher(launcher, RUNGS[self.variant], index)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from bench.tune import Tuner, measure, selected
 from gpucnn import cache, emulator, kernel, nn, tuning
 from gpucnn.cli import main
 from gpucnn.ops.conv2d import conv2d_data_gradient, conv2d_forward, conv2d_weight_gradient
+from gpucnn.ops.conv2d_fused import conv2d_fused_data_gradient, conv2d_fused_forward
 from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, Rung
 from gpucnn.ops.conv_geometry import ConvGeometry, conv_geometry
 from gpucnn.ops.linear import LinearGeometry
@@ -231,6 +232,29 @@ def test_a_measured_choice_is_taken(table: Path) -> None:
     assert label(conv2d_data_gradient) == "register_tiled 128×16"
     with gpucnn.use_variant(conv2d="naive"):
         assert label() == "naive"
+
+
+@needs_emulator
+@pytest.mark.usefixtures("cuda_path")
+def test_fused_convolutions_take_the_measured_choice(table: Path) -> None:
+    s = geometry()
+    shapes = s.x_shape, s.w_shape, s.y_shape
+    x, w, y = (gpucnn.Tensor(np.zeros(n), device="cuda").data for n in shapes)
+
+    def fused(made: Any, *arguments: Any) -> str:
+        launches: list[kernel.Launch] = []
+        with gpucnn.precision("fp32"), kernel.observe_launches(launches.append):
+            made.on("cuda")(*arguments)
+        return tuning.kernel_label(launches)
+
+    forward = conv2d_fused_forward, x, w, None, None, s, "relu", 0.0, True
+    backward = conv2d_fused_data_gradient, y, w, None, x, None, None, s, "relu", 0.0
+    for tile in ("128×64", "64×64"):
+        lines = [line("register_tiled", tile), line("implicit_gemm", tile, conv2d_data_gradient)]
+        tuning.write_table(table, GPU, lines)
+        tuning.forget()
+        assert fused(*forward) == f"register_tiled {tile}"
+        assert fused(*backward) == f"implicit_gemm {tile}"
 
 
 def test_the_table_can_be_ignored(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ inside, all images have three axes.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -19,7 +20,13 @@ from gpucnn.fusion import fuses
 from gpucnn.kernel import Kernel, KernelFile
 from gpucnn.ops import conv2d_taps, depthwise, winograd, winograd_rows
 from gpucnn.ops.conv2d_few_channels import FEW_CHANNELS, FewChannels, where_it_fits
-from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, phases_of, pipelined
+from gpucnn.ops.conv2d_pipeline import (
+    IMPLICIT_GEMM,
+    REGISTER_TILED,
+    TiledLauncher,
+    phases_of,
+    pipelined,
+)
 from gpucnn.ops.conv2d_winograd import WINOGRAD
 from gpucnn.ops.conv_geometry import ConvGeometry, conv_geometry
 from gpucnn.ops.geometry import Padding, Pair
@@ -196,12 +203,21 @@ def _best(primitive: Primitive, x: Array, s: ConvGeometry) -> Callable[..., Arra
     return primitive.launchers[chosen]
 
 
-def chosen_variant(primitive: Primitive, *arguments: Any) -> str:
-    """The variant that a call of one of these primitives takes: by hand, measured, or best."""
-    launcher = primitive.chosen(*arguments)
+_ANY_TILE: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+
+
+def chosen_variant(
+    primitive: Primitive, *arguments: Any
+) -> tuple[str, contextlib.AbstractContextManager[None]]:
+    """The variant that a call of one of these primitives takes: by hand, measured, or best; and
+    what puts the tile that was measured with it in force.
+    """
+    launcher, tile = primitive.chosen(*arguments), _ANY_TILE
+    if isinstance(launcher, TiledLauncher):
+        tile, launcher = launcher.in_force(), launcher.launcher
     if launcher is primitive.launchers[""]:
         launcher = _best(primitive, arguments[0], arguments[-1])
-    return next(name for name, each in primitive.launchers.items() if each is launcher)
+    return next(name for name, each in primitive.launchers.items() if each is launcher), tile
 
 
 @conv2d_forward.kernel()

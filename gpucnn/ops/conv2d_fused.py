@@ -185,7 +185,7 @@ def _launch_forward(
     negative_slope: float,
     moments: bool,
 ) -> tuple[Array, Array | None]:
-    chosen = chosen_variant(conv2d_forward, x, w, b, geometry)
+    chosen, tile = chosen_variant(conv2d_forward, x, w, b, geometry)
     rung = _RUNGS.get(chosen)
     if chosen == "direct" and residual is None and direct_activates(geometry):
         return direct_activated(x, w, b, geometry, activation, negative_slope), None
@@ -198,7 +198,8 @@ def _launch_forward(
         activation=activation,
         negative_slope=negative_slope,
     )
-    return rung.fused_forward(x, w, b, geometry, epilogue)
+    with tile:
+        return rung.fused_forward(x, w, b, geometry, epilogue)
 
 
 @conv2d_fused_data_gradient.kernel()
@@ -213,7 +214,8 @@ def _launch_data_gradient(
     activation: str,
     negative_slope: float,
 ) -> tuple[Array, Array | None]:
-    rung = _RUNGS.get(chosen_variant(conv2d_data_gradient, dy, w, geometry))
+    chosen, tile = chosen_variant(conv2d_data_gradient, dy, w, geometry)
+    rung = _RUNGS.get(chosen)
     if rung is None:
         rest = (activated, geometry, activation, negative_slope)
         return _data_gradient(_kernels(dy), dy, w, residual, *rest), None
@@ -226,7 +228,8 @@ def _launch_data_gradient(
         activation="identity" if activated is None else activation,
         negative_slope=negative_slope,
     )
-    return rung.fused_gather(dy, w, None, geometry, epilogue)
+    with tile:
+        return rung.fused_gather(dy, w, None, geometry, epilogue)
 
 
 # tape

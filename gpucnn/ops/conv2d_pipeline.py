@@ -8,9 +8,9 @@ import contextlib
 import functools
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -373,6 +373,23 @@ def use_tile(rung: Rung, index: int, vector: int = 4) -> Iterator[None]:
         yield
     finally:
         _forced.tiles = before
+
+
+@dataclass(frozen=True)
+class TiledLauncher:
+    """A launcher of a rung that takes the tile of an index."""
+
+    launcher: Callable[..., Array]
+    rung: Rung
+    index: int
+
+    def in_force(self) -> contextlib.AbstractContextManager[None]:
+        """Inside the ``with`` block the rung takes this tile."""
+        return use_tile(self.rung, self.index)
+
+    def __call__(self, *arguments: Any) -> Array:
+        with self.in_force():
+            return self.launcher(*arguments)
 
 
 def _aligned(arrays: tuple[Array, ...]) -> bool:
