@@ -2,7 +2,8 @@
 
 The rungs "register_tiled" and "implicit_gemm" send each tile through an epilogue before they store
 it; "direct", from few channels, through an activation. Where another variant of the convolution
-runs, and on the ``cpu``, the same functions follow one after the other.
+runs, where few outputs with long sums are cut into several slices, and on the ``cpu``, the same
+functions follow one after the other.
 """
 
 from __future__ import annotations
@@ -34,7 +35,14 @@ from gpucnn.ops.conv2d import (
     conv2d_geometry,
 )
 from gpucnn.ops.conv2d_direct import direct_activated, direct_activates
-from gpucnn.ops.conv2d_pipeline import ACTIVATIONS, IMPLICIT_GEMM, REGISTER_TILED, Epilogue
+from gpucnn.ops.conv2d_pipeline import (
+    ACTIVATIONS,
+    IMPLICIT_GEMM,
+    REGISTER_TILED,
+    Epilogue,
+    fuses_forward,
+    fuses_gather,
+)
 from gpucnn.ops.conv_geometry import ConvGeometry
 from gpucnn.ops.elementwise import add_forward
 from gpucnn.ops.fused_batch_norm import FusedBatchNorm
@@ -186,7 +194,7 @@ def _launch_forward(
     moments: bool,
 ) -> tuple[Array, Array | None]:
     chosen, tile = chosen_variant(conv2d_forward, x, w, b, geometry)
-    rung = _RUNGS.get(chosen)
+    rung = _RUNGS.get(chosen) if fuses_forward(geometry) else None
     if chosen == "direct" and residual is None and direct_activates(geometry):
         return direct_activated(x, w, b, geometry, activation, negative_slope), None
     if rung is None:
@@ -215,7 +223,7 @@ def _launch_data_gradient(
     negative_slope: float,
 ) -> tuple[Array, Array | None]:
     chosen, tile = chosen_variant(conv2d_data_gradient, dy, w, geometry)
-    rung = _RUNGS.get(chosen)
+    rung = _RUNGS.get(chosen) if fuses_gather(geometry) else None
     if rung is None:
         rest = (activated, geometry, activation, negative_slope)
         return _data_gradient(_kernels(dy), dy, w, residual, *rest), None
@@ -380,7 +388,8 @@ def conv2d_fused(
 
     Raises what :func:`conv2d` raises, and ValueError for another activation, a negative_slope that
     is not positive, or a residual of another shape. Variants: those of conv2d. "register_tiled" and
-    "implicit_gemm" make one pass, the others several.
+    "implicit_gemm" make one pass, unless outputs are so few that their long sums are cut into more
+    than two slices; the others make several.
 
     Source: the layers of He et al., arXiv:1512.03385.
     """

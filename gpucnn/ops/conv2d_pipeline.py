@@ -350,6 +350,21 @@ def _gather_slices(s: ConvGeometry) -> tuple[int, int]:
     return _k_slices(phases * largest, s.CG, s.once(_gathered_terms), s.G)
 
 
+# An epilogue needs whole sums: it spares a pass or two over the few outputs of such a product, but
+# more slices than these make the sums shorter by more than those passes take.
+_SLICES_FOR_AN_EPILOGUE = 2
+
+
+def fuses_forward(s: ConvGeometry) -> bool:
+    """Whether an epilogue is worth the slices of the forward pass."""
+    return s.once(_forward_slices)[0] <= _SLICES_FOR_AN_EPILOGUE
+
+
+def fuses_gather(s: ConvGeometry) -> bool:
+    """Whether an epilogue is worth the slices of the data gradient."""
+    return s.once(_gather_slices)[0] <= _SLICES_FOR_AN_EPILOGUE
+
+
 class _Forced(threading.local):
     """What a thread's launches take."""
 
