@@ -241,7 +241,7 @@ def test_a_plan_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_typical_call_of_the_default_launcher_stands_for_a_kernel() -> None:
     plan = measure.plan(p for p in all_problems() if p.group != "layer")
-    wanted = key("conv2d_tiled_forward", DIMS=2, TILE_GN=32)
+    wanted = key("conv2d_tiled_forward", DIMS=2, TILE_GN=16)
     call = measure.representative(wanted, plan[wanted])
     assert call.default
     assert call.problem.group == "typical"
