@@ -489,6 +489,15 @@ def _walk_back(tensor: Tensor, grad: Array) -> None:
     for function in order:
         function._back = back
     back.add(tensor, grad)
+    try:
+        _call_backwards(order, back)
+    except BaseException:
+        for function in order:  # in no circle, so that memory is free once nobody holds the tensors
+            vars(function).pop("_back", None)
+        raise
+
+
+def _call_backwards(order: Sequence[Function], back: _Back) -> None:
     for function in order:
         inputs, needs, device = _inputs_of(function), function.needs, function.device
         grads = back.pending.pop(function, None) or [None] * function._output_count
@@ -497,7 +506,7 @@ def _walk_back(tensor: Tensor, grad: Array) -> None:
             if t is None:
                 continue
             if (creator := t._creator) is not None:
-                uses[creator] -= 1
+                back.uses[creator] -= 1
             if not needed or dx is None:
                 continue
             if creator is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
+import weakref
 from typing import Any
 
 import numpy as np
@@ -68,6 +70,26 @@ def test_unused_output() -> None:
     _, b = Split.apply(x)
     b.backward()
     assert x.grad.item() == 3.0
+
+
+class Fails(Square):
+    def backward(self, dy: Any) -> tuple[Any]:
+        raise MemoryError("no room for dx")
+
+
+def test_a_failed_backward_pass_keeps_no_memory() -> None:
+    """Whoever tries again with a smaller batch finds the memory of the first one free."""
+    middle = Fails.apply(Tensor([1.0, 2.0], requires_grad=True))
+    loss = Square.apply(middle).sum()
+    record = weakref.ref(middle._creator)
+    gc.disable()
+    try:
+        with pytest.raises(MemoryError):
+            loss.backward()
+        del middle, loss
+        assert record() is None
+    finally:
+        gc.enable()
 
 
 def test_records_are_freed() -> None:
