@@ -19,7 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn import recording
-from gpucnn.device import Array, DeviceError, default_device, require, to_device, to_host
+from gpucnn.device import (
+    Array,
+    DeviceError,
+    address,
+    default_device,
+    into,
+    require,
+    to_device,
+    to_host,
+)
 from gpucnn.primitive import Primitive
 
 _FLOATS = (np.float32, np.float64)
@@ -258,9 +267,11 @@ class Tensor:
     def _accumulate(self, grad: Array) -> None:
         if self.grad is not None:
             grad = _sum(self.device, self.grad.data, grad)
-        if self._gradient_home is not None:
-            recording.assign(self._gradient_home, grad)
-            grad = self._gradient_home
+        home = self._gradient_home
+        if home is not None:
+            if grad.size and address(grad) != address(home):
+                recording.assign(home, grad)
+            grad = home
         self.grad = Tensor._wrap(grad, self.device)
 
 
@@ -313,6 +324,22 @@ class Function:
             return None
         taken, grads[t._output_index] = grads[t._output_index], None
         return taken
+
+    def run_for(self, inputs: tuple[int, ...], primitive: Primitive, *args: Any) -> Any:
+        """:meth:`run` for the gradients of these inputs, the first results of the primitive.
+
+        Kernels write them where an optimizer wants them, unless something is there to be added to.
+        """
+        if self.device == "cpu":
+            return self.run(primitive, *args)
+        with into(*(self._gradient_home(i) for i in inputs)):
+            return self.run(primitive, *args)
+
+    def _gradient_home(self, index: int) -> Array | None:
+        t = self._inputs[index]
+        if t is None or t.grad is not None or sum(other is t for other in self._inputs) > 1:
+            return None
+        return t._gradient_home
 
     @classmethod
     def apply(cls, *inputs: Tensor | None, **options: Any) -> Any:

@@ -348,12 +348,12 @@ class BatchNorm(Function):
         needs_x, needs_gamma, needs_beta = self.needs[:3]
         dx = dgamma = dbeta = None
         if self.sums is not None:
-            dgamma, dbeta = self.run(
-                batch_norm_join_sums, self.sums, self.x, self.delta, self.invstd
+            dgamma, dbeta = self.run_for(
+                (1, 2), batch_norm_join_sums, self.sums, self.x, self.delta, self.invstd
             )
         elif needs_gamma or needs_beta or self.training:
-            dgamma, dbeta = self.run(
-                batch_norm_sums, dy, self.x, self.mean, self.delta, self.invstd
+            dgamma, dbeta = self.run_for(
+                (1, 2), batch_norm_sums, dy, self.x, self.mean, self.delta, self.invstd
             )
         if needs_x and self.training:
             dx = self.run(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpucnn.device import Array, empty
+from gpucnn.device import Array, empty, result
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.reduce import column_blocks
 
@@ -72,7 +72,7 @@ def launch_join_sums(
     spread (C): invstd where eps is 0, else the variance.
     """
     _, C, chunks = sums.shape
-    dgamma, dbeta = empty(x, (C,)), empty(x, (C,))
+    dgamma, dbeta = result(x, (C,)), result(x, (C,))
     launch = KERNELS["batch_norm_join_sums"]
     launch((C,), (_threads(chunks),), dgamma, dbeta, sums, x, delta, spread, C, chunks, eps)
     return dgamma, dbeta

@@ -30,7 +30,7 @@ from gpucnn.ops.conv2d_pipeline import (
 from gpucnn.ops.conv2d_winograd import WINOGRAD
 from gpucnn.ops.conv_geometry import ConvGeometry, conv_geometry
 from gpucnn.ops.geometry import Padding, Pair
-from gpucnn.ops.reduce import column_sum, launch_sum_slices
+from gpucnn.ops.reduce import column_sum, empty_slices, launch_sum_slices
 from gpucnn.ops.tile import GRID_YZ, SPECIALISATIONS, THREADS, slices, tile
 from gpucnn.ops.unfold import UNFOLDING, by_group, in_cache, unfolded
 from gpucnn.precision import precision_of
@@ -260,7 +260,7 @@ def _tiled_weight_gradient(dy: Array, x: Array, geometry: ConvGeometry) -> Array
     s = geometry
     index, rows, columns = tile(s.K, s.OCG)
     count, each = slices(s.outputs, rows * columns * s.G, max(1, GRID_YZ // s.G))
-    partial = empty(x, (count, *s.w_shape))
+    partial = empty_slices(x, count, s.w_shape)
     launch = _tiled_kernel("conv2d_tiled_weight_gradient", s, index)
     launch((rows, columns, s.G * count), (THREADS,), partial, dy, x, *s.numbers, each)
     return launch_sum_slices(partial, None)
@@ -289,7 +289,7 @@ def _naive_weight_gradient(dy: Array, x: Array, geometry: ConvGeometry) -> Array
     s = geometry
     blocks = _one_thread_each(s.OC * s.K)
     count, each = slices(s.outputs, blocks[0], GRID_YZ)
-    partial = empty(x, (count, *s.w_shape))
+    partial = empty_slices(x, count, s.w_shape)
     launch = _naive["conv2d_naive_weight_gradient", _volumes(s)]
     launch((*blocks, count), (THREADS,), partial, dy, x, *s.numbers, each)
     return launch_sum_slices(partial, None)
@@ -339,12 +339,16 @@ class Convolution(Function):
             return alone()
         return gradient_through(self, dy, self.x, self.weight, self.geometry, alone)
 
+    def _weight_gradient(self, dy: Array) -> Array:
+        made = self.run_for((1,), conv2d_weight_gradient, dy, self.x, self.geometry)
+        return cast("Array", made)
+
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         needs_x, needs_weight, needs_bias = self.needs[:3]
         return (
             self._data_gradient(dy) if needs_x else None,
-            self.run(conv2d_weight_gradient, dy, self.x, self.geometry) if needs_weight else None,
-            self.run(column_sum, dy) if needs_bias else None,
+            self._weight_gradient(dy) if needs_weight else None,
+            self.run_for((2,), column_sum, dy) if needs_bias else None,
         )
 
 

@@ -19,6 +19,7 @@ from gpucnn.ops.conv2d_lanes import (
     up,
 )
 from gpucnn.ops.conv_geometry import ConvGeometry
+from gpucnn.ops.reduce import empty_slices
 from gpucnn.ops.tile import GRID_YZ, THREADS
 
 RUN, BAND = 4, 4
@@ -163,7 +164,7 @@ def depthwise_weight_gradient(dy: Array, x: Array, geometry: ConvGeometry) -> Ar
     lanes = THREADS // (how.lanes * how.chunks)
     each = up(runs, max(1, min(up(runs, 4 * lanes), up(2 * BLOCKS, columns))))
     count = up(runs, each)
-    partial = empty(x, (count, *s.w_shape))
+    partial = empty_slices(x, count, s.w_shape)
     launch = _depthwise["conv2d_depthwise_weight_gradient", how.index]
     sums = how.taps * s.CG * how.vector * SCRATCH
     shared = 4 * max(sums, how.lanes * how.vector * s.K)

@@ -27,6 +27,7 @@ from gpucnn.ops.conv2d_lanes import (
 )
 from gpucnn.ops.conv2d_pipeline import ACTIVATIONS
 from gpucnn.ops.conv_geometry import ConvGeometry
+from gpucnn.ops.reduce import empty_slices
 from gpucnn.ops.tile import GRID_YZ, THREADS
 
 RUN = 8
@@ -184,7 +185,7 @@ def _launch_weight_gradient(
     columns = up(s.OC, 4 * tile.quads)
     each = up(tile.count, min(tile.count, max(1, BLOCKS // columns)))
     count = up(tile.count, each)
-    partial = empty(x, (count, *w_shape))
+    partial = empty_slices(x, count, w_shape)
     launch = _direct["conv2d_direct_weight_gradient", _specialisation(s)]
     numbers = (*s.once(plane_numbers), *tile.numbers, tile.count, each, exchanged)
     launch((count, columns), (THREADS,), partial, dy, x, *numbers, shared_mem=tile.shared)

@@ -17,7 +17,7 @@ import numpy as np
 from gpucnn.device import Array, DeviceError, address, empty
 from gpucnn.kernel import Kernel, KernelFile, Macros
 from gpucnn.ops.conv_geometry import ConvGeometry
-from gpucnn.ops.reduce import launch_sum_slices
+from gpucnn.ops.reduce import empty_slices, launch_sum_slices
 from gpucnn.ops.tile import GRID_YZ, slices
 from gpucnn.ops.transpose import launch_transpose
 from gpucnn.precision import precision, precision_of
@@ -304,7 +304,7 @@ class Rung:
         channels = math.gcd(s.CG, s.OCG)
         kernel, tile = self.choose("weight_gradient", s, s.K * count, s.OCG, channels, x, dy)
         tiles = -(-s.K // tile.rows) * -(-s.OCG // tile.columns)
-        partial = empty(x, (count, *s.w_shape))
+        partial = empty_slices(x, count, s.w_shape)
         grid, ring = (tiles, s.G * count), tile.ring(False)
         kernel(grid, (tile.threads,), partial, dy, x, *s.numbers, each, shared_mem=ring)
         return launch_sum_slices(partial, None)

@@ -176,8 +176,8 @@ class TransposedConvolution(Function):
         s = self.geometry
         return (
             self.run(conv2d_forward, dy, self.weight, None, s) if needs_x else None,
-            self.run(conv2d_weight_gradient, self.x, dy, s) if needs_weight else None,
-            self.run(column_sum, dy) if needs_bias else None,
+            self.run_for((1,), conv2d_weight_gradient, self.x, dy, s) if needs_weight else None,
+            self.run_for((2,), column_sum, dy) if needs_bias else None,
         )
 
 

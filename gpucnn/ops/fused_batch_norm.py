@@ -101,7 +101,7 @@ class FusedBatchNorm(Activation):
         _, needs_gamma, needs_beta, _, _, residual = self.needs
         if self.passed and self.sums is not None:
             given = self.x, self.delta, self.spread
-            dgamma, dbeta = self.run(batch_norm_join_sums, self.sums, *given)
+            dgamma, dbeta = self.run_for((1, 2), batch_norm_join_sums, self.sums, *given)
             dx = self.run(
                 batch_norm_data_gradient,
                 *(dy, self.x, self.gamma, self.delta, self.spread, dgamma, dbeta),
@@ -112,13 +112,15 @@ class FusedBatchNorm(Activation):
         sums = needs_gamma or needs_beta or self.mean is None
         statistics = (self.mean, self.delta, self.spread, self.eps, self.negative_slope)
         if self.geometry is not None:
-            dx, dresidual, dgamma, dbeta = self.run(
+            dx, dresidual, dgamma, dbeta = self.run_for(
+                (1, 2),
                 batch_norm_block_pool_backward,
                 dy, self.x, self.route, self.gamma, *statistics, residual, sums, self.geometry,
             )  # fmt: skip
         else:
             alone = self.negative_slope == 1  # then the residual's gradient is dy
-            dx, dresidual, dgamma, dbeta = self.run(
+            dx, dresidual, dgamma, dbeta = self.run_for(
+                (1, 2),
                 batch_norm_block_backward,
                 dy, self.x, self.route, self.gamma, self.beta, *statistics,
                 residual and not alone, sums,

@@ -9,13 +9,13 @@ from typing import Any, cast
 import numpy as np
 
 from gpucnn import buffers
-from gpucnn.device import Array, empty
+from gpucnn.device import Array
 from gpucnn.fusion import fuses
 from gpucnn.kernel import Kernel, KernelFile
 from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, Rung, pipelined
 from gpucnn.ops.conv_geometry import ConvGeometry
 from gpucnn.ops.geometry import Geometry, remembered, same_float_dtype
-from gpucnn.ops.reduce import column_sum, launch_sum_slices
+from gpucnn.ops.reduce import column_sum, empty_slices, launch_sum_slices
 from gpucnn.ops.tile import GRID_YZ, SPECIALISATIONS, THREADS, slices, tile
 from gpucnn.primitive import Primitive, primitive
 from gpucnn.tensor import Function, Tensor
@@ -110,7 +110,7 @@ def _product(
         plan = s.known[name] = _plan(name, rows, columns, terms)
     kernel, grid, each = plan
     count = grid[2]
-    partial = empty(arrays[0], (count, rows, columns))
+    partial = empty_slices(arrays[0], count, (rows, columns))
     if name == "linear_forward" and count > 1:
         arrays = (*arrays[:2], None)
     kernel(grid, (THREADS,), partial, *arrays, s.M, s.I, s.O, each)
@@ -224,12 +224,16 @@ class Linear(Function):
         images = (dy.reshape(s.y_shape), self.x.reshape(s.x_shape), self.weight.reshape(s.w_shape))
         return gradient_through(self, *images, s, alone).reshape(self.x.shape)
 
+    def _weight_gradient(self, dy: Array) -> Array:
+        made = self.run_for((1,), linear_weight_gradient, dy, self.x, self.geometry)
+        return cast("Array", made)
+
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         needs_x, needs_weight, needs_bias = self.needs
         return (
             self._data_gradient(dy) if needs_x else None,
-            self.run(linear_weight_gradient, dy, self.x, self.geometry) if needs_weight else None,
-            self.run(column_sum, dy) if needs_bias else None,
+            self._weight_gradient(dy) if needs_weight else None,
+            self.run_for((2,), column_sum, dy) if needs_bias else None,
         )
 
 

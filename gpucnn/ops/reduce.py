@@ -6,14 +6,14 @@ import builtins
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn import buffers
-from gpucnn.device import Array, empty
+from gpucnn.device import Array, empty, result
 from gpucnn.empty_batch import nothing
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.channels import SHORT_ROW, fold
@@ -199,7 +199,7 @@ def launch_sum_slices(partial: Array, bias: Array | None) -> Array:
     slices, shape = partial.shape[0], partial.shape[1:]
     if slices == 1 and bias is None:
         return partial.reshape(shape)
-    y = empty(partial, shape)
+    y = result(partial, shape)
     grid = (-(-y.size // _THREADS),)
     _kernels["sum_slices"](grid, (_THREADS,), y, partial, bias, slices, y.size, shape[-1])
     return y
@@ -207,24 +207,33 @@ def launch_sum_slices(partial: Array, bias: Array | None) -> Array:
 
 @axis_sum.kernel()
 def _launch_axis_sum(x: Array, factor: float) -> Array:
+    return _axis_sum(x, factor, empty)
+
+
+def _axis_sum(x: Array, factor: float, made: Callable[..., Array]) -> Array:
     shape = x.shape[0], x.shape[2]
     x = _short_rows_as_columns(x)
     O, rows, C = x.shape
     (chunks, groups), block, each = column_blocks(rows, C)
     launch = _kernels["axis_sum"]
-    partial = empty(x, (O, chunks, C))
+    partial = (made if chunks == 1 else empty)(x, (O, chunks, C))
     first = factor if chunks == 1 else 1.0
     launch((O * chunks * groups,), block, partial, x, rows, C, chunks, each, first)
     if chunks == 1:
         return partial.reshape(shape)
-    y = empty(x, shape)
+    y = made(x, shape)
     launch((O * groups,), block, y, partial, chunks, C, 1, chunks, factor)
     return y
 
 
 @column_sum.kernel()
 def launch_column_sum(x: Array) -> Array:
-    return _launch_axis_sum(x.reshape(1, -1, x.shape[-1]), 1.0).reshape(x.shape[-1])
+    return _axis_sum(x.reshape(1, -1, x.shape[-1]), 1.0, result).reshape(x.shape[-1])
+
+
+def empty_slices(like: Array, slices: int, shape: tuple[int, ...]) -> Array:
+    """Memory for the slices of a result, to be added by :func:`launch_sum_slices`."""
+    return result(like, (1, *shape)) if slices == 1 else empty(like, (slices, *shape))
 
 
 @axis_max.kernel()
