@@ -19,6 +19,12 @@
 #include "conv2d_phases.cuh"
 #include "epilogue.cuh"
 
+// i, of which the compiler no longer knows that it has computed with it before.
+__device__ __forceinline__ int forgotten(int i) {
+    asm volatile("" : "+r"(i));
+    return i;
+}
+
 #define CONV2D_SIZES                                                                             \
     int N, int D, int H, int W, int C, int OC, int KD, int KH, int KW, int OD, int OH, int OW,   \
         int SD, int SH, int SW, int PF, int PT, int PL, int DD, int DH, int DW, int G
@@ -60,21 +66,25 @@ __device__ __forceinline__ void data_gradient_pass(
     const int CG = C / G, OCG = OC / G;
     const int g = blockIdx.y % G, slice = blockIdx.y / G, c0 = g * CG;
     const int tiles_n = (CG + TILE_GN - 1) / TILE_GN, tile_n = blockIdx.x % tiles_n;
-    const int chunk = blockIdx.x / tiles_n, chunks = gridDim.x / tiles_n;
-    const PhasedPixels pixels(chunk, chunks, N, D, H, W, KD, KH, KW, SD, SH, SW, PF, PT, PL, DD, DH, DW);
+    const int chunks = gridDim.x / tiles_n;
+    const PhasedPixels pixels(blockIdx.x / tiles_n, chunks, N, D, H, W, KD, KH, KW, SD, SH, SW, PF, PT, PL, DD, DH, DW);
     const Lattice lattice = pixels.lattice(dy + g * OCG, OD, OH, OW, OC, OCG);
     const Phase &pd = pixels.d, &ph = pixels.h, &pw = pixels.w;
     const int tap_w = OCG, tap_h = KW * tap_w, tap_d = KH * tap_h;
     const Filter filter{wt + (long long)c0 * KD * tap_d + pd.first * tap_d + ph.first * tap_h +
                             pw.first * tap_w,
                         CG, KD * tap_d, pd.step * tap_d, ph.step * tap_h, pw.step * tap_w};
-    float* out = dx + (long long)slice * N * D * H * W * C;
     pipeline_rows<Multiplier>(
         pixels.tile, tile_n, pixels.count, slice * slice_k, slice_k, lattice, filter,
         [&](const Multiplier& sums) {
-            store_tile(epilogue, sums, out, tile_n, c0, CG, C, chunk, chunks, [&](int m) {
-                const int p = pixels.tile * TILE_GM + m;
-                return p < pixels.count ? pixels.offset(p, D, H, W, C) : -1;
+            // Once more where the block is: kept through the loop, that would cost it registers.
+            const int x = forgotten(blockIdx.x), y = forgotten(blockIdx.y), chunk = x / tiles_n;
+            const PhasedPixels own(chunk, chunks, N, D, H, W, KD, KH, KW, SD, SH, SW, PF, PT, PL,
+                                   DD, DH, DW);
+            float* out = dx + (long long)(y / G) * N * D * H * W * C;
+            store_tile(epilogue, sums, out, x % tiles_n, y % G * CG, CG, C, chunk, chunks, [&](int m) {
+                const int p = own.tile * TILE_GM + m;
+                return p < own.count ? own.offset(p, D, H, W, C) : -1;
             });
         });
 }

@@ -241,7 +241,7 @@ def test_a_plan_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_typical_call_of_the_default_launcher_stands_for_a_kernel() -> None:
     plan = measure.plan(p for p in all_problems() if p.group != "layer")
-    wanted = key("conv2d_tiled_forward", DIMS=2, TILE_GN=16)
+    wanted = key("conv2d_register_tiled_forward", DIMS=2, TILE_GN=32, VECTOR=4)
     call = measure.representative(wanted, plan[wanted])
     assert call.default
     assert call.problem.group == "typical"
@@ -251,6 +251,7 @@ def test_a_typical_call_of_the_default_launcher_stands_for_a_kernel() -> None:
     assert measure.representative(own, plan[own]).problem.family == "reduce"
     own = key("transpose_tiles")
     assert measure.representative(own, plan[own]).problem.family == "transpose"
+    wanted = key("conv2d_register_tiled_forward", DIMS=2, VECTOR=1)
     edges = [c for c in plan[wanted] if c.problem.group == "edge" and c.default]
     chosen = measure.representative(wanted, edges)
     sizes = [math.prod(x.grid) for c in edges for x in c.of(wanted)]
