@@ -12,13 +12,13 @@ import inspect
 import operator
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn import recording
+from gpucnn.backward import BackwardPass, added, walk_back
 from gpucnn.device import (
     Array,
     DeviceError,
@@ -262,11 +262,11 @@ class Tensor:
         array = _as_array(grad.data if isinstance(grad, Tensor) else grad, self.device)
         if array.shape != self.shape:
             raise ValueError(f"grad must have shape {self.shape}, got {array.shape}")
-        _walk_back(self, array.astype(self.dtype, copy=False))
+        walk_back(self, array.astype(self.dtype, copy=False))
 
     def _accumulate(self, grad: Array) -> None:
         if self.grad is not None:
-            grad = _sum(self.device, self.grad.data, grad)
+            grad = added(self.device, self.grad.data, grad)
         home = self._gradient_home
         if home is not None:
             if grad.size and address(grad) != address(home):
@@ -289,7 +289,7 @@ class Function:
     batched: tuple[int, ...] = ()  # inputs whose image n alone makes image n of every output
     _inputs: tuple[Tensor | None, ...]
     _output_count: int
-    _back: _Back  # during a backward pass
+    _back: BackwardPass  # during a backward pass
 
     def forward(self, *arrays: Any, **options: Any) -> Any:
         raise NotImplementedError
@@ -446,99 +446,3 @@ class Reshape(Function):
 
     def backward(self, dy: Array) -> tuple[Array]:
         return (dy.reshape(self.shape),)
-
-
-def _order(root: Function) -> tuple[list[Function], dict[Function, int]]:
-    """The functions that ``root`` depends on, each before all that it was computed from; and how
-    often each of them is an input of another.
-    """
-    order: list[Function] = []
-    uses: dict[Function, int] = {}
-    seen: set[Function] = set()
-    stack: list[Function | None] = [root]
-    while stack:
-        function = stack.pop()
-        if function is None:  # stands on a function whose inputs are all in order
-            order.append(cast("Function", stack.pop()))
-        elif function not in seen:
-            seen.add(function)
-            stack += (function, None)
-            for t in _inputs_of(function):
-                if t is not None and (creator := t._creator) is not None:
-                    stack.append(creator)
-                    uses[creator] = uses.get(creator, 0) + 1
-    order.reverse()
-    return order, uses
-
-
-def _inputs_of(function: Function) -> tuple[Tensor | None, ...]:
-    try:
-        return function._inputs
-    except AttributeError:
-        raise RuntimeError(
-            "the record was freed by an earlier backward(); run the forward pass again"
-        ) from None
-
-
-def _sum(device: str, a: Array, b: Array) -> Array:
-    from gpucnn.ops.elementwise import add_forward
-
-    return add_forward.on(device)(a, b) if a.size else a
-
-
-@dataclass
-class _Back:
-    """Where a backward pass stands.
-
-    uses: how often the outputs of a function are inputs of others whose gradients are to come.
-    pending: the gradients of a function's outputs that have come.
-    """
-
-    uses: dict[Function, int]
-    pending: dict[Function, list[Array | None]] = field(default_factory=dict)
-
-    def add(self, tensor: Tensor, grad: Array) -> None:
-        """Add to what has come so far for a tensor that a function made."""
-        function, index = cast("Function", tensor._creator), tensor._output_index
-        grads = self.pending.get(function)
-        if grads is None:
-            grads = self.pending[function] = [None] * function._output_count
-        before = grads[index]
-        grads[index] = grad if before is None else _sum(tensor.device, before, grad)
-
-
-def _walk_back(tensor: Tensor, grad: Array) -> None:
-    if tensor._creator is None:
-        tensor._accumulate(grad)
-        return
-    order, uses = _order(tensor._creator)
-    back = _Back(uses)
-    for function in order:
-        function._back = back
-    back.add(tensor, grad)
-    try:
-        _call_backwards(order, back)
-    except BaseException:
-        for function in order:  # in no circle, so that memory is free once nobody holds the tensors
-            vars(function).pop("_back", None)
-        raise
-
-
-def _call_backwards(order: Sequence[Function], back: _Back) -> None:
-    for function in order:
-        inputs, needs, device = _inputs_of(function), function.needs, function.device
-        grads = back.pending.pop(function, None) or [None] * function._output_count
-        results = function.backward(*grads)
-        for t, needed, dx in zip(inputs, needs, results, strict=True):
-            if t is None:
-                continue
-            if (creator := t._creator) is not None:
-                back.uses[creator] -= 1
-            if not needed or dx is None:
-                continue
-            if creator is None:
-                t._accumulate(dx)
-            else:
-                back.add(t, dx)
-        function.__dict__.clear()
-        function.device, function.needs = device, needs
