@@ -103,6 +103,11 @@ def variants(family: str) -> tuple[str, ...]:
     return tuple(names)
 
 
+def chosen_by_hand(family: str) -> str | None:
+    """The variant that use_variant chose for a family, None for its default."""
+    return _variant_of.get(family)
+
+
 def chosen_variants() -> tuple[tuple[str, str], ...]:
     """Each family whose kernels were chosen by hand, with its variant."""
     return tuple(sorted(_variant_of.items()))

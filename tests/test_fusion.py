@@ -154,6 +154,31 @@ def test_a_layer_is_fused_once_it_has_a_size(kernel_device: str) -> None:
     assert_close(outputs[1], outputs[0], "exact")
 
 
+def test_a_variant_of_linear_by_hand_is_the_one_that_runs(kernel_device: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 8)).to(kernel_device)
+    x = gpucnn.Tensor(distinct(3, 8), device=kernel_device)
+    names: list[str] = []
+    with (
+        gpucnn.use_variant(linear="tiled"),
+        observe_launches(lambda launch: names.append(launch.kernel.name)),
+    ):
+        model(x).sum().backward()
+    assert {"linear_forward", "relu_forward", "linear_data_gradient", "relu_backward"} <= set(names)
+    assert not [name for name in names if name.startswith("conv2d")]
+
+
+def test_what_is_recorded_without_fusion_stays_alone(kernel_device: str) -> None:
+    """Also where the convolution behind it is recorded with it."""
+    x = gpucnn.Tensor(distinct(1, 4, 4, 8), requires_grad=True, device=kernel_device)
+    w = gpucnn.Tensor(distinct(8, 1, 1, 8), device=kernel_device)
+    names: list[str] = []
+    with gpucnn.fusion(False):
+        y = F.relu(x)
+    with observe_launches(lambda launch: names.append(launch.kernel.name)):
+        F.conv2d(y, w).sum().backward()
+    assert "relu_backward" in names
+
+
 def test_switching_it_off() -> None:
     layers = block(nn.ReLU())
     assert nn.Sequential(*layers, fuse=False).groups() == []

@@ -9,6 +9,7 @@ import numpy as np
 
 from gpucnn import buffers
 from gpucnn.device import Array
+from gpucnn.fusion import fuses
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.activation_formulas import ACTIVATIONS, not_below
 from gpucnn.ops.elementwise import launch_elements, multiply_forward
@@ -163,6 +164,7 @@ class Activation(Function):
     """An activation whose gradient another operation's backward pass may have computed already."""
 
     batched: tuple[int, ...] = (0,)
+    fuses = True  # whether that may be
     passed = False  # dy is that of x
 
     def from_output(self) -> tuple[str, float] | None:
@@ -177,7 +179,7 @@ class Relu(Activation):
         check_input(x)
         y = self.run(relu_forward, x)
         if self.recording:
-            self.y = y
+            self.y, self.fuses = y, fuses()
         return y
 
     def backward(self, dy: Array) -> tuple[Array]:
@@ -203,7 +205,7 @@ class Elementwise(Activation):
         y = self.run(activation_forward, x, name, parameters)
         if self.recording:
             self.kept = y if ACTIVATIONS[name].keeps_output else x
-            self.name, self.parameters = name, parameters
+            self.name, self.parameters, self.fuses = name, parameters, fuses()
         return y
 
     def from_output(self) -> tuple[str, float] | None:

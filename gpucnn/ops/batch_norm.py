@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.empty_batch import nothing
+from gpucnn.fusion import fuses
 from gpucnn.ops.batch_norm_launches import (
     KERNELS,
     launch_join_sums,
@@ -304,6 +305,7 @@ def _launch_fixed_gradient(dy: Array, gamma: Array | None, invstd: Array) -> Arr
 class BatchNorm(Function):
     """batch_norm and its gradients in x, gamma and beta."""
 
+    fuses = True  # whether another operation's kernel may make its sums
     sums: Array | None = None  # for the gradients, which the kernel that made dy left behind
 
     def forward(
@@ -339,7 +341,7 @@ class BatchNorm(Function):
                 batch_norm_inference, x, gamma, beta, running_mean, running_var, eps
             )
         if self.recording:
-            self.x, self.gamma = x, gamma
+            self.x, self.gamma, self.fuses = x, gamma, fuses()
             if not training and running_mean is not None:
                 self.mean = copied(running_mean)  # it may be updated before the backward pass
         return y

@@ -83,6 +83,12 @@ def _forward(
     y = on(conv2d_forward)(x, w, b, geometry)
     if residual is not None:
         y = on(add_forward)(y, residual)
+    return _activate(on, y, activation, negative_slope)
+
+
+def _activate(
+    on: Callable[[Primitive], Callable[..., Any]], y: Array, activation: str, negative_slope: float
+) -> Array:
     if activation == "relu":
         return on(relu_forward)(y)
     if activation == "identity":
@@ -258,7 +264,8 @@ def gradient_through(
     both in one. They are told what was done for them. alone: dx of the convolution.
     """
     before = function.last_maker(0) if function.device != "cpu" else None
-    through = before.from_output() if isinstance(before, Activation) else None
+    fuses = isinstance(before, Activation) and before.fuses
+    through = cast("Activation", before).from_output() if fuses else None
     norm = _norm(before, through is not None)
     other = None if before is None else function.take_gradient(0)
     if through is None and norm is None and other is None:
@@ -283,6 +290,11 @@ def gradient_through(
     return cast("Array", dx)
 
 
+def activated(function: Function, y: Array, activation: str, negative_slope: float) -> Array:
+    """An activation of y, in a pass of its own."""
+    return _activate(lambda p: p.on(function.device), y, activation, negative_slope)
+
+
 def through_activation(
     function: Function, dy: Array, y: Array, activation: str, negative_slope: float
 ) -> Array:
@@ -302,7 +314,7 @@ def _norm(before: Function | None, activated: bool) -> BatchNorm | FusedBatchNor
     # What makes an input of another activated operation is not what is activated.
     alone = isinstance(before, Relu | Elementwise)
     below = before.only_maker(0) if before is not None and alone and activated else before
-    return below if isinstance(below, BatchNorm) and below.training else None
+    return below if isinstance(below, BatchNorm) and below.training and below.fuses else None
 
 
 class FusedConvolution(Convolution, Activation):
@@ -383,7 +395,8 @@ def conv2d_fused(
     x, weight, bias, stride, padding, dilation, groups: as in :func:`conv2d`. residual: like y, or
     None. activation: "identity", "relu", "leaky_relu" with ``negative_slope`` > 0, "sigmoid" or
     "tanh". moments: the kernel also leaves behind the mean and variance of each channel of y, for
-    a :func:`batch_norm` that takes y next; y must not be changed in between.
+    a :func:`batch_norm` that takes y next; y must not be changed in between. They are joined from
+    those of tiles, whose size goes by the GPU's shared memory: the same bits on GPUs of one kind.
     Returns (N, OH, OW, OC).
 
     Raises what :func:`conv2d` raises, and ValueError for another activation, a negative_slope that

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, cast
 
 from gpucnn.device import Array
+from gpucnn.fusion import fuses
 from gpucnn.ops.activation import Activation, check_real, leaky_relu, relu
 from gpucnn.ops.batch_norm import batch_norm, batch_norm_check, batch_norm_data_gradient
 from gpucnn.ops.batch_norm_block import (
@@ -92,6 +93,7 @@ class FusedBatchNorm(Activation):
             keep_bits = self.recording and residual is not None and negative_slope != 1
             y, route = self.run(batch_norm_block_forward, *arguments, keep_bits)
         if self.recording:
+            self.fuses = fuses()
             self.x, self.gamma, self.beta, self.route = x, gamma, beta, route
             self.mean, self.delta, self.spread, self.eps = mean, delta, spread, eps
             self.negative_slope, self.geometry = negative_slope, geometry

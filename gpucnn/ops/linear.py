@@ -17,7 +17,7 @@ from gpucnn.ops.conv_geometry import ConvGeometry
 from gpucnn.ops.geometry import Geometry, remembered, same_float_dtype
 from gpucnn.ops.reduce import column_sum, empty_slices, launch_sum_slices
 from gpucnn.ops.tile import GRID_YZ, SPECIALISATIONS, THREADS, slices, tile
-from gpucnn.primitive import Primitive, primitive
+from gpucnn.primitive import Primitive, chosen_by_hand, primitive
 from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks
 
@@ -218,7 +218,7 @@ class Linear(Function):
         def alone() -> Array:
             return cast("Array", self.run(linear_data_gradient, dy, self.weight, self.geometry))
 
-        if not self.fuses:
+        if not self.fuses or chosen_by_hand("linear"):
             return alone()
         s = self.geometry.once(pointwise)
         images = (dy.reshape(s.y_shape), self.x.reshape(s.x_shape), self.weight.reshape(s.w_shape))

@@ -6,8 +6,14 @@ from typing import cast
 
 from gpucnn.device import Array
 from gpucnn.ops.activation import Activation
-from gpucnn.ops.conv2d_fused import activation_options, conv2d_fused_forward, through_activation
-from gpucnn.ops.linear import Linear, linear_geometry, pointwise
+from gpucnn.ops.conv2d_fused import (
+    activated,
+    activation_options,
+    conv2d_fused_forward,
+    through_activation,
+)
+from gpucnn.ops.linear import Linear, linear_forward, linear_geometry, pointwise
+from gpucnn.primitive import chosen_by_hand
 from gpucnn.tensor import Tensor
 
 # tape
@@ -20,12 +26,15 @@ class FusedLinear(Linear, Activation):
         self, x: Array, weight: Array, bias: Array | None, *, activation: str, negative_slope: float
     ) -> Array:
         self.geometry = linear_geometry(x, weight, bias)
-        s = self.geometry.once(pointwise)
-        images, filters = x.reshape(s.x_shape), weight.reshape(s.w_shape)
-        y, _ = self.run(
-            conv2d_fused_forward, images, filters, bias, None, s, activation, negative_slope, False
-        )
-        y = y.reshape(self.geometry.M, self.geometry.O)
+        if chosen_by_hand("linear"):
+            y = self.run(linear_forward, x, weight, bias, self.geometry)
+            y = activated(self, y, activation, negative_slope)
+        else:
+            s = self.geometry.once(pointwise)
+            images, filters = x.reshape(s.x_shape), weight.reshape(s.w_shape)
+            rest = (bias, None, s, activation, negative_slope, False)
+            y, _ = self.run(conv2d_fused_forward, images, filters, *rest)
+            y = y.reshape(self.geometry.M, self.geometry.O)
         self.keep(x, weight)
         if self.recording:
             self.y, self.activation = y, (activation, negative_slope)
@@ -60,8 +69,8 @@ def linear_fused(
     ``negative_slope`` > 0, "sigmoid" or "tanh". Returns (N, out_features).
 
     Raises what :func:`linear` raises, and ValueError for another activation or a negative_slope
-    that is not positive. Variants: those of conv2d, of which "register_tiled" and "implicit_gemm"
-    make one pass, the others several.
+    that is not positive. Variants: those of linear, and its activation, if one was chosen by hand;
+    else those of conv2d, of which "register_tiled" and "implicit_gemm" make one pass.
 
     Source: torch.nn.functional.linear.
     """
