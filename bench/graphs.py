@@ -4,8 +4,8 @@
 ``emulated`` device without running a kernel: the launches and the arrays are those of a GPU, and
 counts need none. Columns:
 
-- launches: kernels of a step in float32, which a CUDA graph holds as nodes. They write the gradients
-  of these networks' parameters into the optimizer's buffer, so that nothing is copied there.
+- launches: kernels of a step in float32, which a CUDA graph holds as nodes. They write the
+  gradients of these networks' parameters into the optimizer's buffer: nothing is copied there.
 - MB unshared, at once, planned: all arrays of the step added up; the most that is in use at one
   moment, which no plan can undercut; the arena. Without the parameters, their gradients and the
   optimizer's state, which live on.

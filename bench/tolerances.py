@@ -29,8 +29,8 @@ BARS = {
     "tf32": Bar(
         1e-3,
         2e-3,
-        "operands of each product rounded to 10 bits of mantissa; cutting sums off adds at most 3e-4 "
-        "to 20 000 terms of one sign",
+        "operands of each product rounded to 10 bits of mantissa; cutting sums off adds at most "
+        "3e-4 to 20 000 terms of one sign",
     ),
     "bf16": Bar(8e-3, 1.6e-2, "as tf32 with 7 bits of mantissa: eight times as coarse"),
     "fp16": Bar(1e-3, 2e-3, "as tf32: 10 bits of mantissa"),

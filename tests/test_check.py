@@ -160,7 +160,8 @@ def test_an_input_must_stay_as_it_is(check: Check) -> None:
 
 
 def test_steps_in_place_and_macros(check: Check) -> None:
-    text = """extern "C" __global__ void average(float* e, const float* p, const float* share, int n) {
+    text = """extern "C" __global__ void average(
+        float* e, const float* p, const float* share, int n) {
         int i = blockIdx.x * blockDim.x + threadIdx.x;
         if (i < n) e[i] += SCALE * *share * (p[i] - e[i]);
     }"""

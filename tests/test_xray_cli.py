@@ -45,7 +45,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str, code: int = 2) -> st
         (["--arch", "sm_42"], "'sm_42' is not one of sm_75, sm_80, sm_86"),
         (["conv2d", "--problem", "16to33-b16"], "Did you mean '16to32-b16'"),
         (["dropout", "--problem", "nosuch"], "Cases: 16-b8, resnet9-64, shapenet-16, lenet-6, and"),
-        (["--problem", "nosuch"], "A NAME beside it lists its cases: conv2d, conv2d_fused, conv1d, "),
+        (["--problem", "nosuch"], "A NAME beside it lists its cases: conv2d, conv2d_fused, "),
         (["adam", "--problem", "16to32-b16"], "none of the kernels named"),
         (["--annotate"], "--annotate needs a NAME"),
         (["adam", "--annotate", "--json"], "cannot stand beside --json"),
