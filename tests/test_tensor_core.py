@@ -22,10 +22,10 @@ from gpucnn.ops.conv2d_pipeline import (
     IMPLICIT_GEMM,
     REGISTER_TILED,
     Rung,
-    Tile,
     _limits,
     use_tile,
 )
+from gpucnn.ops.conv2d_tiles import Tile
 from gpucnn.ops.conv_geometry import ConvGeometry
 from gpucnn.precision import _has_tf32, precision_of
 from tests.support import assert_close, gradients, on, randn, tf32

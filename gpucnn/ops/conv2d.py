@@ -24,9 +24,9 @@ from gpucnn.ops.conv2d_pipeline import (
     IMPLICIT_GEMM,
     REGISTER_TILED,
     TiledLauncher,
-    phases_of,
     pipelined,
 )
+from gpucnn.ops.conv2d_tiles import phases_of
 from gpucnn.ops.conv2d_winograd import WINOGRAD
 from gpucnn.ops.conv_geometry import ConvGeometry, conv_geometry
 from gpucnn.ops.geometry import Padding, Pair
@@ -184,7 +184,7 @@ def _takes_few(few: FewChannels) -> Callable[[str, Array, ConvGeometry], bool]:
 
 
 # What a problem takes by itself: the first variant whose condition holds of the primitive's name,
-# an input and the sizes. The pipelined ones then choose their tile (TILES in conv2d_pipeline.py).
+# an input and the sizes. The pipelined ones then choose their tile (TILES in conv2d_tiles.py).
 CHOICE: tuple[tuple[str, Callable[[str, Array, ConvGeometry], bool]], ...] = (
     *((few.name, _takes_few(few)) for few in FEW_CHANNELS),
     ("naive", lambda primitive, x, s: _untiled(s)),

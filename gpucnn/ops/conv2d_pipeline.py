@@ -16,51 +16,21 @@ import numpy as np
 
 from gpucnn.device import Array, DeviceError, address, empty
 from gpucnn.kernel import Kernel, KernelFile, Macros
+from gpucnn.ops.conv2d_tiles import (
+    BUSY_BLOCKS,
+    TILES,
+    Tile,
+    forward_slices,
+    gather_slices,
+    gathered_terms,
+    phases_of,
+    whole,
+)
 from gpucnn.ops.conv_geometry import ConvGeometry
 from gpucnn.ops.reduce import empty_slices, launch_sum_slices
 from gpucnn.ops.tile import GRID_YZ, slices
 from gpucnn.ops.transpose import launch_transpose
 from gpucnn.precision import precision, precision_of
-
-
-@dataclass(frozen=True)
-class Tile:
-    """What one block computes: rows × columns, shared out to warps."""
-
-    rows: int
-    columns: int
-    warps_m: int
-    warps_n: int
-    resident: int  # blocks that a multiprocessor should hold, for __launch_bounds__
-    stages: int
-
-    @property
-    def threads(self) -> int:
-        return 32 * self.warps_m * self.warps_n
-
-    def ring(self, by_rows: bool) -> int:
-        """Bytes of dynamic shared memory: the slabs of pipeline_rows, or of pipeline_columns."""
-        return 4 * self.stages * (self.rows + self.columns + (0 if by_rows else 16)) * 32
-
-    def fits(self, shared: int, by_rows: bool) -> bool:
-        """Whether a block finds its memory: the ring, and places of its rows or of two slabs."""
-        return self.ring(by_rows) + _PLACE * (self.rows if by_rows else 64) <= shared
-
-    def macros(self, arithmetic: Macros, vector: int, dims: int) -> dict[str, int]:
-        return {
-            "TILE_GM": self.rows,
-            "TILE_GN": self.columns,
-            "WARPS_M": self.warps_m,
-            "WARPS_N": self.warps_n,
-            "RESIDENT_BLOCKS": self.resident,
-            "STAGES": self.stages,
-            "VECTOR": vector,
-            "DIMS": dims,
-            **arithmetic,
-        }
-
-    def __str__(self) -> str:
-        return f"{self.rows}×{self.columns}"
 
 
 def _splits(arithmetic: Macros) -> bool:
@@ -112,21 +82,8 @@ class Epilogue:
 
 PLAIN = Epilogue()
 
-# Tiles by the columns of the product (output channels of a group): the first one that makes
-# BUSY_BLOCKS is taken, else the last. Wide tiles multiply more per number read, narrow ones occupy
-# more of the GPU. ``gpucnn tune`` measures where these rules of thumb are wrong.
-TILES: tuple[tuple[float, tuple[str, ...]], ...] = (
-    (16, ("128×16",)),
-    (32, ("128×32",)),
-    (64, ("128×64", "64×64")),
-    (math.inf, ("256×128", "128×128", "128×64", "64×64")),
-)
-BUSY_BLOCKS = 264  # two for each multiprocessor of a large GPU
 _MOST_ROWS = 2**31 - 1 - 256  # pixels: int32 numbers those of the last tile, too
-SLAB = 32  # terms of the sums that a block multiplies at once
-_LEAST_TERMS = 256  # of a slice: eight slabs, so that filling the pipeline does not take most of it
 _CAPABILITY = {"fp32": 80, "tf32": 80, "bf16": 80, "fp16": 75}  # of the GPU, × 10
-_PLACE = 16  # bytes of a Place of gemm_pipeline.cuh, in static shared memory
 
 
 class Rung:
@@ -247,7 +204,7 @@ class Rung:
         s = geometry
         kernel, tile = self.choose("forward", s, s.outputs, s.OCG, s.CG, x, w)
         chunks, columns = -(-s.outputs // tile.rows), -(-s.OCG // tile.columns)
-        count, each = s.once(_forward_slices)
+        count, each = s.once(forward_slices)
         y = empty(x, (count, *s.y_shape))
         grid, numbers = (chunks * columns, s.G * count), (*s.numbers, each)
         PLAIN.launch(kernel, grid, tile, (y, x, w, b if count == 1 else None), numbers, chunks)
@@ -261,7 +218,7 @@ class Rung:
         kernel, tile = self.choose("forward", s, s.outputs, s.OCG, s.CG, x, w)
         chunks, columns = -(-s.outputs // tile.rows), -(-s.OCG // tile.columns)
         y, grid = empty(x, s.y_shape), (chunks * columns, s.G)
-        numbers = (*s.numbers, _whole(s.K))
+        numbers = (*s.numbers, whole(s.K))
         return y, epilogue.launch(kernel, grid, tile, (y, x, w, b), numbers, chunks)
 
     def _gather(self, dy: Array, w: Array, s: ConvGeometry) -> tuple[Kernel, Tile, Array, int, int]:
@@ -277,7 +234,7 @@ class Rung:
         """The data gradient, with a bias: also the forward pass of a transposed convolution."""
         s = geometry
         kernel, tile, wt, chunks, columns = self._gather(dy, w, s)
-        count, each = s.once(_gather_slices)
+        count, each = s.once(gather_slices)
         dx = empty(dy, (count, *s.x_shape))
         grid, numbers = (chunks * columns, s.G * count), (*s.numbers, each)
         PLAIN.launch(kernel, grid, tile, (dx, dy, wt, b if count == 1 else None), numbers, chunks)
@@ -290,7 +247,7 @@ class Rung:
         s = geometry
         kernel, tile, wt, chunks, columns = self._gather(dy, w, s)
         dx, grid = empty(dy, s.x_shape), (chunks * columns, s.G)
-        numbers = (*s.numbers, _whole(s.once(_gathered_terms)))
+        numbers = (*s.numbers, whole(s.once(gathered_terms)))
         return dx, epilogue.launch(kernel, grid, tile, (dx, dy, wt, b), numbers, chunks)
 
     def data_gradient(self, dy: Array, w: Array, geometry: ConvGeometry) -> Array:
@@ -310,46 +267,6 @@ class Rung:
         return launch_sum_slices(partial, None)
 
 
-def _gathered_terms(s: ConvGeometry) -> int:
-    """Terms of the longest sum of the data gradient: its phase reads the most taps."""
-
-    def taps(size: int, count: int, stride: int, pad: int, dilation: int) -> int:
-        phases = range(min(size, stride))
-        return max(
-            sum((p + pad - t * dilation) % stride == 0 for t in range(count)) for p in phases
-        )
-
-    deep = taps(s.D, s.KD, s.SD, s.PF, s.DD)
-    return s.OCG * deep * taps(s.H, s.KH, s.SH, s.PT, s.DH) * taps(s.W, s.KW, s.SW, s.PL, s.DW)
-
-
-def _whole(terms: int) -> int:
-    """Terms rounded up to whole slabs."""
-    return -(-terms // SLAB) * SLAB
-
-
-def _k_slices(rows: int, columns: int, terms: int, groups: int) -> tuple[int, int]:
-    """(slices, terms of each, whole slabs) of the sums of a product with few outputs.
-
-    Not by the tile that fits the GPU, on which the bits must not depend.
-    """
-    blocks = -(-rows // 64) * -(-columns // 64) * groups
-    if blocks >= BUSY_BLOCKS // 2:
-        return 1, _whole(terms)
-    most = max(1, min(terms // _LEAST_TERMS, GRID_YZ // groups))
-    each = _whole(-(-terms // min(most, -(-BUSY_BLOCKS // blocks))))
-    return -(-terms // each), each
-
-
-def _forward_slices(s: ConvGeometry) -> tuple[int, int]:
-    return _k_slices(s.outputs, s.OCG, s.K, s.G)
-
-
-def _gather_slices(s: ConvGeometry) -> tuple[int, int]:
-    phases, largest = s.once(phases_of)
-    return _k_slices(phases * largest, s.CG, s.once(_gathered_terms), s.G)
-
-
 # An epilogue needs whole sums: it spares a pass or two over the few outputs of such a product, but
 # more slices than these make the sums shorter by more than those passes take.
 _SLICES_FOR_AN_EPILOGUE = 2
@@ -357,12 +274,12 @@ _SLICES_FOR_AN_EPILOGUE = 2
 
 def fuses_forward(s: ConvGeometry) -> bool:
     """Whether an epilogue is worth the slices of the forward pass."""
-    return s.once(_forward_slices)[0] <= _SLICES_FOR_AN_EPILOGUE
+    return s.once(forward_slices)[0] <= _SLICES_FOR_AN_EPILOGUE
 
 
 def fuses_gather(s: ConvGeometry) -> bool:
     """Whether an epilogue is worth the slices of the data gradient."""
-    return s.once(_gather_slices)[0] <= _SLICES_FOR_AN_EPILOGUE
+    return s.once(gather_slices)[0] <= _SLICES_FOR_AN_EPILOGUE
 
 
 class _Forced(threading.local):
@@ -413,13 +330,6 @@ def _aligned(arrays: tuple[Array, ...]) -> bool:
     for a in arrays:
         together |= address(a)
     return together % 16 == 0
-
-
-def phases_of(s: ConvGeometry) -> tuple[int, int]:
-    """The phases of the input pixels against the strides, and the pixels of the largest."""
-    axes = ((s.D, s.SD), (s.H, s.SH), (s.W, s.SW))
-    phases = math.prod(min(size, stride) for size, stride in axes)
-    return phases, s.N * math.prod(-(-size // stride) for size, stride in axes)
 
 
 @functools.cache

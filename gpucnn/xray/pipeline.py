@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpucnn.kernel import Specialisation
-from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, Rung, Tile, use_tile
+from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, Rung, use_tile
+from gpucnn.ops.conv2d_tiles import Tile
 from gpucnn.ops.conv_geometry import ConvGeometry, conv_geometry
 from gpucnn.precision import precision
 from gpucnn.primitive import PRIMITIVES
