@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import gpucnn
+from bench.cases import CONV2D_FUSED, Conv2dCase
 from bench.tolerances import float32_bar
 from gpucnn import emulator, use_variant
 from gpucnn import functional as F
@@ -30,26 +31,14 @@ from tests.support import assert_close, distinct, gradients, needs_torch, on, ra
 RUNGS = (REGISTER_TILED, IMPLICIT_GEMM)
 SLOPES = {"leaky_relu": 0.1}
 
-# x, w, stride, padding, groups: more than a tile of rows and of columns, tails in both, one row,
-# channels that do not come in fours, groups, phases of a stride of which one reads no tap.
-CASES = [
-    ((2, 9, 11, 8), (12, 3, 3, 8), 1, 1, 1),
-    ((3, 13, 12, 5), (7, 3, 3, 5), 2, 1, 1),
-    ((2, 9, 8, 32), (68, 1, 1, 16), 1, 0, 2),
-    ((1, 7, 6, 12), (36, 1, 2, 4), (2, 3), 0, 3),
-    ((1, 20, 20, 16), (132, 2, 2, 16), 1, 1, 1),
-    ((1, 1, 1, 4), (4, 1, 1, 4), 1, 0, 1),
-]
-every_case = pytest.mark.parametrize(
-    ("x", "w", "stride", "padding", "groups"), CASES, ids=[str(c[0]) for c in CASES]
-)
+every_case = pytest.mark.parametrize("case", CONV2D_FUSED, ids=str)
 needs_emulator = pytest.mark.skipif(
     not emulator.available(), reason=emulator.why_unavailable() or "g++ is here"
 )
 every_rung = pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.name)
 
 
-def geometry_of(x: Any, w: Any, stride: Any, padding: int, groups: int) -> ConvGeometry:
+def geometry_of(x: Any, w: Any, stride: Any = 1, padding: int = 0, groups: int = 1) -> ConvGeometry:
     image, weight = (np.broadcast_to(np.float32(0), shape) for shape in (x, w))
     return conv2d_geometry(image, weight, None, stride, padding, 1, groups)
 
@@ -108,11 +97,10 @@ def test_definition_beside_pytorch(activation: str) -> None:
 
 @every_rung
 @every_case
-def test_forward_kernels(
-    rung: Any, x: Any, w: Any, stride: Any, padding: int, groups: int, kernel_device: str
-) -> None:
+def test_forward_kernels(rung: Any, case: Conv2dCase, kernel_device: str) -> None:
     """With each activation, with and without a residual; the moments give the statistics."""
-    s = geometry_of(x, w, stride, padding, groups)
+    x, w = case.x, case.weight
+    s = geometry_of(x, w, **case.options)
     arrays = randn(*x), randn(*w), randn(w[0]), randn(*s.y_shape, seed=1)
     for i, activation in enumerate(ACTIVATIONS):
         given = (*arrays[:3], arrays[3] if i % 2 else None)
@@ -133,14 +121,13 @@ def test_forward_kernels(
 
 @every_rung
 @every_case
-def test_data_gradient_kernels(
-    rung: Any, x: Any, w: Any, stride: Any, padding: int, groups: int, kernel_device: str
-) -> None:
-    s = geometry_of(x, w, stride, padding, groups)
+def test_data_gradient_kernels(rung: Any, case: Conv2dCase, kernel_device: str) -> None:
+    x, w = case.x, case.weight
+    s = geometry_of(x, w, **case.options)
     shapes = (s.y_shape, w, x, x, x, (s.C,))
     arrays = [randn(*shape, seed=i) for i, shape in enumerate(shapes)]
     arrays[3], invstd = np.tanh(arrays[3]), np.abs(randn(s.C))
-    terms = w[0] // groups * w[1] * w[2]
+    terms = w[0] // s.G * w[1] * w[2]
     for i, (activation, sums_too) in enumerate(itertools.product(ACTIVATIONS, (True, False))):
         dy, weight, skip, activated, u, delta = arrays
         given = [dy, weight, skip if i % 4 < 2 else None, activated, None, None]
@@ -484,3 +471,24 @@ def test_an_empty_batch_and_bad_arguments() -> None:
             F.conv2d_fused(image, w, **wrong)
     with pytest.raises(TypeError, match="fusion takes True or False"):
         gpucnn.fusion("no")
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_sequences_and_volumes_go_back_through_activations(dims: int, kernel_device: str) -> None:
+    size, window = ((1, 9, 8), (3,)) if dims == 1 else ((1, 3, 4, 5, 8), (2, 3, 3))
+    conv = F.conv1d if dims == 1 else F.conv3d
+    x, w, gamma = randn(*size), randn(9, *window, 8), randn(8)
+
+    def chain(x: Any, w: Any, gamma: Any) -> Any:
+        y = F.batch_norm(x, gamma, None, None, None, training=True)
+        return conv(F.relu(y), w, padding=1, stride=2)
+
+    dy = randn(*chain(*(gpucnn.Tensor(a) for a in (x, w, gamma))).shape, seed=3)
+    _, expected = gradients(chain, (x, w, gamma), dy)
+    names: list[str] = []
+    with observe_launches(lambda launch: names.append(launch.kernel.name)):
+        _, found = gradients(chain, (x, w, gamma), dy, kernel_device)
+    assert "relu_backward" not in names
+    assert "batch_norm_sums" not in names
+    for a, e in zip(found, expected, strict=True):
+        assert_close(a / np.abs(e).max(), e / np.abs(e).max(), "long sum")

@@ -221,3 +221,25 @@ def test_models_take_the_same_step(name: str, kernel_device: str) -> None:
     values = list(losses.values())
     assert values == pytest.approx([values[0]] * len(values), rel=1e-5)
     assert launches[True] < launches[False]
+
+
+def test_gradients_in_float64() -> None:
+    """Of a fused linear layer, and of a normalisation whose statistics a convolution left."""
+
+    def tensor(*shape: int, seed: int) -> gpucnn.Tensor:
+        values = distinct(*shape, seed=seed, dtype=np.float64)
+        return gpucnn.Tensor(values, requires_grad=True, device="cpu")
+
+    inputs = [tensor(3, 4, seed=0), tensor(5, 4, seed=1), tensor(5, seed=2)]
+    for activation in ("identity", "relu", "leaky_relu", "sigmoid", "tanh"):
+        assert gpucnn.gradcheck(
+            lambda *given, f=activation: F.linear_fused(*given, activation=f), inputs
+        )
+
+    def layer(x: gpucnn.Tensor, w: gpucnn.Tensor, gamma: gpucnn.Tensor) -> gpucnn.Tensor:
+        y = F.conv2d_fused(x, w, activation="tanh", moments=True)
+        return F.batch_norm(y, gamma, None, None, None, training=True)
+
+    assert gpucnn.gradcheck(
+        layer, [tensor(2, 3, 4, 2, seed=3), tensor(3, 2, 2, 2, seed=4), tensor(3, seed=5)]
+    )

@@ -9,6 +9,7 @@ from .blocks import BATCH_NORM_BLOCK, BatchNormBlockCase
 from .convolution import (
     CONV1D,
     CONV2D,
+    CONV2D_FUSED,
     CONV3D,
     CONV_TRANSPOSE1D,
     CONV_TRANSPOSE2D,
@@ -71,6 +72,7 @@ __all__ = [
     "CONCATENATE",
     "CONV1D",
     "CONV2D",
+    "CONV2D_FUSED",
     "CONV3D",
     "CONV_TRANSPOSE1D",
     "CONV_TRANSPOSE2D",

@@ -39,6 +39,17 @@ CONV2D = [
     Conv2dCase((2, 3, 2, 1), (2, 5, 4, 1), {"padding": (2, 1)}),
 ]
 
+# With an epilogue: more than a tile of rows and of columns, tails in both, one row, channels that
+# do not come in fours, groups, phases of a stride of which one reads no tap.
+CONV2D_FUSED = [
+    Conv2dCase((2, 9, 11, 8), (12, 3, 3, 8), {"padding": 1}),
+    Conv2dCase((3, 13, 12, 5), (7, 3, 3, 5), {"stride": 2, "padding": 1}),
+    Conv2dCase((2, 9, 8, 32), (68, 1, 1, 16), {"groups": 2}),
+    Conv2dCase((1, 7, 6, 12), (36, 1, 2, 4), {"stride": (2, 3), "groups": 3}),
+    Conv2dCase((1, 20, 20, 16), (132, 2, 2, 16), {"padding": 1}),
+    Conv2dCase((1, 1, 1, 4), (4, 1, 1, 4)),
+]
+
 
 @dataclass(frozen=True)
 class ConvCase:

@@ -11,6 +11,7 @@ from gpucnn.ops.conv_geometry import ConvGeometry, conv_geometry, conv_transpose
 from ..cases import (
     CONV1D,
     CONV2D,
+    CONV2D_FUSED,
     CONV3D,
     CONV_TRANSPOSE2D,
     LOCALLY_CONNECTED2D,
@@ -57,7 +58,6 @@ TYPICAL = {
 }
 
 # Those of a residual network.
-FUSED = [Conv2dCase((1, 5, 6, 8), (8, 3, 3, 8), _SAME3)]
 FUSED_TYPICAL = {name: TYPICAL[name] for name in ("16to32-b16",)}
 FUSED_LAYERS = {name: LAYERS[name] for name in ("F-resnet20-16to16", "H-resnet9-64to128")}
 
@@ -177,7 +177,7 @@ def problems() -> Iterator[Problem]:
     """Every convolution."""
     for row in _groups(CONV2D, TYPICAL, LAYERS):
         yield from passes("conv2d", 2, *row)
-    for row in _groups(FUSED, FUSED_TYPICAL, FUSED_LAYERS):
+    for row in _groups(CONV2D_FUSED, FUSED_TYPICAL, FUSED_LAYERS):
         yield from fused(*row)
     for row in _groups(CONV1D, TYPICAL_1D, LAYERS_1D):
         yield from passes("conv1d", 1, *row)
