@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn.bfloat16 import is_bfloat16
+from gpucnn.device import Array
 from gpucnn.signature import (
     MAX_ELEMENTS,
     Packed,
@@ -340,16 +342,25 @@ class KernelFile:
     """``kernels/<family>.cu`` and the table of its specialisations, the default first.
 
     ``file["name"]`` is a kernel of the default specialisation, ``file["name", 1]`` of the second.
+    storage: whether each is there for activations in float and once more, behind all of them, in
+    bfloat16 (``kernels/storage.cuh``).
     """
 
-    def __init__(self, family: str, *specialisations: Macros) -> None:
+    def __init__(self, family: str, *specialisations: Macros, storage: bool = False) -> None:
         self.family = family
+        macros = [*(specialisations or ({},))]
+        self._doubles = len(macros)
+        if storage:
+            macros += [{**each, "BFLOAT16": 1} for each in macros]
         self.specialisations = tuple(
-            Specialisation(family, tuple(sorted(macros.items())))
-            for macros in (specialisations or ({},))
+            Specialisation(family, tuple(sorted(each.items()))) for each in macros
         )
         self._kernels: dict[str | tuple[str, int], Kernel] = {}
         FILES[family] = self
+
+    def storing(self, like: Array, name: str, index: int = 0) -> Kernel:
+        """A kernel of a specialisation without bfloat16 or, if ``like`` is, its double with it."""
+        return self[name, index + self._doubles if is_bfloat16(like) else index]
 
     def __getitem__(self, key: str | tuple[str, int]) -> Kernel:
         found = self._kernels.get(key)
@@ -359,7 +370,9 @@ class KernelFile:
             if signature is None:
                 known = ", ".join(signatures(self.family))
                 raise KeyError(f"kernels/{self.family}.cu has no kernel {name!r}, only {known}")
-            found = Kernel(self.specialisations[index], name, signature)
+            spec = self.specialisations[index]
+            c_type = "bfloat16" if dict(spec.macros).get("BFLOAT16") else "float"
+            found = Kernel(spec, name, signature.storing(c_type))
             if index == 0:  # by both names one object
                 found = self._kernels.setdefault((name, 0), found)
             self._kernels[key] = found

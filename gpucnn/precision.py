@@ -6,6 +6,8 @@ import functools
 
 import numpy as np
 
+from gpucnn import bfloat16
+from gpucnn.bfloat16 import is_bfloat16
 from gpucnn.device import Array
 
 _chosen: str | None = None
@@ -18,13 +20,17 @@ class precision:
     sums are rounded outside them: under the emulator, which adds as an A100 does, errors against
     float64 stay below three times those of float32 multiply-adds, and below these from a hundred
     terms on.
-    "tf32", "bf16", "fp16": the operands of matrix products are rounded to nearest with 10, 7 or 10
-    bits of mantissa, "fp16" with a range of only 6e-8 to 65504; sums and all that is stored are
-    float32. Only kernels on tensor cores round.
+    "tf32", "fp16": the operands of matrix products are rounded to nearest with 10 bits of mantissa,
+    "fp16" with a range of only 6e-8 to 65504; sums and all that is stored are float32. Only kernels
+    on tensor cores round.
+    "bf16": activations and their gradients are stored in bfloat16, float32 with 7 bits of mantissa,
+    from the first matrix product on, and the products take weights rounded likewise. Parameters,
+    their gradients, statistics, losses and all sums are float32. The same on every device.
 
     ``None`` returns to the default: "tf32" on GPUs that have it (compute capability 8.0 and newer;
     "fp16" from 7.5), "fp32" elsewhere. The device ``cpu`` computes in the dtype of its arrays
-    whatever is chosen. Raises ValueError for another mode.
+    whatever is chosen, but for "bf16", whose storage is the same there. Raises ValueError for
+    another mode.
     """
 
     modes = ("fp32", "tf32", "bf16", "fp16")
@@ -35,6 +41,8 @@ class precision:
             raise ValueError(f"precision is one of {', '.join(self.modes)}, or None, got {mode!r}")
         self._previous = _chosen
         _chosen = mode
+        if mode == "bf16":
+            bfloat16.use()
 
     def __enter__(self) -> None:
         pass
@@ -58,6 +66,8 @@ def _has_tf32(gpu: int) -> bool:
 
 def precision_of(x: Array) -> str:
     """The precision of matrix products whose operands live where ``x`` does."""
+    if is_bfloat16(x):
+        return "bf16"
     if _chosen is not None:
         return _chosen
     return "tf32" if not isinstance(x, np.ndarray) and _has_tf32(x.device.id) else "fp32"

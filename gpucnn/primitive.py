@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn import recording
+from gpucnn import bfloat16, recording, storage
+from gpucnn.bfloat16 import is_bfloat16
 
 PRIMITIVES: dict[str, Primitive] = {}
 
@@ -23,10 +24,18 @@ _variant_of: dict[str, str] = {}  # family -> the variant chosen by use_variant
 
 
 class Primitive:
-    """A function on bare arrays with one body per device; made by :func:`primitive`."""
+    """A function on bare arrays with one body per device; made by :func:`primitive`.
 
-    def __init__(self, definition: Callable[..., Any]) -> None:
+    stores: None for a primitive of float32 and float64. Otherwise it also takes arrays of bfloat16,
+    and these of its results are in bfloat16 then; the others stay float32.
+    """
+
+    def __init__(
+        self, definition: Callable[..., Any], stores: tuple[int, ...] | None = None
+    ) -> None:
         functools.update_wrapper(self, definition)
+        self.stores = stores
+        self.on_cpu = self._storing(definition, bfloat16.widened, bfloat16.narrowed)
         self.name = definition.__name__
         self.family = definition.__module__.rsplit(".", 1)[-1]
         self.definition = definition
@@ -38,9 +47,34 @@ class Primitive:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.definition(*args, **kwargs)
 
-    def kernel(self, variant: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def _storing(
+        self, body: Callable[..., Any], widen: Callable[..., Any], narrow: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        """A body of float32 that also takes bfloat16: widened before it, narrowed after it."""
+
+        @functools.wraps(body)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not bfloat16.in_use or not any(_holds_bfloat16(a) for a in args):
+                return body(*args, **kwargs)
+            if self.stores is None:
+                raise TypeError(f"{self.name} does not take bfloat16")
+            with bfloat16.storing():
+                results = body(*[_widened(a, widen) for a in args], **kwargs)
+            if not isinstance(results, tuple):
+                return narrow(results) if self.stores else results
+            return tuple(
+                [narrow(r) if i in self.stores and r is not None else r
+                 for i, r in enumerate(results)]
+            )  # fmt: skip
+
+        return call
+
+    def kernel(
+        self, variant: str = "", *, native: bool = False
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Register a launcher. The first registered variant is the one used by default.
 
+        native: it takes bfloat16 as it is; for others kernels widen and narrow what is stored.
         Raises TypeError if the launcher's signature is not the definition's.
         """
 
@@ -51,6 +85,8 @@ class Primitive:
                     f"launcher {launcher.__name__}{got} must have the signature of "
                     f"{self.name}{want}"
                 )
+            if self.stores is not None and not native:
+                launcher = self._storing(launcher, storage.widen_there, storage.narrow_there)
             if not self.launchers:
                 self.default = launcher
             self.launchers[variant] = launcher
@@ -66,7 +102,7 @@ class Primitive:
 
     def _body(self, device: str) -> Callable[..., Any]:
         if device == "cpu":
-            return self.definition
+            return self.on_cpu if bfloat16.in_use else self.definition
         if _variant_of and (variant := _variant_of.get(self.family)) in self.launchers:
             return self.launchers[variant]
         if self.tuned is not None and device == "cuda":
@@ -87,11 +123,36 @@ class Primitive:
         return self._fastest(arguments) if launcher == self._measured_fastest else launcher
 
 
+def _holds_bfloat16(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(_holds_bfloat16(item) for item in value)
+    return hasattr(value, "dtype") and is_bfloat16(value)
+
+
+def _widened(value: Any, widen: Callable[..., Any]) -> Any:
+    if not _holds_bfloat16(value):
+        return value
+    if isinstance(value, tuple | list):
+        return type(value)([_widened(item, widen) for item in value])
+    return widen(value)
+
+
 def primitive(definition: Callable[..., Any]) -> Primitive:
     """Make a function on NumPy arrays the definition of a primitive of its module's family."""
     made = Primitive(definition)
     PRIMITIVES[made.name] = made
     return made
+
+
+def storing_primitive(*stores: int) -> Callable[[Callable[..., Any]], Primitive]:
+    """:func:`primitive` that takes bfloat16 as well; these of its results are stored so then."""
+
+    def make(definition: Callable[..., Any]) -> Primitive:
+        made = Primitive(definition, stores)
+        PRIMITIVES[made.name] = made
+        return made
+
+    return make
 
 
 def variants(family: str) -> tuple[str, ...]:

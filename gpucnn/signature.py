@@ -11,7 +11,7 @@ import functools
 import re
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -27,6 +27,9 @@ __all__ = [
 ]
 
 MAX_ELEMENTS = 2**31 - 1  # of an array argument: what int32 offsets reach
+
+
+STORED = "stored"  # the type that the macros of a specialisation choose: kernels/storage.cuh
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,15 @@ class Signature:
 
     def __hash__(self) -> int:
         return hash((self.kernel, self.line))
+
+    def storing(self, c_type: str) -> Signature:
+        """This signature with activations stored as ``c_type``: what ``stored`` stands for."""
+        if all(p.type != STORED for p in self.parameters):
+            return self
+        parameters = tuple(
+            replace(p, type=c_type) if p.type == STORED else p for p in self.parameters
+        )
+        return replace(self, parameters=parameters)
 
 
 _CANONICAL = {
@@ -99,6 +111,7 @@ _SCALARS = {
     "__nv_bfloat16": "uint16",
     "nv_bfloat162": "uint16",
     "__nv_bfloat162": "uint16",
+    "bfloat16": "uint16",
     **{f"{sign}int{bits}_t": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
 
@@ -118,7 +131,8 @@ _QUALIFIERS = re.compile(
 def numpy_dtype(c_type: str) -> np.dtype[Any]:
     """The NumPy dtype of a C element type; vector types (``float4``) give their component's.
 
-    ``__half`` maps to float16 and ``__nv_bfloat16``, which NumPy lacks, to uint16 bit patterns.
+    ``__half`` maps to float16; ``bfloat16`` (``kernels/storage.cuh``) and ``__nv_bfloat16``, which
+    NumPy lacks, to uint16 bit patterns.
 
     Raises:
         TypeError: the type is not a known scalar or vector type.
@@ -196,6 +210,7 @@ def _aliases(text: str) -> dict[str, str]:
     found.update(
         {m[2]: m[1].strip() for m in re.finditer(r"\btypedef\s+([\w:\s]+?)\s+(\w+)\s*;", text)}
     )
+    found.pop(STORED, None)
     return found
 
 

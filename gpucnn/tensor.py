@@ -12,13 +12,15 @@ import inspect
 import operator
 import threading
 from collections.abc import Sequence
+from types import EllipsisType
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpucnn import recording
+from gpucnn import bfloat16, recording
 from gpucnn.backward import BackwardPass, added, walk_back
+from gpucnn.bfloat16 import BFLOAT16, is_bfloat16, is_float, narrowed, widened
 from gpucnn.device import (
     Array,
     DeviceError,
@@ -30,6 +32,7 @@ from gpucnn.device import (
     to_host,
 )
 from gpucnn.primitive import Primitive
+from gpucnn.storage import prepared
 
 _FLOATS = (np.float32, np.float64)
 _INTEGERS = (np.int32, np.uint8, np.bool_)
@@ -102,12 +105,13 @@ class Tensor:
     def __init__(
         self, data: Any, *, requires_grad: bool = False, device: str | None = None
     ) -> None:
+        stored = isinstance(data, Tensor) and is_bfloat16(data.data)
         if isinstance(data, Tensor):
             device = device or data.device
             data = data.data
         self.device = default_device() if device is None else require(device)
-        self.data = _as_array(data, self.device)
-        if requires_grad and self.data.dtype.kind != "f":
+        self.data = (to_device if stored else _as_array)(data, self.device)
+        if requires_grad and not is_float(self.data):
             raise TypeError(f"requires_grad needs float data, got {self.data.dtype}")
         self.requires_grad = requires_grad
 
@@ -131,8 +135,9 @@ class Tensor:
         return int(self.data.size)
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        return cast("np.dtype[Any]", self.data.dtype)
+    def dtype(self) -> Any:
+        """NumPy's dtype, or ``gpucnn.bfloat16``, which NumPy lacks."""
+        return BFLOAT16 if is_bfloat16(self.data) else self.data.dtype
 
     def __len__(self) -> int:
         if not self.shape:
@@ -145,16 +150,20 @@ class Tensor:
         return f"Tensor({values}, device='{self.device}'{grad})"
 
     def numpy(self) -> NDArray[Any]:
-        """The values as a NumPy array; shares memory on ``cpu`` and ``emulated``."""
+        """The values as a NumPy array; shares memory on ``cpu`` and ``emulated``.
+
+        A tensor in bfloat16 is widened to float32.
+        """
         recording.reading("the values of a tensor")
-        return cast("NDArray[Any]", to_host(self.data))
+        array = to_host(self.data)
+        return widened(array) if is_bfloat16(array) else cast("NDArray[Any]", array)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """What ``numpy.asarray`` takes; a GPU's memory is copied by ``.numpy()`` only."""
         if self.device == "cuda":
             raise TypeError("a Tensor on 'cuda' is no NumPy array; .numpy() copies it")
-        recording.reading("the values of a tensor")
-        return np.array(self.data, dtype, copy=copy) if copy else np.asarray(self.data, dtype)
+        array = self.numpy()
+        return np.array(array, dtype, copy=copy) if copy else np.asarray(array, dtype)
 
     def item(self) -> float | int:
         """The one value of a tensor with one element; waits for the GPU."""
@@ -168,7 +177,7 @@ class Tensor:
 
     def to(self, device: str) -> Tensor:
         """A detached copy on ``device`` (the same array if it is there already)."""
-        array = _as_array(self.data, require(device))
+        array = (to_device if is_bfloat16(self.data) else _as_array)(self.data, require(device))
         if device != self.device and array is self.data:
             array = array.copy()
         return Tensor._wrap(array, device)
@@ -258,11 +267,13 @@ class Tensor:
         if grad is None:
             if self.size != 1:
                 raise ValueError(f"backward() of shape {self.shape} needs grad, an array like it")
-            grad = np.ones(self.shape, self.dtype)
-        array = _as_array(grad.data if isinstance(grad, Tensor) else grad, self.device)
+            grad = np.ones(self.shape, np.float32 if is_bfloat16(self.data) else self.dtype)
+        array = _as_array(grad.numpy() if isinstance(grad, Tensor) else grad, self.device)
         if array.shape != self.shape:
             raise ValueError(f"grad must have shape {self.shape}, got {array.shape}")
-        walk_back(self, array.astype(self.dtype, copy=False))
+        if is_bfloat16(self.data):
+            array = to_device(narrowed(to_host(array).astype(np.float32)), self.device)
+        walk_back(self, array.astype(self.data.dtype, copy=False))
 
     def _accumulate(self, grad: Array) -> None:
         if self.grad is not None:
@@ -287,6 +298,10 @@ class Function:
     needs: tuple[bool, ...]
     recording: bool
     batched: tuple[int, ...] = ()  # inputs whose image n alone makes image n of every output
+    # The inputs that may be in bfloat16, all of them or none; `...` for every one. None: no input
+    # may, see gpucnn.storage.
+    activations: tuple[int, ...] | EllipsisType | None = None
+    narrows = False  # whether the precision "bf16" narrows them
     _inputs: tuple[Tensor | None, ...]
     _output_count: int
     _back: BackwardPass  # during a backward pass
@@ -346,6 +361,8 @@ class Function:
         """Run forward on tensors (None passes through) and record it where a gradient is needed."""
         if recording.active is not None:
             recording.using(inputs)
+        if bfloat16.in_use:
+            inputs = prepared(cls, inputs)
         device, one_device, absent, strange = "", True, False, False
         arrays: list[Array | None] = []
         needs: list[bool] = []
@@ -377,14 +394,14 @@ class Function:
             tensor = Tensor._wrap(outputs, device)
             if taped:
                 function._inputs, function._output_count = inputs, 1
-                if outputs.dtype.kind == "f":
+                if is_float(outputs):
                     tensor.requires_grad, tensor._creator = True, function
             return tensor
         tensors = tuple([Tensor._wrap(a, device) for a in outputs])
         if taped:
             function._inputs, function._output_count = inputs, len(tensors)
             for index, tensor in enumerate(tensors):
-                if tensor.data.dtype.kind == "f":
+                if is_float(tensor.data):
                     tensor.requires_grad = True
                     tensor._creator, tensor._output_index = function, index
         return tensors
@@ -436,6 +453,8 @@ def common_device(tensors: Sequence[Tensor | None]) -> str:
 
 class Reshape(Function):
     """y = x with another shape; no copy."""
+
+    activations = (0,)
 
     def forward(self, x: Array, *, shape: tuple[int, ...]) -> Array:
         self.shape = x.shape

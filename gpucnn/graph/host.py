@@ -178,13 +178,13 @@ class HostRecording(Recording):
         held = self.held(arguments) if self.before is not None else ()
         self._inside, self._given = True, []
         try:
-            results = made.definition(*arguments, **options)
+            results = made.on_cpu(*arguments, **options)
         finally:
             self._inside = False
         given, self._given = self._given, []
         kept = [self._result(r, given) for r in _arrays(results)]
         if self.before is not None:
-            again = functools.partial(made.definition, *held, **options)
+            again = functools.partial(made.on_cpu, *held, **options)
             self.operations.append(functools.partial(_replay, self.player, again, given, kept))
         return results
 

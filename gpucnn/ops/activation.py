@@ -8,13 +8,14 @@ from typing import Any, cast
 import numpy as np
 
 from gpucnn import buffers
+from gpucnn.bfloat16 import is_bfloat16, is_float
 from gpucnn.device import Array
 from gpucnn.fusion import fuses
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.activation_formulas import ACTIVATIONS, not_below
 from gpucnn.ops.elementwise import launch_elements, multiply_forward
 from gpucnn.ops.geometry import choice, same_float_dtype
-from gpucnn.primitive import primitive
+from gpucnn.primitive import storing_primitive
 from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks, scratch
 
@@ -44,7 +45,7 @@ def check_input(x: Array) -> None:
     """Check the x of an activation."""
     if x.size == 0:
         raise ValueError(f"x must not be empty, got shape {tuple(x.shape)}")
-    if x.dtype.kind != "f":
+    if not is_float(x):
         same_float_dtype(x=x)
 
 
@@ -55,7 +56,7 @@ def check_input(x: Array) -> None:
 _CHUNK = 1 << 17
 
 
-@primitive
+@storing_primitive(0)
 def relu_forward(x: Array) -> Array:
     """y = 0 where x <= 0, else x; NaN passes."""
     y = buffers.empty_like(x)
@@ -68,7 +69,7 @@ def relu_forward(x: Array) -> Array:
     return y
 
 
-@primitive
+@storing_primitive(0)
 def relu_backward(dy: Array, y: Array) -> Array:
     """dx = 0 where y <= 0, else dy: the gradient at 0 is 0, and a NaN in y passes dy."""
     dx = buffers.empty_like(dy)
@@ -106,13 +107,13 @@ def _evaluate(
     return y, dydx
 
 
-@primitive
+@storing_primitive(0)
 def activation_forward(x: Array, name: str, parameters: tuple[float, ...]) -> Array:
     """y = f(x), element by element, f = ACTIVATIONS[name] with its parameters."""
     return _evaluate(x, name, parameters, False)[0]
 
 
-@primitive
+@storing_primitive(0)
 def activation_backward(dy: Array, kept: Array, name: str, parameters: tuple[float, ...]) -> Array:
     """dx = dy·f'(x), f = ACTIVATIONS[name]; kept is y if f' is computed from y, else x."""
     dx = buffers.empty_like(dy)
@@ -163,6 +164,7 @@ def _launch_backward(dy: Array, kept: Array, name: str, parameters: tuple[float,
 class Activation(Function):
     """An activation whose gradient another operation's backward pass may have computed already."""
 
+    activations: tuple[int, ...] = (0,)
     batched: tuple[int, ...] = (0,)
     fuses = True  # whether that may be
     passed = False  # dy is that of x
@@ -199,7 +201,8 @@ class Elementwise(Activation):
     def forward(self, x: Array, *, name: str, parameters: tuple[float, ...]) -> Array:
         check_input(x)
         self.slope = None
-        if self.recording and self.device == "cpu" and ACTIVATIONS[name].slope is None:
+        shares = self.device == "cpu" and ACTIVATIONS[name].slope is None
+        if self.recording and shares and not is_bfloat16(x):
             y, self.slope = _evaluate(x, name, parameters, True)
             return y
         y = self.run(activation_forward, x, name, parameters)

@@ -15,7 +15,7 @@ from gpucnn.ops.channels import pixels
 from gpucnn.ops.geometry import MAX_SIZE, Geometry, flag, image_shape, same_float_dtype, sizes
 from gpucnn.ops.tile import BUSY_BLOCKS
 from gpucnn.ops.window import THREADS, blocks, keep_larger
-from gpucnn.primitive import primitive
+from gpucnn.primitive import storing_primitive
 from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks, scratch
 
@@ -85,7 +85,7 @@ def _images_per_chunk(s: AdaptivePool2dGeometry) -> int:
     return max(1, _CHUNK // (s.H * s.W * s.C))
 
 
-@primitive
+@storing_primitive(0)
 def adaptive_avg_pool2d_forward(x: Array, geometry: AdaptivePool2dGeometry) -> Array:
     """y[n,oh,ow,c] = mean of x[n,h,w,c], ⌊oh·H/OH⌋ <= h < ⌈(oh+1)·H/OH⌉, w likewise
 
@@ -108,7 +108,7 @@ def adaptive_avg_pool2d_forward(x: Array, geometry: AdaptivePool2dGeometry) -> A
     return y
 
 
-@primitive
+@storing_primitive(0)
 def adaptive_avg_pool2d_backward(dy: Array, geometry: AdaptivePool2dGeometry) -> Array:
     """dx[n,h,w,c] = Σ dy[n,oh,ow,c] / (cells of the region) over the regions that hold (h, w)
 
@@ -151,7 +151,7 @@ def _largest_of_all(x: Array) -> tuple[Array, Array]:
     return y[:, 0], at
 
 
-@primitive
+@storing_primitive(0)
 def adaptive_max_pool2d_forward(x: Array, geometry: AdaptivePool2dGeometry) -> tuple[Array, Array]:
     """y[n,oh,ow,c] = max of x[n,h,w,c], ⌊oh·H/OH⌋ <= h < ⌈(oh+1)·H/OH⌉, w likewise
 
@@ -201,7 +201,7 @@ def adaptive_max_pool2d_forward(x: Array, geometry: AdaptivePool2dGeometry) -> t
     return y, indices
 
 
-@primitive
+@storing_primitive(0)
 def adaptive_max_pool2d_backward(
     dy: Array, indices: Array, geometry: AdaptivePool2dGeometry
 ) -> Array:
@@ -308,6 +308,7 @@ def _launch_max_backward(dy: Array, indices: Array, geometry: AdaptivePool2dGeom
 class AdaptiveAvgPool2d(Function):
     """adaptive_avg_pool2d; each cell of a region gets the same share of its gradient."""
 
+    activations = (0,)
     batched = (0,)
 
     def forward(self, x: Array, *, output_size: Any) -> Array:
@@ -321,6 +322,7 @@ class AdaptiveAvgPool2d(Function):
 class AdaptiveMaxPool2d(Function):
     """adaptive_max_pool2d; its gradient goes to the cells that won."""
 
+    activations = (0,)
     batched = (0,)
 
     def forward(self, x: Array, *, output_size: Any) -> tuple[Array, Array]:

@@ -19,7 +19,7 @@ from gpucnn.ops.window import (
     sum_of_cells,
     sum_of_windows,
 )
-from gpucnn.primitive import primitive
+from gpucnn.primitive import storing_primitive
 from gpucnn.tensor import Function, Tensor
 
 # geometry
@@ -84,7 +84,7 @@ def window_divisor(geometry: AvgPool2dGeometry, dtype: Any) -> Array:
 # primitives
 
 
-@primitive
+@storing_primitive(0)
 def avg_pool2d_forward(x: Array, geometry: AvgPool2dGeometry) -> Array:
     """y[n,oh,ow,c] = Σ_{kh,kw} x[n, oh·SH−PT+kh, ow·SW−PL+kw, c] / divisor(oh, ow)
 
@@ -99,7 +99,7 @@ def avg_pool2d_forward(x: Array, geometry: AvgPool2dGeometry) -> Array:
     return y
 
 
-@primitive
+@storing_primitive(0)
 def avg_pool2d_backward(dy: Array, geometry: AvgPool2dGeometry) -> Array:
     """dx[n,h,w,c] = Σ dy[n,oh,ow,c] / divisor(oh, ow) over the windows that hold (h, w)
 
@@ -138,6 +138,7 @@ def _launch_backward(dy: Array, geometry: AvgPool2dGeometry) -> Array:
 class AvgPool2d(Function):
     """avg_pool2d and sum_pool2d; each cell of a window gets the same share of its gradient."""
 
+    activations = (0,)
     batched = (0,)
 
     def forward(self, x: Array, **options: Any) -> Array:

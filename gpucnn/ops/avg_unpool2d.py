@@ -19,7 +19,7 @@ from gpucnn.ops.window import (
     sum_of_windows,
     unpool2d_geometry,
 )
-from gpucnn.primitive import primitive
+from gpucnn.primitive import storing_primitive
 from gpucnn.tensor import Function, Tensor
 
 MODES = ("repeat", "spread")
@@ -40,7 +40,7 @@ def _holders(s: Pool2dGeometry, dtype: Any) -> Array:
     return np.ones((), dtype) if (holders == 1).all() else holders
 
 
-@primitive
+@storing_primitive(0)
 def avg_repeat_forward(x: Array, geometry: Pool2dGeometry) -> Array:
     """y[n,h,w,c] = mean of x[n,oh,ow,c] over the windows that hold (h, w), 0 where none does
 
@@ -53,7 +53,7 @@ def avg_repeat_forward(x: Array, geometry: Pool2dGeometry) -> Array:
     return np.divide(y, holders, out=y) if holders.ndim else y
 
 
-@primitive
+@storing_primitive(0)
 def avg_repeat_backward(dy: Array, geometry: Pool2dGeometry) -> Array:
     """dx[n,oh,ow,c] = Σ dy[n,h,w,c] / (windows that hold (h, w)) over the cells of the window
 
@@ -90,6 +90,7 @@ def _launch_repeat_backward(dy: Array, geometry: Pool2dGeometry) -> Array:
 class AvgRepeat2d(Function):
     """avg_unpool2d(mode="repeat")."""
 
+    activations = (0,)
     batched = (0,)
 
     def forward(self, x: Array, **windows: Any) -> Array:
@@ -103,6 +104,7 @@ class AvgRepeat2d(Function):
 class WindowsBack2d(Function):
     """The adjoint of an average or sum pooling."""
 
+    activations = (0,)
     batched = (0,)
 
     def forward(self, x: Array, *, average: bool, whole: bool, **windows: Any) -> Array:

@@ -32,7 +32,7 @@ from gpucnn.ops.channels import (
 )
 from gpucnn.ops.geometry import flag, remembered, same_float_dtype
 from gpucnn.ops.reduce import column_blocks
-from gpucnn.primitive import primitive
+from gpucnn.primitive import storing_primitive
 from gpucnn.recording import copied
 from gpucnn.tensor import Function, Tensor, no_grad
 from gpucnn.threads import map_chunks, scratch
@@ -83,7 +83,7 @@ def _or(value: Array | None, otherwise: float, like: NDArray[Any]) -> NDArray[An
     return np.full(like.shape, otherwise) if value is None else value.astype(np.float64)
 
 
-@primitive
+@storing_primitive(0)
 def batch_norm_training(
     x: Array,
     gamma: Array | None,
@@ -113,7 +113,7 @@ def batch_norm_training(
     return y, delta.astype(x.dtype), invstd.astype(x.dtype)
 
 
-@primitive
+@storing_primitive(0)
 def batch_norm_apply(
     x: Array, gamma: Array | None, beta: Array | None, delta: Array, invstd: Array
 ) -> Array:
@@ -124,7 +124,7 @@ def batch_norm_apply(
     return normalise(x, first, scale, shift)
 
 
-@primitive
+@storing_primitive(0)
 def batch_norm_inference(
     x: Array, gamma: Array | None, beta: Array | None, mean: Array, var: Array, eps: float
 ) -> tuple[Array, Array]:
@@ -134,7 +134,7 @@ def batch_norm_inference(
     return y, invstd.astype(x.dtype)
 
 
-@primitive
+@storing_primitive()
 def batch_norm_sums(
     dy: Array, x: Array, mean: Array | None, delta: Array | None, invstd: Array
 ) -> tuple[Array, Array]:
@@ -167,7 +167,7 @@ def batch_norm_sums(
     return (products * invstd).astype(x.dtype), dbeta.astype(x.dtype)
 
 
-@primitive
+@storing_primitive(0)
 def batch_norm_data_gradient(
     dy: Array,
     x: Array,
@@ -208,7 +208,7 @@ def batch_norm_data_gradient(
     return dx
 
 
-@primitive
+@storing_primitive(0)
 def batch_norm_fixed_gradient(dy: Array, gamma: Array | None, invstd: Array) -> Array:
     """dx = gamma·invstd·dy: the gradient where the statistics do not depend on x."""
     folded, k = fold(dy)
@@ -305,6 +305,7 @@ def _launch_fixed_gradient(dy: Array, gamma: Array | None, invstd: Array) -> Arr
 class BatchNorm(Function):
     """batch_norm and its gradients in x, gamma and beta."""
 
+    activations = (0,)
     fuses = True  # whether another operation's kernel may make its sums
     sums: Array | None = None  # for the gradients, which the kernel that made dy left behind
 

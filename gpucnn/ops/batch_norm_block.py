@@ -30,13 +30,13 @@ from gpucnn.ops.batch_norm_parts import (
 )
 from gpucnn.ops.channels import fold, statistics
 from gpucnn.ops.reduce import vector_column_blocks
-from gpucnn.primitive import primitive
+from gpucnn.primitive import storing_primitive
 from gpucnn.threads import map_chunks, scratch
 
 # primitives
 
 
-@primitive
+@storing_primitive()
 def batch_norm_statistics(
     x: Array,
     running_mean: Array | None,
@@ -58,7 +58,7 @@ def batch_norm_statistics(
     return delta.astype(x.dtype), (1 / np.sqrt(var + eps)).astype(x.dtype)
 
 
-@primitive
+@storing_primitive(0)
 def batch_norm_block_forward(
     x: Array,
     residual: Array | None,
@@ -102,7 +102,7 @@ def batch_norm_block_forward(
     return y, bits
 
 
-@primitive
+@storing_primitive(0, 1)
 def batch_norm_block_backward(
     dy: Array,
     x: Array,

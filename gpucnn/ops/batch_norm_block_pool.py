@@ -26,7 +26,7 @@ from gpucnn.ops.window import (
     phases,
     rows_of_windows,
 )
-from gpucnn.primitive import primitive
+from gpucnn.primitive import storing_primitive
 from gpucnn.threads import map_chunks, scratch
 
 # geometry
@@ -110,7 +110,7 @@ def _empty_windows(s: Pool2dGeometry) -> list[tuple[Any, ...]]:
     return found
 
 
-@primitive
+@storing_primitive(0)
 def batch_norm_block_pool_forward(
     x: Array,
     residual: Array | None,
@@ -168,7 +168,7 @@ def batch_norm_block_pool_forward(
     return y, codes
 
 
-@primitive
+@storing_primitive(0, 1)
 def batch_norm_block_pool_backward(
     dy: Array,
     x: Array,

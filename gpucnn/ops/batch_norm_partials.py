@@ -6,7 +6,7 @@ import numpy as np
 
 from gpucnn.device import Array
 from gpucnn.ops.batch_norm_launches import launch_join_moments, launch_join_sums
-from gpucnn.primitive import primitive
+from gpucnn.primitive import primitive, storing_primitive
 
 # primitives
 
@@ -36,7 +36,7 @@ def batch_norm_join_moments(
     return delta.astype(moments.dtype), invstd.astype(moments.dtype)
 
 
-@primitive
+@storing_primitive()
 def batch_norm_join_sums(sums: Array, x: Array, delta: Array, invstd: Array) -> tuple[Array, Array]:
     """dgamma and dbeta from the sums of parts
 

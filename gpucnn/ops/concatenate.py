@@ -14,7 +14,7 @@ from gpucnn.device import Array, empty
 from gpucnn.empty_batch import of_no_images
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.geometry import same_float_dtype
-from gpucnn.primitive import primitive
+from gpucnn.primitive import storing_primitive
 from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks
 
@@ -49,7 +49,7 @@ def concatenation_axis(arrays: Sequence[Array], axis: int) -> int:
 _CHUNK = 1 << 17  # elements that a thread copies at once
 
 
-@primitive
+@storing_primitive(0)
 def join_columns(parts: Sequence[Array]) -> Array:
     """y = the matrices (rows, w_i) side by side -> (rows, Σ w_i)."""
     rows, width = len(parts[0]), sum(p.shape[1] for p in parts)
@@ -62,7 +62,7 @@ def join_columns(parts: Sequence[Array]) -> Array:
     return y
 
 
-@primitive
+@storing_primitive(0)
 def cut_columns(y: Array, start: int, width: int) -> Array:
     """Columns start … start + width − 1 of a matrix: (rows, W) -> (rows, width)."""
     x = buffers.empty((len(y), width), y.dtype)
@@ -108,6 +108,8 @@ def _launch_cut(y: Array, start: int, width: int) -> Array:
 
 class Concatenate(Function):
     """Joins along an axis; each input receives its part of the gradient."""
+
+    activations = ...
 
     def forward(self, *arrays: Array, axis: int) -> Array:
         axis = concatenation_axis(arrays, axis)

@@ -34,7 +34,8 @@ from gpucnn.ops.reduce import column_sum, empty_slices, launch_sum_slices
 from gpucnn.ops.tile import GRID_YZ, SPECIALISATIONS, THREADS, slices, tile
 from gpucnn.ops.unfold import UNFOLDING, by_group, in_cache, unfolded
 from gpucnn.precision import precision_of
-from gpucnn.primitive import Primitive, primitive
+from gpucnn.primitive import Primitive, storing_primitive
+from gpucnn.storage import stored_weight
 from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks
 
@@ -66,7 +67,7 @@ def _images_per_chunk(s: ConvGeometry, itemsize: int) -> int:
     return in_cache(each * itemsize)
 
 
-@primitive
+@storing_primitive(0)
 def conv2d_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
     """y[n,oh,ow,oc] = b[oc] + Σ x[n, oh·SH−PT+kh·DH, ow·SW−PL+kw·DW, g·CG+c] · w[oc,kh,kw,c]
 
@@ -96,7 +97,7 @@ def conv2d_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) 
     return y
 
 
-@primitive
+@storing_primitive(0)
 def conv2d_data_gradient(dy: Array, w: Array, geometry: ConvGeometry) -> Array:
     """dx[n,h,w,c] = Σ_{oc,kh,kw} dy[n,oh,ow,oc] · w[oc,kh,kw,c] over the outputs that read (h,w,c).
 
@@ -122,7 +123,7 @@ def conv2d_data_gradient(dy: Array, w: Array, geometry: ConvGeometry) -> Array:
     return dx
 
 
-@primitive
+@storing_primitive()
 def conv2d_weight_gradient(dy: Array, x: Array, geometry: ConvGeometry) -> Array:
     """dw[oc,kh,kw,c] = Σ_{n,oh,ow} dy[n,oh,ow,oc] · x[n, oh·SH−PT+kh·DH, ow·SW−PL+kw·DW, g·CG+c]
 
@@ -220,17 +221,17 @@ def chosen_variant(
     return next(name for name, each in primitive.launchers.items() if each is launcher), tile
 
 
-@conv2d_forward.kernel()
+@conv2d_forward.kernel(native=True)
 def _forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
     return _best(conv2d_forward, x, geometry)(x, w, b, geometry)
 
 
-@conv2d_data_gradient.kernel()
+@conv2d_data_gradient.kernel(native=True)
 def _data_gradient(dy: Array, w: Array, geometry: ConvGeometry) -> Array:
     return _best(conv2d_data_gradient, dy, geometry)(dy, w, geometry)
 
 
-@conv2d_weight_gradient.kernel()
+@conv2d_weight_gradient.kernel(native=True)
 def _weight_gradient(dy: Array, x: Array, geometry: ConvGeometry) -> Array:
     return _best(conv2d_weight_gradient, dy, geometry)(dy, x, geometry)
 
@@ -310,6 +311,8 @@ for _partial in (*FEW_CHANNELS, WINOGRAD):
 class Convolution(Function):
     """conv1d, conv2d, conv3d and their three gradients."""
 
+    activations: tuple[int, ...] = (0,)
+    narrows = True
     batched: tuple[int, ...] = (0,)
 
     def forward(
@@ -325,6 +328,7 @@ class Convolution(Function):
         groups: Any,
     ) -> Array:
         self.geometry = conv_geometry(dims, x, weight, bias, stride, padding, dilation, groups)
+        weight = stored_weight(self, x, weight)
         if self.recording:
             self.x, self.weight, self.fuses = x, weight, fuses()
         return self.run(conv2d_forward, x, weight, bias, self.geometry)

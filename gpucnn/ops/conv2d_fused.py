@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from gpucnn.bfloat16 import as_stored, is_bfloat16
 from gpucnn.device import Array
 from gpucnn.fusion import fuses
 from gpucnn.ops.activation import (
@@ -40,6 +41,7 @@ from gpucnn.ops.conv2d_pipeline import (
     IMPLICIT_GEMM,
     REGISTER_TILED,
     Epilogue,
+    Rung,
     fuses_forward,
     fuses_gather,
 )
@@ -47,7 +49,8 @@ from gpucnn.ops.conv_geometry import ConvGeometry
 from gpucnn.ops.elementwise import add_forward
 from gpucnn.ops.fused_batch_norm import FusedBatchNorm
 from gpucnn.ops.geometry import Padding, Pair, choice, flag, same_float_dtype
-from gpucnn.primitive import Primitive, primitive
+from gpucnn.primitive import Primitive, storing_primitive
+from gpucnn.storage import stored_weight
 from gpucnn.tensor import Function, Tensor
 
 # geometry
@@ -64,6 +67,12 @@ def fusible(activation: str, negative_slope: float = 0.0) -> bool:
 # primitives
 
 _RUNGS = {rung.name: rung for rung in (REGISTER_TILED, IMPLICIT_GEMM)}
+
+
+def _rung(name: str, x: Array) -> Rung | None:
+    """The rung of this name, if its kernels take what is stored like x through an epilogue."""
+    rung = _RUNGS.get(name)
+    return None if rung is None or (is_bfloat16(x) and not rung.storage) else rung
 
 
 def _parameters(activation: str, negative_slope: float) -> tuple[float, ...]:
@@ -126,7 +135,7 @@ def _kernels(like: Array) -> Callable[[Primitive], Callable[..., Any]]:
     return lambda p: p.on(device)
 
 
-@primitive
+@storing_primitive(0)
 def conv2d_fused_forward(
     x: Array,
     w: Array,
@@ -148,6 +157,7 @@ def conv2d_fused_forward(
     y = _forward(_definition, x, w, b, residual, geometry, activation, negative_slope)
     if not moments:
         return y, None
+    y = as_stored(y)
     rows = y.reshape(-1, y.shape[-1])
     mean, var = statistics(y)
     count = np.full(mean.shape, len(rows))
@@ -155,7 +165,7 @@ def conv2d_fused_forward(
     return y, parts.astype(y.dtype)[..., None]
 
 
-@primitive
+@storing_primitive(0)
 def conv2d_fused_data_gradient(
     dy: Array,
     w: Array,
@@ -181,6 +191,7 @@ def conv2d_fused_data_gradient(
     )
     if normalised is None:
         return dx, None
+    dx = as_stored(dx)
     C = dx.shape[-1]
     rows = normalised.reshape(-1, C)
     products = dx.reshape(-1, C) * (rows - (rows[0] + delta))
@@ -188,7 +199,7 @@ def conv2d_fused_data_gradient(
     return dx, sums.astype(dx.dtype)[..., None]
 
 
-@conv2d_fused_forward.kernel()
+@conv2d_fused_forward.kernel(native=True)
 def _launch_forward(
     x: Array,
     w: Array,
@@ -200,8 +211,9 @@ def _launch_forward(
     moments: bool,
 ) -> tuple[Array, Array | None]:
     chosen, tile = chosen_variant(conv2d_forward, x, w, b, geometry)
-    rung = _RUNGS.get(chosen) if fuses_forward(geometry) else None
-    if chosen == "direct" and residual is None and direct_activates(geometry):
+    rung = _rung(chosen, x) if fuses_forward(geometry) else None
+    alone = residual is None and not is_bfloat16(x)
+    if chosen == "direct" and alone and direct_activates(geometry):
         return direct_activated(x, w, b, geometry, activation, negative_slope), None
     if rung is None:
         rest = (residual, geometry, activation, negative_slope)
@@ -216,7 +228,7 @@ def _launch_forward(
         return rung.fused_forward(x, w, b, geometry, epilogue)
 
 
-@conv2d_fused_data_gradient.kernel()
+@conv2d_fused_data_gradient.kernel(native=True)
 def _launch_data_gradient(
     dy: Array,
     w: Array,
@@ -229,7 +241,7 @@ def _launch_data_gradient(
     negative_slope: float,
 ) -> tuple[Array, Array | None]:
     chosen, tile = chosen_variant(conv2d_data_gradient, dy, w, geometry)
-    rung = _RUNGS.get(chosen) if fuses_gather(geometry) else None
+    rung = _rung(chosen, dy) if fuses_gather(geometry) else None
     if rung is None:
         rest = (activated, geometry, activation, negative_slope)
         return _data_gradient(_kernels(dy), dy, w, residual, *rest), None
@@ -320,6 +332,7 @@ def _norm(before: Function | None, activated: bool) -> BatchNorm | FusedBatchNor
 class FusedConvolution(Convolution, Activation):
     """conv2d, a residual and an activation; the gradient of the activation is told from y."""
 
+    activations = (0, 3)
     batched = (0, 3)
 
     def forward(  # type: ignore[override]
@@ -344,6 +357,7 @@ class FusedConvolution(Convolution, Activation):
                 f"got {tuple(residual.shape)}"
             )
         same_float_dtype(x=x, residual=residual)
+        weight = stored_weight(self, x, weight)
         y, self.moments = self.run(
             conv2d_fused_forward,
             *(x, weight, bias, residual, self.geometry, activation, negative_slope, moments),

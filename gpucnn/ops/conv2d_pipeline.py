@@ -98,6 +98,7 @@ class Rung:
         self, name: str, tiles: tuple[Tile, ...], arithmetic: dict[str, dict[str, int]]
     ) -> None:
         self.name, self.tiles, self.arithmetic = name, tiles, arithmetic
+        self.storage = False  # whether its kernels take bfloat16
         self.smallest = len(tiles) - 3
         self.index: dict[tuple[int, str, int, int], int] = {}  # (tile, precision, vector, dims)
         macros: list[dict[str, int]] = []

@@ -22,7 +22,8 @@ from gpucnn.ops.conv_geometry import ConvGeometry, conv_transpose_geometry
 from gpucnn.ops.geometry import AXES, Padding, Pair, integer, padding_of_axes, sizes
 from gpucnn.ops.reduce import column_sum
 from gpucnn.ops.tile import SPECIALISATIONS, THREADS
-from gpucnn.primitive import primitive
+from gpucnn.primitive import storing_primitive
+from gpucnn.storage import stored_weight
 from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks
 
@@ -94,7 +95,7 @@ def conv_transpose2d_geometry(x: Any, weight: Any, bias: Any, **options: Any) ->
 # primitives
 
 
-@primitive
+@storing_primitive(0)
 def conv_transpose2d_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
     """y[n,h,w,o] = b[o] + Σ_{c,kh,kw} x[n,ih,iw,c] · w[c,kh,kw,o], ih·SH−PT+kh·DH = h, likewise w.
 
@@ -117,7 +118,7 @@ _kernels = KernelFile(
 )
 
 
-@conv_transpose2d_forward.kernel()
+@conv_transpose2d_forward.kernel(native=True)
 def _forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
     few = (v.name for v in FEW_CHANNELS if v.takes(conv_transpose2d_forward.name, geometry))
     chosen = next(few, pipelined(x, geometry) or "tiled")
@@ -155,6 +156,8 @@ for _few in FEW_CHANNELS:
 class TransposedConvolution(Function):
     """conv_transpose1d, 2d, 3d and their gradients: those of the adjoint convolution, swapped."""
 
+    activations = (0,)
+    narrows = True
     batched = (0,)
 
     def forward(
@@ -167,6 +170,7 @@ class TransposedConvolution(Function):
         **options: Any,
     ) -> Array:
         self.geometry = transposed_geometry(dims, x, weight, bias, **options)
+        weight = stored_weight(self, x, weight)
         if self.recording:
             self.x, self.weight = x, weight
         return self.run(conv_transpose2d_forward, x, weight, bias, self.geometry)

@@ -13,7 +13,7 @@ from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.elementwise import THREADS, launch_elements
 from gpucnn.ops.geometry import flag, image_shape, not_empty, same_float_dtype
-from gpucnn.primitive import Primitive, primitive
+from gpucnn.primitive import Primitive, storing_primitive
 from gpucnn.recording import per_step
 from gpucnn.tensor import Function, Tensor, check_tensor
 from gpucnn.threads import map_chunks
@@ -64,7 +64,7 @@ def _factors(place: Array, p: float, start: int, stop: int, dtype: Any) -> NDArr
     return cast("NDArray[Any]", kept * np.dtype(dtype).type(_scale(p)))
 
 
-@primitive
+@storing_primitive(0)
 def dropout_forward(x: Array, place: Array, p: float) -> Array:
     """y[i] = x[i]·m(i), m(i) = 0 where decision i drops, else 1/(1 − p); any shape, in memory order
 
@@ -83,7 +83,7 @@ def dropout_forward(x: Array, place: Array, p: float) -> Array:
     return y
 
 
-@primitive
+@storing_primitive(0)
 def dropout2d_forward(x: Array, place: Array, p: float) -> Array:
     """y[n,h,w,c] = x[n,h,w,c]·m(n·C + c): x, y (N,H,W,C), place (3); its own adjoint."""
     N, C = x.shape[0], x.shape[-1]
@@ -124,6 +124,7 @@ def _launch_dropout2d(x: Array, place: Array, p: float) -> Array:
 class Dropout(Function):
     """dropout and dropout2d; the gradient draws the same decisions again."""
 
+    activations = (0,)
     batched = (0,)
 
     def forward(self, x: Array, *, op: Primitive, place: Array, p: float) -> Array:

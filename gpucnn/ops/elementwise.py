@@ -11,7 +11,7 @@ from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import Kernel, KernelFile
 from gpucnn.ops.geometry import same_float_dtype
-from gpucnn.primitive import primitive
+from gpucnn.primitive import storing_primitive
 from gpucnn.tensor import Function, Tensor, check_tensor
 from gpucnn.threads import map_chunks
 
@@ -65,25 +65,25 @@ def _combine_rows(ufunc: Callable[..., Any], a: Array, b: Array) -> Array:
     return y
 
 
-@primitive
+@storing_primitive(0)
 def add_forward(a: Array, b: Array) -> Array:
     """y = a + b, arrays of one shape."""
     return _combine(np.add, a, b)
 
 
-@primitive
+@storing_primitive(0)
 def subtract_forward(a: Array, b: Array) -> Array:
     """y = a - b, arrays of one shape."""
     return _combine(np.subtract, a, b)
 
 
-@primitive
+@storing_primitive(0)
 def multiply_forward(a: Array, b: Array) -> Array:
     """y = a * b, arrays of one shape."""
     return _combine(np.multiply, a, b)
 
 
-@primitive
+@storing_primitive(0)
 def affine_forward(x: Array, scale: float, shift: float) -> Array:
     """y = scale * x + shift, with numbers."""
     y = buffers.empty_like(x)
@@ -97,19 +97,19 @@ def affine_forward(x: Array, scale: float, shift: float) -> Array:
     return y
 
 
-@primitive
+@storing_primitive(0)
 def add_vector(a: Array, b: Array, sign: float) -> Array:
     """y[…,c] = a[…,c] + sign·b[c]: a (…, C), b (C); sign is 1 or -1."""
     return _combine_rows(np.add if sign > 0 else np.subtract, a, b)
 
 
-@primitive
+@storing_primitive(0)
 def multiply_vector(a: Array, b: Array) -> Array:
     """y[…,c] = a[…,c]·b[c]: a (…, C), b (C)."""
     return _combine_rows(np.multiply, a, b)
 
 
-@primitive
+@storing_primitive(0)
 def scale_forward(x: Array, factor: Array) -> Array:
     """y = factor[0] * x; factor is an array of one element, so that no device waits for it."""
     y = buffers.empty_like(x)
@@ -183,6 +183,7 @@ def _launch_scale(x: Array, factor: Array) -> Array:
 class Add(Function):
     """a + sign·b; a vector b receives the sum of the gradient's rows."""
 
+    activations = (0, 1)
     batched = (0, 1)
 
     def forward(self, a: Array, b: Array, *, sign: float) -> Array:
@@ -204,6 +205,7 @@ class Add(Function):
 class Multiply(Function):
     """a · b; each receives the gradient times the other."""
 
+    activations = (0, 1)
     batched = (0, 1)
 
     def forward(self, a: Array, b: Array) -> Array:
@@ -229,6 +231,7 @@ class Multiply(Function):
 class Affine(Function):
     """scale · a + shift with numbers."""
 
+    activations = (0,)
     batched = (0,)
 
     def forward(self, a: Array, *, scale: float, shift: float) -> Array:

@@ -48,6 +48,7 @@ class FusedBatchNorm(Activation):
     only bits of z <= 0 (with a residual) or one byte per pooled output.
     """
 
+    activations = (0, 5)
     sums: Array | None = None  # for the gradients, which the kernel that made dy left behind
 
     def forward(

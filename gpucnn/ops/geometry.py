@@ -15,6 +15,8 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from gpucnn.bfloat16 import is_bfloat16
+
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 
@@ -56,16 +58,16 @@ class Geometry:
         return cast("Result", self.known[work_out])
 
 
+_FLOAT32 = np.dtype(np.float32)
 _MOST_REMEMBERED = 4096  # calls of one check
 
 Check = TypeVar("Check", bound=Callable[..., Any])
 
 
 def remembered(arrays: slice) -> Callable[[Check], Check]:
-    """Remember what a check of arguments returned, by shapes, dtype and options.
+    """Remember what a check of arguments returned, by shapes, dtypes and options.
 
-    arrays: which arguments are arrays of one dtype, or None; of these only the shape may matter. A
-    call is checked anew unless its options are the very objects of a call before: ``True`` is equal
+    arrays: which arguments are arrays, or None; of these only shape and dtype may matter. A call is checked anew unless its options are the very objects of a call before: ``True`` is equal
     to 1, and may be refused where that is allowed.
     """
 
@@ -85,7 +87,7 @@ def remembered(arrays: slice) -> Callable[[Check], Check]:
                     elif array.dtype is dtype:
                         key.append(array.shape)
                     else:
-                        return check(*arguments)
+                        key += (array.dtype, array.shape)
                 options = arguments[: arrays.start] + arguments[arrays.stop :]
                 problem = (*key, *options)
                 before = known.get(problem)
@@ -286,8 +288,12 @@ def image_shape(name: str, array: Any) -> tuple[int, int, int, int]:
 
 
 def same_float_dtype(**arrays: Any) -> None:
-    """Raise TypeError unless every array (None passes) is float and all share one dtype."""
-    dtypes = {array.dtype for array in arrays.values() if array is not None}
+    """Raise TypeError unless every array (None passes) is float and all share one dtype.
+
+    bfloat16 counts as float32: beside activations in the one, parameters are in the other.
+    """
+    arrays = {name: a for name, a in arrays.items() if a is None or not is_bfloat16(a)}
+    dtypes = {array.dtype for array in arrays.values() if array is not None} or {_FLOAT32}
     if len(dtypes) == 1 and dtypes.pop().kind == "f":
         return
     first = ""

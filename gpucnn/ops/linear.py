@@ -17,7 +17,8 @@ from gpucnn.ops.conv_geometry import ConvGeometry
 from gpucnn.ops.geometry import Geometry, remembered, same_float_dtype
 from gpucnn.ops.reduce import column_sum, empty_slices, launch_sum_slices
 from gpucnn.ops.tile import GRID_YZ, SPECIALISATIONS, THREADS, slices, tile
-from gpucnn.primitive import Primitive, chosen_by_hand, primitive
+from gpucnn.primitive import Primitive, chosen_by_hand, storing_primitive
+from gpucnn.storage import stored_weight
 from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks
 
@@ -57,7 +58,7 @@ def _rows_per_chunk(products_per_row: int) -> int:
     return max(1, _CHUNK_PRODUCTS // products_per_row)
 
 
-@primitive
+@storing_primitive(0)
 def linear_forward(x: Array, w: Array, b: Array | None, geometry: LinearGeometry) -> Array:
     """y = x wᵀ + b: x (M, I), w (O, I), b (O) or None -> y (M, O)."""
     s = geometry
@@ -72,7 +73,7 @@ def linear_forward(x: Array, w: Array, b: Array | None, geometry: LinearGeometry
     return y
 
 
-@primitive
+@storing_primitive(0)
 def linear_data_gradient(dy: Array, w: Array, geometry: LinearGeometry) -> Array:
     """dx = dy w: dy (M, O), w (O, I) -> dx (M, I)."""
     s = geometry
@@ -85,7 +86,7 @@ def linear_data_gradient(dy: Array, w: Array, geometry: LinearGeometry) -> Array
     return dx
 
 
-@primitive
+@storing_primitive()
 def linear_weight_gradient(dy: Array, x: Array, geometry: LinearGeometry) -> Array:
     """dw = dyᵀ x: dy (M, O), x (M, I) -> dw (O, I)."""
     s = geometry
@@ -132,17 +133,17 @@ def _best(primitive: Primitive, x: Array, s: LinearGeometry) -> Callable[..., Ar
     return primitive.launchers[pipelined(x, s.once(pointwise)) or "tiled"]
 
 
-@linear_forward.kernel()
+@linear_forward.kernel(native=True)
 def _forward(x: Array, w: Array, b: Array | None, geometry: LinearGeometry) -> Array:
     return _best(linear_forward, x, geometry)(x, w, b, geometry)
 
 
-@linear_data_gradient.kernel()
+@linear_data_gradient.kernel(native=True)
 def _data_gradient(dy: Array, w: Array, geometry: LinearGeometry) -> Array:
     return _best(linear_data_gradient, dy, geometry)(dy, w, geometry)
 
 
-@linear_weight_gradient.kernel()
+@linear_weight_gradient.kernel(native=True)
 def _weight_gradient(dy: Array, x: Array, geometry: LinearGeometry) -> Array:
     return _best(linear_weight_gradient, dy, geometry)(dy, x, geometry)
 
@@ -200,10 +201,13 @@ for _rung in (REGISTER_TILED, IMPLICIT_GEMM):
 class Linear(Function):
     """linear and its three gradients."""
 
+    activations: tuple[int, ...] = (0,)
+    narrows = True
     batched: tuple[int, ...] = (0,)
 
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
         self.geometry = linear_geometry(x, weight, bias)
+        weight = stored_weight(self, x, weight)
         self.keep(x, weight)
         return cast("Array", self.run(linear_forward, x, weight, bias, self.geometry))
 

@@ -14,6 +14,7 @@ from gpucnn.ops.conv2d_fused import (
 )
 from gpucnn.ops.linear import Linear, linear_forward, linear_geometry, pointwise
 from gpucnn.primitive import chosen_by_hand
+from gpucnn.storage import stored_weight
 from gpucnn.tensor import Tensor
 
 # tape
@@ -22,10 +23,13 @@ from gpucnn.tensor import Tensor
 class FusedLinear(Linear, Activation):
     """linear and an activation whose gradient is told from y."""
 
+    activations = (0,)
+
     def forward(  # type: ignore[override]
         self, x: Array, weight: Array, bias: Array | None, *, activation: str, negative_slope: float
     ) -> Array:
         self.geometry = linear_geometry(x, weight, bias)
+        weight = stored_weight(self, x, weight)
         if chosen_by_hand("linear"):
             y = self.run(linear_forward, x, weight, bias, self.geometry)
             y = activated(self, y, activation, negative_slope)

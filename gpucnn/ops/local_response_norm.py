@@ -13,7 +13,7 @@ from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.geometry import MAX_SIZE, choice, image_shape, integer, same_float_dtype
-from gpucnn.primitive import primitive
+from gpucnn.primitive import storing_primitive
 from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks, scratch
 
@@ -158,7 +158,7 @@ def _pieces_per_chunk(pieces: NDArray[Any]) -> int:
     return max(1, _CHUNK * len(pieces) // pieces.size)
 
 
-@primitive
+@storing_primitive(0)
 def local_response_norm_forward(x: Array, window: Window) -> tuple[Array, Array]:
     """y_i = x_i·s_i^−beta, s_i = k + a·Σ x_j² over the window of i: x (…, C) -> y, s like x.
 
@@ -185,7 +185,7 @@ def local_response_norm_forward(x: Array, window: Window) -> tuple[Array, Array]
     return y, s
 
 
-@primitive
+@storing_primitive(0)
 def local_response_norm_backward(dy: Array, x: Array, y: Array, s: Array, window: Window) -> Array:
     """dx_j = dy_j·s_j^−beta − 2·a·beta·x_j·Σ dy_i·y_i/s_i over the i whose window holds j
 
@@ -251,6 +251,7 @@ def _launch_backward(dy: Array, x: Array, y: Array, s: Array, window: Window) ->
 class LocalResponseNorm(Function):
     """local_response_norm and its gradient."""
 
+    activations = (0,)
     batched = (0,)
 
     def forward(self, x: Array, *, window: Window) -> Array:

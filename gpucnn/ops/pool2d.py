@@ -28,7 +28,7 @@ from gpucnn.ops.window import (
     pool2d_geometry,
     rows_of_windows,
 )
-from gpucnn.primitive import primitive
+from gpucnn.primitive import storing_primitive
 from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks, scratch
 
@@ -112,7 +112,7 @@ def _largest_of_four(x: Array, s: Pool2dGeometry, y: Array, winner: Array) -> No
     np.add(winner, right.view(np.uint8), out=winner)
 
 
-@primitive
+@storing_primitive(0)
 def max_pool2d_forward(x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array]:
     """y[n,oh,ow,c] = max_{kh,kw} x[n, oh·SH−PT+kh·DH, ow·SW−PL+kw·DW, c], and where it was found
 
@@ -180,7 +180,7 @@ def max_pool2d_forward(x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array
     return y, indices
 
 
-@primitive
+@storing_primitive(0)
 def max_pool2d_backward(dy: Array, indices: Array, geometry: Pool2dGeometry) -> Array:
     """dx[n,h,w,c] = Σ dy[n,oh,ow,c] over the windows with indices[n,oh,ow,c] = h·W + w
 
@@ -268,6 +268,7 @@ def _launch_max_backward(dy: Array, indices: Array, geometry: Pool2dGeometry) ->
 class MaxPool2d(Function):
     """max_pool2d; its gradient goes to the cells that won."""
 
+    activations = (0,)
     batched = (0,)
 
     def forward(

@@ -14,7 +14,7 @@ from gpucnn.ops.activation import check_input
 from gpucnn.ops.activation_formulas import two_slopes, two_slopes_slope
 from gpucnn.ops.geometry import same_float_dtype
 from gpucnn.ops.reduce import launch_column_sum, launch_sum_slices, vector_column_blocks
-from gpucnn.primitive import primitive
+from gpucnn.primitive import storing_primitive
 from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks, scratch
 
@@ -38,7 +38,7 @@ def prelu_check(x: Any, weight: Any) -> None:
 _CHUNK = 1 << 16  # elements: a few arrays of this many stay in a 2 MiB L2 cache
 
 
-@primitive
+@storing_primitive(0)
 def prelu_forward(x: Array, weight: Array) -> Array:
     """y = x where x > 0, else weight·x: x (…, C), weight (C) or (1) -> (…, C)."""
     rows = x.reshape(-1, x.shape[-1])
@@ -52,7 +52,7 @@ def prelu_forward(x: Array, weight: Array) -> Array:
     return y
 
 
-@primitive
+@storing_primitive(0)
 def prelu_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Array]:
     """dx = dy where x > 0, else weight·dy; dweight = Σ x·dy over x <= 0, per channel or over all
 
@@ -110,6 +110,7 @@ def _launch_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Array]:
 class PRelu(Function):
     """prelu and the gradients of its input and slopes; keeps the input."""
 
+    activations = (0,)
     batched = (0,)
 
     def forward(self, x: Array, weight: Array) -> Array:

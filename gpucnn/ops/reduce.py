@@ -20,7 +20,7 @@ from gpucnn.ops.channels import SHORT_ROW, fold
 from gpucnn.ops.elementwise import four_each
 from gpucnn.ops.geometry import flag, not_empty, same_float_dtype
 from gpucnn.ops.transpose import launch_transpose, transpose
-from gpucnn.primitive import primitive
+from gpucnn.primitive import primitive, storing_primitive
 from gpucnn.tensor import Function, Tensor, check_tensor
 from gpucnn.threads import map_chunks
 
@@ -70,7 +70,7 @@ _CHUNK = 1 << 16  # elements of x that a thread takes at once
 _COLUMN_CHUNK = 1 << 18  # the same, read once
 
 
-@primitive
+@storing_primitive()
 def column_sum(x: Array) -> Array:
     """y[c] = Σ x[…, c]: x (…, C) -> (C). Partial sums over rows are added in order."""
     C = x.shape[-1]
@@ -86,7 +86,7 @@ def column_sum(x: Array) -> Array:
     return cast("NDArray[Any]", sums.astype(x.dtype))
 
 
-@primitive
+@storing_primitive()
 def axis_sum(x: Array, factor: float) -> Array:
     """y[o,c] = factor·Σ_r x[o,r,c]: x (O, R, C) -> (O, C)."""
     O, R, C = x.shape

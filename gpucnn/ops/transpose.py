@@ -15,7 +15,7 @@ from gpucnn.device import Array, empty
 from gpucnn.empty_batch import nothing
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.geometry import not_empty, same_float_dtype
-from gpucnn.primitive import primitive
+from gpucnn.primitive import storing_primitive
 from gpucnn.tensor import Function, Tensor, check_tensor
 from gpucnn.threads import map_chunks
 
@@ -94,7 +94,7 @@ _exchanges = functools.lru_cache(4096)(exchanges)
 _CHUNK = 1 << 17  # elements that a thread moves at once
 
 
-@primitive
+@storing_primitive(0)
 def transpose_forward(x: Array, axes: Axes) -> Array:
     """y = x with axis axes[i] as axis i, in a new order in memory."""
     view = x.transpose(axes)
@@ -146,6 +146,8 @@ def _tiles(x: Array, B: int, R: int, M: int, C: int) -> Array:
 
 class Transpose(Function):
     """Permutes axes; the gradient goes back by the inverse permutation."""
+
+    activations = (0,)
 
     def forward(self, x: Array, *, axes: Axes) -> Array:
         if x.size == 0:

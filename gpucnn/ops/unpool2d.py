@@ -19,7 +19,7 @@ from gpucnn.ops.window import (
     chunk_of,
     unpool_axes,
 )
-from gpucnn.primitive import primitive
+from gpucnn.primitive import storing_primitive
 from gpucnn.recording import reading
 from gpucnn.tensor import Function, Tensor, check_tensor
 from gpucnn.threads import map_chunks, scratch
@@ -134,7 +134,7 @@ def _targets(
     return (at.reshape(-1), None) if inside.all() else (at[inside.reshape(at.shape)], inside)
 
 
-@primitive
+@storing_primitive(0)
 def max_unpool2d_forward(x: Array, indices: Array, last: bool, geometry: UnpoolGeometry) -> Array:
     """y[n, indices[n,oh,ow,c], c] = x[n,oh,ow,c], all other cells 0
 
@@ -159,7 +159,7 @@ def max_unpool2d_forward(x: Array, indices: Array, last: bool, geometry: UnpoolG
     return y
 
 
-@primitive
+@storing_primitive(0)
 def max_unpool2d_backward(dy: Array, indices: Array, last: bool, geometry: UnpoolGeometry) -> Array:
     """dx[n,oh,ow,c] = dy[n, indices[n,oh,ow,c], c]
 
@@ -230,6 +230,7 @@ def _launch_max_backward(dy: Array, indices: Array, last: bool, geometry: Unpool
 class MaxUnpool(Function):
     """max_unpool1d, 2d and 3d; a value gets the gradient of the cell it was written to."""
 
+    activations = (0,)
     batched = (0, 1)
 
     def forward(

@@ -1,0 +1,69 @@
+"""How activations are stored: float32, or in the precision "bf16" bfloat16.
+
+A :class:`~gpucnn.tensor.Function` that names ``activations`` computes on both. In "bf16" a function
+that multiplies matrices narrows what comes to it in float32, and everything after it goes on in
+bfloat16 until a function without ``activations`` widens it. Parameters, their gradients, statistics
+and losses stay float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from gpucnn.bfloat16 import is_bfloat16
+from gpucnn.device import Array
+from gpucnn.precision import chosen_precision
+
+if TYPE_CHECKING:
+    from gpucnn.tensor import Function
+
+
+def widen_there(array: Array) -> Array:
+    """Float32 values of bfloat16, by a kernel where the array lives."""
+    from gpucnn.ops.cast import widen
+
+    return widen.default(array)
+
+
+def narrow_there(array: Array) -> Array:
+    """Float32 rounded to bfloat16, by a kernel where the array lives."""
+    from gpucnn.ops.cast import narrow
+
+    return narrow.default(array)
+
+
+def prepared(function: type[Function], inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """The tensors that a function computes on: narrowed or widened as it wants them."""
+    from gpucnn.ops.cast import to_bfloat16, to_float32
+    from gpucnn.tensor import Tensor
+
+    activations = function.activations
+    given = [isinstance(t, Tensor) for t in inputs]
+    if activations is None:
+        return tuple(
+            to_float32(t) if known and is_bfloat16(t.data) else t
+            for t, known in zip(inputs, given, strict=True)
+        )
+    among = range(len(inputs)) if activations is ... else activations
+    stored = function.narrows and chosen_precision() == "bf16"
+    stored = stored or any(given[i] and is_bfloat16(inputs[i].data) for i in among)
+    if not stored:
+        return tuple(inputs)
+    return tuple(
+        to_bfloat16(t) if i in among and given[i] and _is_float32_activation(t.data) else t
+        for i, t in enumerate(inputs)
+    )
+
+
+def stored_weight(function: Function, x: Array, weight: Array) -> Array:
+    """The weight as a product with x takes it: a copy in bfloat16 beside an x in bfloat16."""
+    if not is_bfloat16(x):
+        return weight
+    from gpucnn.ops.cast import narrow
+
+    return function.run(narrow, weight)
+
+
+def _is_float32_activation(array: Array) -> bool:
+    return bool(array.dtype.char == "f" and array.ndim > 1)
