@@ -67,8 +67,9 @@ Check = TypeVar("Check", bound=Callable[..., Any])
 def remembered(arrays: slice) -> Callable[[Check], Check]:
     """Remember what a check of arguments returned, by shapes, dtypes and options.
 
-    arrays: which arguments are arrays, or None; of these only shape and dtype may matter. A call is checked anew unless its options are the very objects of a call before: ``True`` is equal
-    to 1, and may be refused where that is allowed.
+    arrays: which arguments are arrays, or None; of these only shape and dtype may matter. A call is
+    checked anew unless its options are the very objects of a call before: ``True`` is equal to 1,
+    and may be refused where that is allowed.
     """
 
     def decorate(check: Check) -> Check:
