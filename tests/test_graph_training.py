@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import signal
 import types
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import gpucnn
-from gpucnn import optim
-from gpucnn.training import Interrupted, RunFolder, Trainer
+from gpucnn import nn, optim
+from gpucnn.ops.loss import IGNORE_INDEX
+from gpucnn.training import Evaluator, Interrupted, RunFolder, Trainer
 from gpucnn.training.build import make_optimizer
 from tests.test_training import (
     CONFIG,
@@ -72,3 +75,39 @@ def test_graphs_are_the_default_on_cuda_only(cuda_path: types.ModuleType) -> Non
         optimizer = make_optimizer("sgd", model, 0.1)
         assert Trainer(model, optimizer, *sets, epochs=1, batch_size=4).graph
     assert cuda_path.cuda.Device(0).id == 0
+
+
+@pytest.mark.parametrize("labels_per_pixel", [False, True])
+def test_replayed_evaluations_are_eager_ones(
+    device: str, labels_per_pixel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three whole batches, of which one has no label, and a rest; again with other weights."""
+    monkeypatch.setattr("gpucnn.training.evaluation.EVALUATION_BATCH", 3)
+    monkeypatch.setattr("gpucnn.training.evaluation._MOST_WAITING", 100)
+    data = toy_dataset(11, 2)
+    data.labels[3:6] = data.labels[1] = IGNORE_INDEX
+    model: nn.Module = toy_model()
+    if labels_per_pixel:
+        maps = np.repeat(data.labels, 8 * 9).reshape(11, 8, 9)
+        maps[0, 2:] = IGNORE_INDEX
+        data = replace(data, labels=maps)
+        model = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3))
+    model = model.to(device)
+    replayed = Evaluator(model, data, device=device, graph=True)
+    eager = Evaluator(model, data, device=device, graph=False)
+    before = replayed()
+    assert before == eager() == replayed()
+    graph = replayed._forward
+    assert isinstance(graph, gpucnn.graph.CudaGraph)
+    assert (graph.replays, graph.reason) == (1, "")
+    for parameter in model.parameters():
+        parameter.data[...] *= -1
+    assert replayed() == eager() != before
+    assert model.training
+
+
+def test_nothing_to_evaluate_by_is_refused() -> None:
+    data = toy_dataset(5, 2)
+    data.labels[...] = IGNORE_INDEX
+    with pytest.raises(ValueError, match="holds no label to evaluate by"):
+        Evaluator(toy_model(), data, device="cpu", graph=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from gpucnn import random
 from gpucnn.device import default_device, free_memory, module_of, require, to_device
 from gpucnn.ops.batch import gather_batch
-from gpucnn.ops.geometry import integer
+from gpucnn.ops.geometry import flag, integer
 from gpucnn.recording import every_step, per_step
 from gpucnn.signature import MAX_ELEMENTS
 from gpucnn.tensor import Tensor
@@ -79,7 +79,7 @@ class DeviceDataset:
 class Batches:
     """Training batches of a dataset on its device, epoch after epoch.
 
-    Each epoch visits the images once in an order drawn from (seed, epoch); those left over at its
+    Each epoch visits the images once, in an order drawn from (seed, epoch); those left over at its
     end, fewer than a batch, wait for the next. ``take`` launches one kernel. What changes from step
     to step, the order and the position, lies in device memory, so that a recorded step can be
     replayed.
@@ -88,6 +88,7 @@ class Batches:
         data: the dataset on its device.
         batch_size: 1 to its number of images.
         seed: of the orders and of the augmentation.
+        shuffle: False to visit the images as the dataset has them.
 
     Attributes:
         epoch, batch: which batch ``take`` returns next; batch counts within the epoch.
@@ -96,8 +97,11 @@ class Batches:
         ValueError, TypeError: an argument out of range.
     """
 
-    def __init__(self, data: DeviceDataset, batch_size: int, seed: int = 0) -> None:
+    def __init__(
+        self, data: DeviceDataset, batch_size: int, seed: int = 0, *, shuffle: bool = True
+    ) -> None:
         self.data = data
+        self.shuffle = flag("shuffle", shuffle)
         self.batch_size = integer("batch_size", batch_size, 1, len(data))
         self.seed = integer("seed", seed, 0)
         self.epoch = self.batch = 0
@@ -144,7 +148,8 @@ class Batches:
         """See that the order of the epoch is on the device."""
         slot = self.epoch % _ORDERS
         if self._loaded[slot] != self.epoch:
-            self._host[slot] = epoch_order(self.seed, self.epoch, len(self.data))
+            n = len(self.data)
+            self._host[slot] = epoch_order(self.seed, self.epoch, n) if self.shuffle else range(n)
             self._bring(slot)
             self._loaded[slot] = self.epoch
 

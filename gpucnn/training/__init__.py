@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gpucnn.training.build import load_model, resume, start, write_examples
 from gpucnn.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from gpucnn.training.evaluation import EVALUATION_BATCH, Evaluation, evaluate, predict
+from gpucnn.training.evaluation import EVALUATION_BATCH, Evaluation, Evaluator, evaluate, predict
 from gpucnn.training.run import Config, RunFolder
 from gpucnn.training.state import Diverged, Interrupted
 from gpucnn.training.trainer import Trainer
@@ -15,6 +15,7 @@ __all__ = [
     "Config",
     "Diverged",
     "Evaluation",
+    "Evaluator",
     "Interrupted",
     "RunFolder",
     "Trainer",

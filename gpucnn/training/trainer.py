@@ -30,7 +30,7 @@ from gpucnn.optim import LRScheduler, Optimizer
 from gpucnn.tensor import Tensor
 from gpucnn.threads import single_threaded_blas
 from gpucnn.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from gpucnn.training.evaluation import evaluate
+from gpucnn.training.evaluation import Evaluator
 from gpucnn.training.interrupt import StopRequest
 from gpucnn.training.progress import Reporter
 from gpucnn.training.run import RunFolder
@@ -125,6 +125,7 @@ class Trainer:
         self.test_accuracy = self.test_mean_iou = math.nan
         self.batches = Batches(train.to(home(train, device)), batch_size, seed)
         self._has_label = (train.labels != IGNORE_INDEX).reshape(len(train), -1).any(axis=1)
+        self._evaluate = Evaluator(model, test, device=device, graph=self.graph)
         self._pending: list[_StepResult] = []
         self._settled_at = self._saved_at = time.monotonic()
 
@@ -337,12 +338,8 @@ class Trainer:
         self._settle()
         self._report(reporter)
         reporter.pause_clock()
-        test_loss, self.test_accuracy, self.test_mean_iou = evaluate(
-            self.model,
-            self.test,
-            device=self.device,
-            before_batch=lambda: self._stop_if_asked(stop),
-        )
+        evaluation = self._evaluate(lambda: self._stop_if_asked(stop))
+        test_loss, self.test_accuracy, self.test_mean_iou = evaluation
         if not math.isfinite(test_loss):
             raise Diverged(f"the test loss became {test_loss} after step {progress.step}")
         row = {
