@@ -41,13 +41,25 @@ from .rows import (
     file_hash,
     kernel_hash,
 )
-from .steps import GRAPH, Step, expected_losses, first_losses, our_step, step_variants
+from .steps import (
+    GRAPH,
+    GRAPH_8,
+    PARTS,
+    ROW,
+    Step,
+    expected_losses,
+    first_values,
+    our_step,
+    step_variants,
+)
 from .tolerances import BARS
 
 Task = tuple[Problem | Step, str]  # what to measure, and its precision
 
 _BY_PRECISION = (DEFAULT, "implicit_gemm")  # the others compute in float32 whatever is chosen
 _OF_RIVALS = ("fp32", "tf32")  # how they multiply float32 arrays
+_OF_STEPS = (*_OF_RIVALS, "bf16")  # what they train in
+_GRAPH_CALLS = 5  # the first three run, note and record, the others replay
 _POOL_LIMIT = 1 << 33  # bytes that CuPy's own pool may keep
 
 
@@ -164,8 +176,9 @@ class Bench:
     def rows_of(self, problem: Problem | Step, precision: str = "fp32") -> list[Row]:
         """The rows of one problem: of each variant, and of each rival that takes part."""
         self._precision = precision
-        if "torch" in self._rivals and precision in _OF_RIVALS:
-            self._rivals["torch"].use_precision(precision)
+        for opened in self._rivals.values():
+            if precision in _OF_STEPS and hasattr(opened, "use_precision"):
+                opened.use_precision(precision)
         with gpucnn.precision(precision):
             try:
                 if isinstance(problem, Step):
@@ -184,8 +197,9 @@ class Bench:
             pool = self.timer.cupy.get_default_memory_pool()
             if pool.total_bytes() > _POOL_LIMIT:
                 pool.free_all_blocks()
-            if "torch" in self._rivals:
-                self._rivals["torch"].torch.cuda.empty_cache()
+        for opened in self._rivals.values():
+            if hasattr(opened, "release"):
+                opened.release()
 
     def _row(self, problem: Any, variant: str) -> Row:
         return empty_row(problem, variant, self.results.machine, self._precision)
@@ -256,9 +270,13 @@ class Bench:
             return row | {"status": WRONG, "note": verdict.trouble}, None
         return row, case
 
-    def _opponents(self) -> dict[str, Any]:
+    def _opponents(self, problem: Problem | Step) -> dict[str, Any]:
         """The libraries that compute in the precision at hand; each of the others is a gap."""
-        if self._precision in _OF_RIVALS:
+        if isinstance(problem, Step):
+            if self._precision in _OF_STEPS:
+                rivals = self._rivals.items()
+                return {name: opened for name, opened in rivals if hasattr(opened, "step_rivals")}
+        elif self._precision in _OF_RIVALS:
             return self._rivals
         for library in self._rivals:
             self.results.gaps[library, f"no {self._precision} products of float32 arrays"] += 1
@@ -268,7 +286,7 @@ class Bench:
         """The rivals whose results are right, with their largest errors."""
         found: dict[str, tuple[Rival, float]] = {}
         bar = self._bar("torch")
-        for library, opened in self._opponents().items():
+        for library, opened in self._opponents(reference.problem).items():
             try:
                 offered = opened.rivals(reference.problem.primitive, reference.arguments, sets)
             except Exception as error:
@@ -346,10 +364,11 @@ class Bench:
         return rows
 
     def _step_rows(self, step: Step) -> list[Row]:
-        expected = [expected_losses(step)]
+        opponents, cuda = self._opponents(step), self.options.device == "cuda"
+        expected = self._expected(step, opponents)
         own: dict[str, Contender] = {}
         rows, last = [], {}
-        for variant in step_variants(self.options.device):
+        for variant in step.variants if cuda else step_variants("cpu"):
             if self.options.variants and variant not in self.options.variants:
                 continue
             row, run = self._checked_step(step, variant, expected)
@@ -361,11 +380,15 @@ class Bench:
                 last[name] = run()
                 return last[name]
 
-            own[variant] = Contender(variant, call, eager=self.options.device == "cuda")
+            own[variant] = Contender(
+                variant, call, eager=cuda, row=ROW * cuda, parts=_parts(variant)
+            )
         rivals: dict[str, tuple[Rival, float]] = {}
-        opponents = self._opponents()
-        if own and "torch" in opponents:
-            offered = opponents["torch"].step_rivals(step)
+        for library, opened in opponents.items() if own else ():
+            try:
+                offered = opened.step_rivals(step)
+            except Exception as error:
+                offered = [Gap(library, _one_line(error))]
             self._keep_right_ones(
                 offered, lambda got: compare(got, expected, 1, self._bar("training")), rivals
             )
@@ -374,11 +397,22 @@ class Bench:
             variant = row["variant"]
             if variant not in timings:
                 continue
-            if np.isfinite(last[variant].item()):
+            made = last[variant]
+            if np.isfinite(step.value(made[-1] if _parts(variant) > 1 else made)):
                 add_timing(row, timings[variant], self.results.machine)
             else:
                 row |= {"status": WRONG, "note": "the loss is not finite after the last step"}
         return [*rows, *self._rival_rows(step, rivals, timings)]
+
+    def _expected(self, step: Step, opponents: dict[str, Any]) -> list[Any]:
+        """The first losses in float64: on a GPU PyTorch's, which takes seconds less."""
+        if self.options.device == "cuda" and "torch" in opponents:
+            try:
+                found: list[Any] = opponents["torch"].reference(step)
+                return found
+            except Exception as error:
+                self.results.gaps["torch", f"no float64 losses: {_one_line(error)}"] += 1
+        return [expected_losses(step)]
 
     def _checked_step(
         self, step: Step, variant: str, expected: list[Any]
@@ -387,10 +421,11 @@ class Bench:
         row, launches = self._row(step, variant), []  # type: tuple[Row, list[Any]]
         try:
             run = our_step(step, self.options.device)
-            if variant == GRAPH:
-                run = gpucnn.cuda_graph(run)
+            if variant in (GRAPH, GRAPH_8):
+                run = gpucnn.cuda_graph(run, steps=_parts(variant))
             with observe_launches(launches.append):
-                verdict = compare([first_losses(run)], expected, 1, self._bar("training"))
+                values = self._values(step, run, variant)
+            verdict = compare([values[: len(expected[0])]], expected, 1, self._bar("training"))
         except Exception as error:
             return self._failed(step, variant, error), None
         row["max_error"] = float(f"{verdict.error:.3g}")
@@ -402,6 +437,31 @@ class Bench:
         if verdict.trouble:
             return row | {"status": WRONG, "note": f"losses: {verdict.trouble}"}, None
         return row, run
+
+    def _values(self, step: Step, run: Any, variant: str) -> Any:
+        """The losses of the first steps; of a graph, RuntimeError unless they are those of eager
+        steps to the bit, also where they come from replays.
+        """
+        if variant not in (GRAPH, GRAPH_8):
+            return first_values(step, run)
+        values: list[float] = []
+        eager = our_step(step, self.options.device)
+        for _ in range(_GRAPH_CALLS):
+            made = run()
+            parts = made if _parts(variant) > 1 else [made]
+            values += [step.value(result) for result in parts]
+            for value in values[-len(parts) :]:
+                wanted = step.value(eager())
+                if not value == wanted:
+                    raise RuntimeError(f"a graph gives {value}, eager steps {wanted}")
+        if not run.replays:
+            raise RuntimeError(run.reason or "no graph was recorded")
+        return np.array(values)
+
+
+def _parts(variant: str) -> int:
+    """The steps of one call."""
+    return PARTS if variant == GRAPH_8 else 1
 
 
 def known_variants(device: str, problems: Iterable[Problem | Step]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,12 +20,27 @@ from .harness.ours import DEFAULT, DEFINITION
 FAMILY = "training_step"
 LEARNING_RATE = 1e-5  # larger steps of Adam would turn rounding errors into other losses
 CHECKED = 2  # steps whose losses are compared before anything is timed
+ROW = 20  # steps in a row of one sample on a GPU: the host is ahead, as in a training run
 GRAPH = "graph"  # the variant of steps that are recorded and replayed
+GRAPH_8, PARTS = "graph_8", 8  # the same with eight steps in each graph
+_SHORT = 2e10  # operations of a step: above, the launch of a graph is nothing beside it
 
 
 def step_variants(device: str) -> tuple[str, ...]:
-    """Ours on a device: on a GPU launched kernel by kernel, and as one CUDA graph."""
-    return (DEFINITION,) if device == "cpu" else (DEFAULT, GRAPH)
+    """Ours on a device: on a GPU launched kernel by kernel, as one CUDA graph, as one of eight."""
+    return (DEFINITION,) if device == "cpu" else (DEFAULT, GRAPH, GRAPH_8)
+
+
+class TorchCalls(NamedTuple):
+    """A step in PyTorch.
+
+    forward: the part that torch.compile takes, or None. step: computes a step with that part, or
+    what it was compiled to. restore: undoes what calls of ``forward`` alone have changed.
+    """
+
+    forward: Callable[[], Any] | None
+    step: Callable[[Callable[[], Any] | None], Any]
+    restore: Callable[[], None] = lambda: None
 
 
 BLOCK = "block-16to32"  # the commonest three layers, which label each pixel of (32, 32, 16) images
@@ -94,6 +109,46 @@ class Step:
         images = self.batch * math.prod(self.input_shape)
         return 4 * (images + 6 * parameters)
 
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Of :func:`step_variants`, those on a GPU that are worth timing."""
+        return tuple(v for v in step_variants("cuda") if v != GRAPH_8 or self.flops < _SHORT)
+
+    def value(self, result: Any) -> float:
+        """The number by which a step is checked, of what ours and PyTorch's returned."""
+        return float(result.item())
+
+    def torchs(self, torch: Any, images_last: bool, capturable: bool, dtype: Any) -> TorchCalls:
+        """The same in PyTorch, on the device and by the settings of a ``rivals.torch_rival.Torch``.
+
+        capturable: the optimizer keeps its numbers where a CUDA graph reads them.
+        """
+        images, labels = self.batch_of_images()
+        calls: TorchCalls = torch.network_step(
+            self.build(), images, labels, images_last, capturable, dtype
+        )
+        return calls
+
+    def ours(self, device: str, dtype: Any = np.float32) -> Callable[[], Any]:
+        """What computes one step of gpucnn on a device and returns the loss, a tensor."""
+        model, (images, labels) = self.build(), self.batch_of_images()
+        if dtype != np.float32:
+            for tensor in (*model.parameters(), *(b for _, b in model.named_buffers())):
+                tensor.data = tensor.data.astype(dtype)
+        model.to(device).train()
+        x = gpucnn.Tensor(images.astype(dtype), device=device)
+        target = gpucnn.Tensor(labels, device=device)
+        optimizer = optim.Adam(model.parameters(), lr=LEARNING_RATE)
+
+        def run() -> Any:
+            loss = F.cross_entropy(model(x), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return run
+
 
 STEPS = [
     *(
@@ -106,6 +161,7 @@ STEPS = [
             ("resnet20", 16),
             ("resnet9", 4),
             ("unet_small", 8),
+            ("segnet_small", 8),
         ]
     ),
     *(
@@ -116,6 +172,7 @@ STEPS = [
             ("resnet20", 128),
             ("resnet9", 512),
             ("unet_small", 16),
+            ("segnet_small", 16),
         ]
     ),
 ]
@@ -123,32 +180,15 @@ STEPS = [
 
 def our_step(step: Step, device: str, dtype: Any = np.float32) -> Callable[[], Any]:
     """One training step of gpucnn on a device; returns the loss, a tensor."""
-    model, (images, labels) = step.build(), step.batch_of_images()
-    if dtype != np.float32:
-        for tensor in (*model.parameters(), *(b for _, b in model.named_buffers())):
-            tensor.data = tensor.data.astype(dtype)
-    model.to(device).train()
-    x = gpucnn.Tensor(images.astype(dtype), device=device)
-    target = gpucnn.Tensor(labels, device=device)
-    optimizer = optim.Adam(model.parameters(), lr=LEARNING_RATE)
-
-    def run() -> Any:
-        loss = F.cross_entropy(model(x), target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    return run
+    return step.ours(device, dtype)
 
 
-def first_losses(run: Callable[[], Any], value: Callable[[Any], float] | None = None) -> Any:
-    """The losses of the first steps, an array."""
-    read = value or (lambda loss: float(loss.item()))
-    return np.array([read(run()) for _ in range(CHECKED)])
+def first_values(step: Step, run: Callable[[], Any]) -> Any:
+    """The losses, or what else a step is checked by, of the first steps, an array."""
+    return np.array([step.value(run()) for _ in range(CHECKED)])
 
 
 @functools.cache
 def expected_losses(step: Step) -> Any:
     """The losses of the first steps by the definitions in float64."""
-    return first_losses(our_step(step, "cpu", np.float64))
+    return first_values(step, our_step(step, "cpu", np.float64))

@@ -25,7 +25,7 @@ from bench.rows import COLUMNS, Row, add_ratios, add_timing, empty_row, file_has
 from bench.run import Bench, Options
 from bench.scaling import curves, point_of
 from bench.scaling import problems as scaling_problems
-from bench.steps import STEPS, Step, first_losses, our_step
+from bench.steps import STEPS, Step, first_values, our_step
 from gpucnn.primitive import PRIMITIVES
 from tests.support import needs_torch, torch
 
@@ -302,10 +302,12 @@ def test_a_missing_rival_is_a_gap(library: Library, ratio: bool, gaps: Any) -> N
 def test_rivals_leave_a_gap_in_half_precision() -> None:
     made = bench()
     made._rivals = {"torch": Library()}
+    step = Step("lenet5", 2, "typical")
     made._precision = "tf32"
-    assert made._opponents() == made._rivals
+    assert made._opponents(problem()) == made._rivals
     made._precision = "bf16"
-    assert made._opponents() == {}
+    assert made._opponents(step) == {}, "this library has no steps"
+    assert made._opponents(problem()) == {}
     assert made.results.gaps == {("torch", "no bf16 products of float32 arrays"): 1}
 
 
@@ -388,13 +390,13 @@ def test_the_work_of_a_training_step() -> None:
 
 
 def test_every_named_network_is_among_the_steps() -> None:
-    named = {"lenet5", "shapenet", "resnet20", "resnet9", "unet_small"}
+    named = {"lenet5", "shapenet", "resnet20", "resnet9", "unet_small", "segnet_small"}
     for group in ("typical", "layer"):
         assert named <= {s.model for s in STEPS if s.group == group}
 
 
 @needs_torch
-@pytest.mark.parametrize("model", ["lenet5", "shapenet", "resnet20", "unet_small"])
+@pytest.mark.parametrize("model", ["lenet5", "shapenet", "resnet20", "unet_small", "segnet_small"])
 def test_pytorch_takes_the_same_steps(model: str) -> None:
     from bench.rivals.torch_models import as_torch
 
@@ -412,8 +414,8 @@ def test_pytorch_takes_the_same_steps(model: str) -> None:
         optimizer.step()
         return loss
 
-    ours = first_losses(our_step(step, "cpu", np.float64))
-    assert compare([first_losses(theirs)], [ours], 1, "training").trouble == ""
+    ours = first_values(step, our_step(step, "cpu", np.float64))
+    assert compare([first_values(step, theirs)], [ours], 1, "training").trouble == ""
 
 
 @needs_torch

@@ -109,9 +109,9 @@ class CudaTimer:
             raise
         return self.stream.end_capture()
 
-    def prepare(self, contender: Contender) -> CudaRun:
+    def prepare(self, contender: Contender) -> CudaRun | HostRun:
         """Warm a contender up, see how long it takes, and choose how to sample it."""
-        return CudaRun(self, contender)
+        return CudaRun(self, contender) if contender.wait is None else HostRun(self, contender)
 
     def synchronize(self) -> None:
         """Wait for everything on the stream."""
@@ -124,19 +124,28 @@ class CudaRun:
     def __init__(self, timer: CudaTimer, contender: Contender) -> None:
         self._timer, self._contender = timer, contender
         self._replay: Callable[[], Any] | None = None
-        self._copies, self._host_us, self.last = 1, 0.0, None
+        self._copies, self._row, self._host_us, self.last = 1, 1, 0.0, None
         with self._context():
             for _ in range(_WARM_UP):
                 self._call(0)
             timer.synchronize()
             self._host_us = self._time_of_host()
             estimate = min(self._once() for _ in range(3))
-            if contender.graph or (estimate < SHORT and not contender.eager):
+            if contender.row:
+                self._row = max(contender.row, self._copies_for(estimate))
+                if contender.record is not None:
+                    self._replay = contender.record(1)
+                    self._work()
+                    timer.synchronize()
+            elif contender.graph or (estimate < SHORT and not contender.eager):
                 self._record(estimate)
             elif estimate < SHORT or contender.eager:
                 self._copies = self._copies_for(estimate)
-        how = "graph of" if self._replay is not None else "calls:"
-        self.timer = f"{how} {self._copies}"
+        if contender.row:
+            self.timer = f"{self._row} in a row"
+        else:
+            how = "graph of" if self._replay is not None else "calls:"
+            self.timer = f"{how} {self._copies}"
 
     @property
     def host_us(self) -> float:
@@ -208,14 +217,42 @@ class CudaRun:
         self._timer.evict(self._timer.evictions_for(busy * self._copies))
 
     def _work(self) -> None:
-        if self._replay is not None:
-            self._replay()
-        else:
-            for i in range(self._copies):
-                self._call(i)
+        for _ in range(self._row):
+            if self._replay is not None:
+                self._replay()
+            else:
+                for i in range(self._copies):
+                    self._call(i)
 
     def sample(self) -> float:
-        """Microseconds of one call."""
+        """Microseconds of one computation."""
         with self._context():
             self._spoil()
-            return self._timer.window(self._work) / self._copies
+            taken = self._timer.window(self._work)
+        return taken / (self._copies * self._row * self._contender.parts)
+
+
+class HostRun:
+    """Calls in a row on streams of their own, between two readings of the host's clock."""
+
+    def __init__(self, timer: CudaTimer, contender: Contender) -> None:
+        assert contender.wait is not None
+        self._timer, self._contender, self._wait = timer, contender, contender.wait
+        self._row = 1
+        for _ in range(_WARM_UP):
+            self._work()
+        once = min(self.sample() for _ in range(3))
+        self._row = max(contender.row, min(_MOST_COPIES, int(_GRAPH / max(once, 1.0))), 1)
+        self.timer = f"{self._row} in a row, host clock"
+
+    def _work(self) -> None:
+        for i in range(self._row):
+            self._contender.call(i % self._contender.sets)
+        self._wait()
+
+    def sample(self) -> float:
+        """Microseconds of one computation."""
+        self._timer.synchronize()
+        start = time.perf_counter()
+        self._work()
+        return (time.perf_counter() - start) * 1e6 / (self._row * self._contender.parts)

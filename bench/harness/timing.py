@@ -48,6 +48,10 @@ class Contender:
     record: count -> a function that replays ``count`` calls recorded as one graph; None where that
     is the timer's business or nobody's. eager: time it with what its host does between launches.
     outputs: memory that the calls allocate and that may be overwritten before each sample.
+    row: at least how many calls, or replays of a graph of one call, a sample makes in a row, as
+    steps of a training run follow each other; 0: as many as the timer needs. parts: how many
+    computations of the problem one call is. wait: waits for what ``call`` launched elsewhere than
+    on the timer's stream; such a contender is timed by the host's clock.
     """
 
     name: str
@@ -58,6 +62,9 @@ class Contender:
     eager: bool = False
     graph: bool = False
     outputs: Any = None
+    row: int = 0
+    parts: int = 1
+    wait: Callable[[], Any] | None = None
 
 
 class Run(Protocol):

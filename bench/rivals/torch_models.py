@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn import nn
-from gpucnn.models.segmentation import UNet
+from gpucnn.models.segmentation import SegNet, UNet
 
 
 def _copy(torch: Any, made: Any, **arrays: Any) -> Any:
@@ -60,6 +60,8 @@ class _Twins:
             return self._residual(m)
         if isinstance(m, UNet):
             return self._unet(m)
+        if isinstance(m, SegNet):
+            return self._segnet(m)
         if isinstance(m, nn.Conv2d):
             self._channels = m.out_channels
             sizes = m.in_channels, m.out_channels, m.kernel_size, m.stride, _pads(m), m.dilation
@@ -136,6 +138,34 @@ class _Twins:
                     x = encoder(x)
                 for up, decoder in zip(self.ups, self.decoders, strict=True):
                     x = decoder(torch.cat([skips.pop(), up(x)], 1))
+                return self.classifier(x)
+
+        return Twin()
+
+    def _segnet(self, m: SegNet) -> Any:
+        torch = self.torch
+        parts = [torch.nn.ModuleList([self.of(c) for c in m.encoders.layers])]
+        bottleneck = self.of(m.bottleneck)
+        parts.append(torch.nn.ModuleList([self.of(c) for c in m.decoders.layers]))
+        classifier = self.of(m.classifier)
+
+        class Twin(torch.nn.Module):  # type: ignore[misc, name-defined]
+            def __init__(self) -> None:
+                super().__init__()
+                self.encoders, self.decoders = parts
+                self.bottleneck, self.classifier = bottleneck, classifier
+
+            def forward(self, x: Any) -> Any:
+                remembered = []
+                for encoder in self.encoders:
+                    x = encoder(x)
+                    size = x.shape[2:]
+                    x, indices = torch.nn.functional.max_pool2d(x, 2, return_indices=True)
+                    remembered.append((indices, size))
+                x = self.bottleneck(x)
+                for decoder in self.decoders:
+                    indices, size = remembered.pop()
+                    x = decoder(torch.nn.functional.max_unpool2d(x, indices, 2, output_size=size))
                 return self.classifier(x)
 
         return Twin()

@@ -15,7 +15,7 @@ from gpucnn.threads import thread_count
 
 from ..harness.arguments import flat
 from ..harness.timing import Contender
-from ..steps import LEARNING_RATE, Step, first_losses
+from ..steps import LEARNING_RATE, ROW, Step, TorchCalls, first_values
 from .expression import EXPRESSIONS, Expression, channels_first
 from .rival import Gap, Rival
 from .torch_models import as_torch
@@ -44,6 +44,7 @@ class Torch:
         torch: Any = library  # its functions are not all typed
         self.torch, self.device, self._timer = torch, device, timer
         self._compile_seconds = compile_seconds
+        self._bf16 = False
         if device == "cuda":
             if not torch.cuda.is_available():
                 raise ImportError(f"this PyTorch ({torch.__version__}) cannot use the GPU")
@@ -53,11 +54,17 @@ class Torch:
             torch.set_num_threads(thread_count())
 
     def use_precision(self, precision: str) -> None:
-        """Let convolutions and matrix products use TF32, or not."""
+        """Let convolutions and matrix products use TF32, or not; steps autocast to bf16, or not."""
+        self._bf16 = precision == "bf16"
         if self.device == "cuda":
-            tf32 = precision == "tf32"
+            tf32 = precision != "fp32"
             self.torch.backends.cudnn.allow_tf32 = tf32
             self.torch.backends.cuda.matmul.allow_tf32 = tf32
+
+    def release(self) -> None:
+        """Give memory that no tensor needs back to the GPU."""
+        if self.device == "cuda":
+            self.torch.cuda.empty_cache()
 
     def on_stream(self) -> Any:
         """A context in which PyTorch launches where the timer looks."""
@@ -153,44 +160,81 @@ class Torch:
                 found.append(Gap("torch_compiled", f"{type(error).__name__}: {error}"))
         return found
 
+    def reference(self, step: Step) -> list[Any]:
+        """The losses of the first steps in float64, by PyTorch's own functions."""
+        bf16, self._bf16 = self._bf16, False
+        try:
+            with self.on_stream():
+                calls = step.torchs(self, False, False, self.torch.float64)
+                return [first_values(step, lambda: calls.step(calls.forward))]
+        finally:
+            self._bf16 = bf16
+
     def _step(self, name: str, step: Step, images_last: bool) -> Rival:
         with self.on_stream():
             return self._step_here(name, step, images_last)
 
     def _step_here(self, name: str, step: Step, images_last: bool) -> Rival:
-        torch = self.torch
-        images, labels = step.batch_of_images()
-        model = as_torch(step.build()).to(self.device)
-        if images_last:
-            model = model.to(memory_format=torch.channels_last)
-        (x,) = self.tensors([channels_first(images)], images_last)
-        target = torch.tensor(labels, dtype=torch.long, device=self.device)
         graph = name in ("torch_graph", "torch_compiled")
-        options: dict[str, Any] = {"lr": LEARNING_RATE, "fused": True}
-        if graph:
-            options["capturable"] = True
-        optimizer = torch.optim.Adam(model.parameters(), **options)
-        if name == "torch_compiled":
-            plain, state = model, copy.deepcopy(model.state_dict())
-            model = self.compiled(plain, lambda made: made(x).sum().backward())
-            plain.load_state_dict(state)  # the running statistics have moved
+        forward, run, restore = step.torchs(self, images_last, graph, self.torch.float32)
+        if name == "torch_compiled" and forward is not None:
+            forward = self.compiled(forward, lambda made: made().sum().backward())
+            restore()
 
         def call(_: int) -> Any:
-            loss = torch.nn.functional.cross_entropy(model(x), target)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return loss
+            return run(forward)
 
         def results() -> list[Any]:
             with self.on_stream():
-                return [first_losses(lambda: call(0))]
+                return [first_values(step, lambda: call(0))]
 
         record = self.record(call) if graph else None
+        on_gpu = self.device == "cuda"
         contender = Contender(
-            name, call, 1, self.on_stream, record, eager=self.device == "cuda", graph=graph
+            name, call, 1, self.on_stream, record, eager=on_gpu, graph=graph, row=ROW * on_gpu
         )
         return Rival(contender, results)
+
+    def autocast(self) -> Any:
+        """A context in which products and convolutions compute in bf16, if that is the precision.
+
+        What it casts is not kept from call to call, since a graph would read the old copies.
+        """
+        dtype = self.torch.bfloat16
+        return self.torch.autocast(self.device, dtype, enabled=self._bf16, cache_enabled=False)
+
+    def network_step(
+        self, model: Any, images: Any, labels: Any, images_last: bool, capturable: bool, dtype: Any
+    ) -> TorchCalls:
+        """Forward, cross-entropy, backward and fused Adam of the twin of a network."""
+        torch = self.torch
+        twin = as_torch(model).to(self.device, dtype)
+        if images_last:
+            twin = twin.to(memory_format=torch.channels_last)
+        (x,) = self.tensors([channels_first(images)], images_last)
+        x = x.to(dtype)
+        target = torch.tensor(labels, dtype=torch.long, device=self.device)
+        options: dict[str, Any] = {"capturable": True} if capturable else {}
+        optimizer = torch.optim.Adam(twin.parameters(), lr=LEARNING_RATE, fused=True, **options)
+        state = copy.deepcopy(twin.state_dict())
+
+        def forward() -> Any:
+            with self.autocast():
+                return twin(x)
+
+        def run(forward: Callable[[], Any] | None) -> Any:
+            assert forward is not None
+            loss = torch.nn.functional.cross_entropy(forward().to(dtype), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        def restore() -> None:  # the running statistics have moved
+            twin.load_state_dict(state)
+            optimizer.zero_grad()
+
+        return TorchCalls(forward, run, restore)
 
     def _calls(self, made: Expression, sets: int, images_last: bool, run: Any = None) -> Any:
         inputs = [self.tensors(made.inputs, images_last) for _ in range(sets)]
