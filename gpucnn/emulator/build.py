@@ -245,8 +245,9 @@ def compile_source(source: str, options: Sequence[str], mode: Mode) -> Module:
     if not (path.exists() and facts.exists()):
         _build(source, standard, defines, mode, path, facts)
     known = json.loads(facts.read_text(encoding="utf-8"))
+    stored = "bfloat16" if "-DBFLOAT16=1" in defines else "float"
     signatures = {
-        name: Signature(name, tuple(Parameter(**p) for p in parameters), line)
+        name: Signature(name, tuple(Parameter(**p) for p in parameters), line).storing(stored)
         for name, parameters, line in known["kernels"]
     }
     return Module(
