@@ -229,7 +229,7 @@ def test_predict_errors(capsys: pytest.CaptureFixture[str], trained: Path, tmp_p
     for bad, message in (
         (tmp_path, "is a directory"),
         (tmp_path / "nothing.png", "no such file"),
-        (trained / "config.json", "not a PNG or JPEG picture"),
+        (trained / "config.json", "not a PNG, JPEG or BMP picture"),
     ):
         assert f"{bad}: {message}" in fails(capsys, "predict", str(trained), good, str(bad))
 

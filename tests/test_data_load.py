@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gpucnn import data, random
-from gpucnn.data.fashion_mnist import DEFAULT_DIR, fashion_mnist
+from gpucnn.data.mnist import FASHION_MNIST
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -68,12 +68,12 @@ def test_image_size_must_be_28(folder: Path) -> None:
     ("call", "message"),
     [
         (
-            lambda: data.load("mnist"),
-            "dataset must be one of shapes, shapes-segmentation, fashion-mnist, got 'mnist'",
+            lambda: data.load("emnist"),
+            "dataset must be one of shapes, shapes-segmentation, fashion-mnist, mnist, cifar10, an",
         ),
         (lambda: data.load("shapes", images=0), "images must be >= 1, got 0"),
         (lambda: data.load("shapes", data_dir="x"), "data_dir must be left out"),
-        (lambda: fashion_mnist("val"), "split must be one of train, test, got 'val'"),
+        (lambda: FASHION_MNIST.read("val"), "split must be one of train, test, got 'val'"),
     ],
 )
 def test_bad_arguments(call, message: str) -> None:
@@ -86,7 +86,10 @@ def test_more_images_than_the_files_hold(folder: Path) -> None:
         data.load("fashion-mnist", data_dir=folder, images=41)
 
 
-@pytest.mark.skipif(not DEFAULT_DIR.is_dir(), reason="dataset-fashion-mnist is not installed")
+@pytest.mark.skipif(
+    FASHION_MNIST.default_dir is None or not FASHION_MNIST.default_dir.is_dir(),
+    reason="dataset-fashion-mnist is not installed",
+)
 def test_the_installed_files() -> None:
     train, test = data.load("fashion-mnist")
     assert len(train) == 60_000

@@ -126,10 +126,10 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
     assert "no such file" in refusal(tmp_path / "nothing.png")
     text = tmp_path / "text.png"
     text.write_text("not a picture")
-    assert "not a PNG or JPEG picture" in refusal(text)
-    other = tmp_path / "other.bmp"
+    assert "not a PNG, JPEG or BMP picture" in refusal(text)
+    other = tmp_path / "other.gif"
     Image.fromarray(GRAY).save(other)
-    assert "not a PNG or JPEG picture" in refusal(other)
+    assert "not a PNG, JPEG or BMP picture" in refusal(other)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])

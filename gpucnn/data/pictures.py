@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import struct
 import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpucnn.threads import thread_count
+
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS: Final = ("PNG", "JPEG")
+FORMATS: Final = ("PNG", "JPEG", "BMP")
+_ORIENTATION: Final = 0x0112  # EXIF: 5 to 8 lie on their side
+_KINDS: Final = "PNG, JPEG or BMP"
 
 
 def _pillow() -> Any:
@@ -64,10 +71,54 @@ def _fit(image: Image.Image, width: int, height: int) -> Image.Image:
     return canvas  # type: ignore[no-any-return]
 
 
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Without Pillow's warnings of odd files; for one thread, which may start others inside."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A picture whose header has been read; whatever Pillow raises inside becomes a ValueError."""
+    pil = _pillow()
+    if path.is_dir():
+        raise ValueError(f"{path}: is a directory, expected a {_KINDS} file")
+    if not path.exists():
+        raise ValueError(f"{path}: no such file")
+    if not path.is_file():
+        raise ValueError(f"{path}: not a regular file, expected a {_KINDS} file")
+    most = pil.Image.MAX_IMAGE_PIXELS
+    try:
+        with pil.Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > most:
+                raise pil.Image.DecompressionBombError
+            yield image
+    except pil.UnidentifiedImageError:
+        raise ValueError(f"{path}: not a {_KINDS} picture") from None
+    except pil.Image.DecompressionBombError:
+        raise ValueError(f"{path}: too large, a picture may have at most {most:,} pixels") from None
+    # Pillow's decoders raise any of these for a damaged file.
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        raise ValueError(f"{path}: the picture cannot be read ({error})") from None
+
+
+def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(height, width) of a picture file when it stands upright; reads no more than its header.
+
+    Raises:
+        ValueError: as :func:`read_picture`, but for damage behind the header.
+    """
+    with _silence(), _opened(Path(path)) as image:
+        turned = image.getexif().get(_ORIENTATION, 1) >= 5
+        return image.size if turned else image.size[::-1]
+
+
 def read_picture(
     path: str | os.PathLike[str], image_shape: tuple[int, int, int]
 ) -> NDArray[np.uint8]:
-    """Read a PNG or JPEG file as a network's input.
+    """Read a PNG, JPEG or BMP file as a network's input.
 
     The picture is turned upright as its EXIF data says; transparency is put on white; 16-bit gray
     is scaled to 8 bits; colour becomes gray (ITU-R 601-2 luma) where the network takes one channel.
@@ -84,32 +135,37 @@ def read_picture(
         ValueError: Pillow is missing, or the file is missing, no picture of these types, damaged,
             or has more pixels than Pillow's limit.
     """
-    pil = _pillow()
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path}: is a directory, expected a PNG or JPEG file")
-    if not path.exists():
-        raise ValueError(f"{path}: no such file")
-    if not path.is_file():
-        raise ValueError(f"{path}: not a regular file, expected a PNG or JPEG file")
+    with _silence():
+        return _read(path, image_shape)
+
+
+def read_pictures(
+    paths: Sequence[str | os.PathLike[str]], image_shape: tuple[int, int, int]
+) -> tuple[NDArray[np.uint8], list[str | None]]:
+    """:func:`read_picture` of many files, on all cores.
+
+    Returns:
+        uint8 (N, H, W, C), and for each file None or why it could not be read.
+    """
+    images = np.zeros((len(paths), *image_shape), np.uint8)
+
+    def read(index: int) -> str | None:
+        try:
+            images[index] = _read(paths[index], image_shape)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    with _silence(), ThreadPoolExecutor(thread_count()) as pool:
+        return images, list(pool.map(read, range(len(paths))))
+
+
+def _read(path: str | os.PathLike[str], image_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     height, width, channels = image_shape
     if channels not in (1, 3):
         raise ValueError(f"image_shape must have 1 or 3 channels, got {channels}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", pil.Image.DecompressionBombWarning)
-            with pil.Image.open(path, formats=FORMATS) as image:
-                fitted = _fit(_eight_bits(image), width, height)
-    except pil.UnidentifiedImageError:
-        raise ValueError(f"{path}: not a PNG or JPEG picture") from None
-    except (pil.Image.DecompressionBombError, pil.Image.DecompressionBombWarning):
-        raise ValueError(
-            f"{path}: too large, a picture may have at most {pil.Image.MAX_IMAGE_PIXELS:,} pixels"
-        ) from None
-    # Pillow's decoders raise any of these for a damaged file.
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        raise ValueError(f"{path}: the picture cannot be read ({error})") from None
+    with _opened(Path(path)) as image:
+        fitted = _fit(_eight_bits(image), width, height)
     levels = np.asarray(fitted.convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
     return levels.reshape(image_shape)
 

@@ -71,22 +71,32 @@ def _entry(name: str) -> _Entry:
     return _MODELS[name]
 
 
-def create(name: str, num_classes: int | None = None) -> Module:
-    """A new network with fresh weights; ValueError for an unknown name.
+def create(
+    name: str,
+    num_classes: int | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+) -> Module:
+    """A new network with fresh weights.
 
     num_classes: the scores per image or pixel, by default those of the network's own dataset; the
-    autoencoder has none.
+    autoencoder has none. image_shape: (H, W, C) of the images, by default :func:`input_shape`; the
+    autoencoder takes that alone.
+
+    Raises ValueError for an unknown name, and for images that are too small for the network.
     """
     entry = _entry(name)
     if entry.kind == "reconstruction":
         if num_classes is not None:
             raise ValueError(f"num_classes: {name} gives back its input and has no classes")
+        if image_shape not in (None, entry.input_shape):
+            raise ValueError(f"image_shape: {name} takes {entry.input_shape}, got {image_shape}")
         return entry.build()
-    return entry.build(entry.num_classes if num_classes is None else num_classes)
+    classes = entry.num_classes if num_classes is None else num_classes
+    return entry.build(classes, entry.input_shape if image_shape is None else image_shape)
 
 
 def input_shape(name: str) -> tuple[int, int, int]:
-    """(H, W, C) of the images that a network takes."""
+    """(H, W, C) of the images that a network was made for."""
     return _entry(name).input_shape
 
 

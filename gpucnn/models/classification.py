@@ -1,8 +1,27 @@
-"""Networks that give one vector of scores per image."""
+"""Networks that give one vector of scores per image.
+
+The sizes that their docstrings name are those of the images they were made for; others fit as long
+as the pools leave something of them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gpucnn import nn
+
+Shape = tuple[int, int, int]  # (H, W, C) of an image
+_HALF = (2, 2, 0)  # (kernel size, stride, padding) of a pool that halves
+
+
+def _flat(image_shape: Shape, channels: int, steps: Sequence[tuple[int, int, int]]) -> int:
+    """Numbers per image behind convolutions and pools of (kernel size, stride, padding)."""
+    sides = list(image_shape[:2])
+    for kernel_size, stride, padding in steps:
+        sides = [(side + 2 * padding - kernel_size) // stride + 1 for side in sides]
+        if min(sides) < 1:
+            raise ValueError(f"images of {image_shape[0]} x {image_shape[1]} are too small")
+    return sides[0] * sides[1] * channels
 
 
 def _block(
@@ -18,21 +37,21 @@ def _block(
     ]
 
 
-def lenet5(num_classes: int = 10) -> nn.Sequential:
+def lenet5(num_classes: int = 10, image_shape: Shape = (28, 28, 1)) -> nn.Sequential:
     """For 28×28×1: two convolutions with tanh and average pooling, three linear layers.
 
     Source: LeCun et al., "Gradient-based learning applied to document recognition", 1998; with a
     padding of 2 instead of 32×32 images, and full connections between the feature maps.
     """
     return nn.Sequential(
-        nn.Conv2d(1, 6, 5, padding=2),
+        nn.Conv2d(image_shape[2], 6, 5, padding=2),
         nn.Tanh(),
         nn.AvgPool2d(2),
         nn.Conv2d(6, 16, 5),
         nn.Tanh(),
         nn.AvgPool2d(2),
         nn.Flatten(),
-        nn.Linear(5 * 5 * 16, 120),
+        nn.Linear(_flat(image_shape, 16, [(5, 1, 2), _HALF, (5, 1, 0), _HALF]), 120),
         nn.Tanh(),
         nn.Linear(120, 84),
         nn.Tanh(),
@@ -40,45 +59,45 @@ def lenet5(num_classes: int = 10) -> nn.Sequential:
     )
 
 
-def shapenet(num_classes: int = 3) -> nn.Sequential:
+def shapenet(num_classes: int = 3, image_shape: Shape = (72, 72, 1)) -> nn.Sequential:
     """For 72×72×1: three blocks of convolution, batch norm, ReLU and pooling, two linear layers."""
     return nn.Sequential(
-        *_block(1, 16, 5, stride=2),
+        *_block(image_shape[2], 16, 5, stride=2),
         nn.MaxPool2d(2),
         *_block(16, 32),
         nn.MaxPool2d(2),
         *_block(32, 32),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(4 * 4 * 32, 64),
+        nn.Linear(_flat(image_shape, 32, [(5, 2, 2), _HALF, _HALF, _HALF]), 64),
         nn.ReLU(),
         nn.Linear(64, num_classes),
     )
 
 
-def fashionnet(num_classes: int = 10) -> nn.Sequential:
+def fashionnet(num_classes: int = 10, image_shape: Shape = (28, 28, 1)) -> nn.Sequential:
     """For 28×28×1: three blocks of convolution, batch norm, ReLU and pooling, two linear layers."""
     return nn.Sequential(
-        *_block(1, 16),
+        *_block(image_shape[2], 16),
         nn.MaxPool2d(2),
         *_block(16, 32),
         nn.MaxPool2d(2),
         *_block(32, 64),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(3 * 3 * 64, 128),
+        nn.Linear(_flat(image_shape, 64, [_HALF] * 3), 128),
         nn.ReLU(),
         nn.Linear(128, num_classes),
     )
 
 
-def vgg_small(num_classes: int = 10) -> nn.Sequential:
+def vgg_small(num_classes: int = 10, image_shape: Shape = (32, 32, 3)) -> nn.Sequential:
     """For 32×32×3: three pairs of 3×3 convolutions, each pair pooled, two linear layers.
 
     Source: after Simonyan and Zisserman, arXiv:1409.1556, with batch norm.
     """
     return nn.Sequential(
-        *_block(3, 32),
+        *_block(image_shape[2], 32),
         *_block(32, 32),
         nn.MaxPool2d(2),
         *_block(32, 64),
@@ -88,7 +107,7 @@ def vgg_small(num_classes: int = 10) -> nn.Sequential:
         *_block(128, 128),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(4 * 4 * 128, 128),
+        nn.Linear(_flat(image_shape, 128, [_HALF] * 3), 128),
         nn.ReLU(),
         nn.Dropout(0.5),
         nn.Linear(128, num_classes),
@@ -111,7 +130,7 @@ def _basic_block(in_channels: int, out_channels: int, stride: int = 1) -> list[n
     return [nn.Residual(body, projection), nn.ReLU()]
 
 
-def resnet20(num_classes: int = 10) -> nn.Sequential:
+def resnet20(num_classes: int = 10, image_shape: Shape = (32, 32, 3)) -> nn.Sequential:
     """For 32×32×3: a convolution, three stages of three residual blocks, global average pooling.
 
     Source: He et al., arXiv:1512.03385, section 4.2, n = 3, with projections where sizes change.
@@ -123,10 +142,12 @@ def resnet20(num_classes: int = 10) -> nn.Sequential:
         blocks += _basic_block(out_channels, out_channels) + _basic_block(
             out_channels, out_channels
         )
-    return nn.Sequential(*_block(3, 16), *blocks, nn.GlobalAvgPool2d(), nn.Linear(64, num_classes))
+    return nn.Sequential(
+        *_block(image_shape[2], 16), *blocks, nn.GlobalAvgPool2d(), nn.Linear(64, num_classes)
+    )
 
 
-def resnet9(num_classes: int = 10) -> nn.Sequential:
+def resnet9(num_classes: int = 10, image_shape: Shape = (32, 32, 3)) -> nn.Sequential:
     """For 32×32×3: four widening convolutions with pooling, two residual blocks, a linear layer.
 
     Source: the residual network of Page, "How to train your ResNet", 2018.
@@ -136,7 +157,7 @@ def resnet9(num_classes: int = 10) -> nn.Sequential:
         return nn.Residual(nn.Sequential(*_block(channels, channels), *_block(channels, channels)))
 
     return nn.Sequential(
-        *_block(3, 64),
+        *_block(image_shape[2], 64),
         *_block(64, 128),
         nn.MaxPool2d(2),
         residual(128),
@@ -150,14 +171,14 @@ def resnet9(num_classes: int = 10) -> nn.Sequential:
     )
 
 
-def alexnet_mini(num_classes: int = 10) -> nn.Sequential:
+def alexnet_mini(num_classes: int = 10, image_shape: Shape = (32, 32, 3)) -> nn.Sequential:
     """For 32×32×3: local response normalisation, overlapping pooling and dropout, in small.
 
     Source: after Krizhevsky, Sutskever and Hinton, "ImageNet classification with deep convolutional
     neural networks", 2012.
     """
     return nn.Sequential(
-        nn.Conv2d(3, 32, 5, padding=2),
+        nn.Conv2d(image_shape[2], 32, 5, padding=2),
         nn.ReLU(),
         nn.LocalResponseNorm(5, convention="alexnet"),
         nn.MaxPool2d(3, stride=2),
@@ -170,7 +191,7 @@ def alexnet_mini(num_classes: int = 10) -> nn.Sequential:
         nn.MaxPool2d(3, stride=2),
         nn.Flatten(),
         nn.Dropout(0.5),
-        nn.Linear(3 * 3 * 64, 128),
+        nn.Linear(_flat(image_shape, 64, [(3, 2, 0)] * 3), 128),
         nn.ReLU(),
         nn.Dropout(0.5),
         nn.Linear(128, num_classes),

@@ -6,6 +6,7 @@ from typing import cast
 
 from gpucnn import functional as F
 from gpucnn import nn
+from gpucnn.models.classification import Shape
 from gpucnn.tensor import Tensor
 
 
@@ -91,14 +92,19 @@ class UNet(nn.Module):
         return cast("Tensor", self.classifier(x))
 
 
-def segnet_small(num_classes: int = 4) -> SegNet:
+def segnet_small(num_classes: int = 4, image_shape: Shape = (72, 72, 1)) -> SegNet:
     """For 72×72×1: three pools of 12, 24 and 48 channels, undone by their indices."""
-    return SegNet(num_classes, 1, (12, 24, 48))
+    return SegNet(num_classes, image_shape[2], (12, 24, 48))
 
 
-def unet_small(num_classes: int = 4) -> UNet:
-    """For 72×72×1: four resolutions of 8, 16, 32 and 64 channels."""
-    return UNet(num_classes, 1, (8, 16, 32, 64))
+def unet_small(num_classes: int = 4, image_shape: Shape = (72, 72, 1)) -> UNet:
+    """For 72×72×1: four resolutions of 8, 16, 32 and 64 channels; sides are multiples of eight."""
+    if image_shape[0] % 8 or image_shape[1] % 8:
+        raise ValueError(
+            f"unet_small halves images three times: their sides must be multiples of 8, got "
+            f"{image_shape[0]} x {image_shape[1]}"
+        )
+    return UNet(num_classes, image_shape[2], (8, 16, 32, 64))
 
 
 def autoencoder(channels: int = 1) -> nn.Sequential:
