@@ -374,7 +374,7 @@ PLANTS = [
     Plant("global_across_blocks", "race", lambda: (zeros(32),), r"blocks are unordered", grid=2,
           at=(1, 0)),
     Plant("read_across_blocks", "race", lambda: (zeros(8),), r"y\[\d+\].*read", grid=4),
-    Plant("earlier_reader", "race", lambda: (zeros(65),), r"y\[0\].*an earlier block read",
+    Plant("earlier_reader", "race", lambda: (zeros(65),), r"y\[0\].*another block read",
           grid=2, at=(1, 0)),
     Plant("read_beside_atomic", "race", lambda: (zeros(1, np.int32), zeros(1, np.int32)),
           r"count\[0\]", at=(0, 1)),

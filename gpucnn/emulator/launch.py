@@ -63,7 +63,7 @@ class _Launch(ctypes.Structure):
         ("regions", _pointer), ("variable_count", _u64), ("argument_count", _u64),
         ("region_count", _u64), ("image_begin", _pointer), ("image_end", _pointer),
         ("grid", _u32x3), ("block", _u32x3), ("shared_bytes", _u32), ("check", _u32),
-        ("order", _u32), ("seed", _u32), ("count", _u32), ("padding", _u32),
+        ("order", _u32), ("seed", _u32), ("count", _u32), ("cooperative", _u32),
     )  # fmt: skip
 
 
@@ -102,6 +102,7 @@ def run(
     order: int = 0,
     seed: int = 0,
     count: bool = False,
+    cooperative: bool = False,
 ) -> Counted | None:
     """Runs one launch with converted arguments; returns its counters if ``count``, which takes a
     library compiled for it.
@@ -150,6 +151,7 @@ def run(
         order=order,
         seed=seed,
         count=count,
+        cooperative=cooperative,
     )
     fault = _Fault()
     engine = runtime()
@@ -218,7 +220,7 @@ def _describe(
     elif kind == "race":
         same_block = "blocks" not in text
         if "unknown" in text:
-            other = "an earlier block"
+            other = "another block"
         elif not same_block:
             other += f" of block {tuple(fault.other_block)}"
         missing = "with no barrier in between" if same_block else "and blocks are unordered"
@@ -227,6 +229,8 @@ def _describe(
         action = "updated" if "atomically" in text else text.split()[0]
         message = f"{who} {verb} {what}, which {other} {action}{other_place}, {missing}"
     elif kind == "divergent-barrier":
+        if text == "grid returned":
+            other_place = f": block {tuple(fault.other_block)} has returned"
         message = f"{who} {_divergent(text, other, other_place)}"
     elif kind == "bad-mask":
         message = f"{who}: {_bad_mask(text, other, other_place)}"
@@ -243,6 +247,11 @@ def _divergent(text: str, other: str, place: str) -> str:
         return f"waits at a barrier that {other} never reaches, having returned"
     if text == "warp":
         return f"waits at a barrier that {other} never reaches, waiting for its warp{place}"
+    if text.startswith("grid"):
+        never = "which none of them will change"
+        return f"waits for other blocks at a word {never}{place}"
+    if text == "not cooperative":
+        return "waits for other blocks, which run at the same time in a cooperative launch only"
     if text == "kinds":
         return "is at another kind of barrier than the threads that wait already"
     return "waits for lanes of its warp that never arrive"

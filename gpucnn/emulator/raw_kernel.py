@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import defaultdict
@@ -20,6 +21,7 @@ _GRID_LIMITS = (2**31 - 1, 65535, 65535)
 _MOST_THREADS = 1024
 _MOST_STATIC_SHARED = 48 * 1024
 _MOST_SHARED = 227 * 1024
+_MOST_ALIVE = 8192  # threads of all blocks of a cooperative launch
 
 _Key = tuple[str, tuple[str, ...], build.Mode]
 _libraries: dict[_Key, Library] = {}
@@ -54,6 +56,8 @@ class RawKernel:
         source: CUDA C with an ``extern "C" __global__`` kernel called ``name``.
         name: the kernel.
         options: compile options as for NVRTC; ``-D``, ``-U``, ``-I`` and ``-std`` have effect.
+        enable_cooperative_groups: whether its blocks wait for each other, and so are all alive at
+            once: what CuPy calls a cooperative launch.
         check: whether to watch every memory access and report faults; None leaves it to
             ``GPUCNN_EMULATOR_CHECK``, which is on unless it is 0.
 
@@ -68,11 +72,13 @@ class RawKernel:
         name: str,
         options: Sequence[str] = (),
         *,
+        enable_cooperative_groups: bool = False,
         check: bool | None = None,
     ) -> None:
         self.source = source
         self.name = name
         self.options = tuple(options)
+        self.cooperative = enable_cooperative_groups
         self.check = check_by_default() if check is None else check
         self._loaded: Library | None = None
 
@@ -148,6 +154,8 @@ class RawKernel:
                 f"threads; at most {_MOST_THREADS} are allowed"
             )
         self._check_shared(library, shared_mem)
+        if self.cooperative:
+            self._check_alive(grid3, block3)
         converted = convert_arguments(signature, args)
         for parameter, value in zip(signature.parameters, converted, strict=True):
             if parameter.pointer and value is not None and not isinstance(value, np.ndarray):
@@ -157,11 +165,19 @@ class RawKernel:
                 )
         counted = run(library, signature, grid3, block3, converted, shared_mem,
                       check=self.check or bool(collectors), order=order, seed=seed,
-                      count=bool(collectors))  # fmt: skip
+                      count=bool(collectors), cooperative=self.cooperative)  # fmt: skip
         if counted is not None:
             launch = counting.CountedLaunch(self.name, grid3, block3, shared_mem, counted)
             for collector in collectors:
                 collector(launch)
+
+    def _check_alive(self, grid: tuple[int, int, int], block: tuple[int, int, int]) -> None:
+        blocks, threads = math.prod(grid), math.prod(block)
+        if blocks * threads > _MOST_ALIVE:
+            raise ValueError(
+                f"kernel {self.name}: grid {grid} has {blocks} blocks that wait for each other; at "
+                f"most {_MOST_ALIVE // threads} of {threads} threads are alive at once"
+            )
 
     def _check_shared(self, library: Library, shared_mem: int) -> None:
         prefix = f"_ZZ{len(self.name)}{self.name}E"

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <cstdio>
+#include <utility>
 #include <vector>
 
 extern char gpucnn_dynamic_shared[];
@@ -104,12 +105,21 @@ bool place_regions(Launch& launch) {
     return true;
 }
 
-bool place_shared(const Launch& launch) {
-    const u64 anchor = reinterpret_cast<Address>(launch.static_shared());
-    static_shared.base = anchor - launch.anchor_offset;
-    static_shared.bytes = launch.static_shared_bytes;
+Address static_shared_base(const Launch& launch) {
+    return reinterpret_cast<Address>(launch.static_shared()) - launch.anchor_offset;
+}
+
+bool reserve_shared_cells(const Launch& launch) {
     static_shared.cells = static_cast<Cell*>(
         static_cells.reserve((launch.static_shared_bytes / 4 + 1) * sizeof(Cell)));
+    dynamic_shared.cells =
+        static_cast<Cell*>(dynamic_cells.reserve(kDynamicSharedBytes / 4 * sizeof(Cell)));
+    return static_shared.cells && dynamic_shared.cells;
+}
+
+bool place_shared(const Launch& launch) {
+    static_shared.base = static_shared_base(launch);
+    static_shared.bytes = launch.static_shared_bytes;
     if (static_shared.byte_cells)
         static_shared.byte_cells = static_cast<Cell*>(
             static_bytes.reserve((launch.static_shared_bytes + 4) * sizeof(Cell)));
@@ -123,9 +133,32 @@ bool place_shared(const Launch& launch) {
     variables = launch.variables;
     dynamic_shared.base = reinterpret_cast<Address>(gpucnn_dynamic_shared);
     dynamic_shared.bytes = launch.shared_bytes;
-    dynamic_shared.cells =
-        static_cast<Cell*>(dynamic_cells.reserve(kDynamicSharedBytes / 4 * sizeof(Cell)));
-    return static_shared.cells && dynamic_shared.cells;
+    return reserve_shared_cells(launch);
+}
+
+// The shared memory of a block that waits for others, and what is known of it.
+struct PutAway {
+    std::vector<u8> statics, dynamic;
+    Mapping static_cells, static_bytes, dynamic_cells, dynamic_bytes;
+};
+
+std::vector<PutAway> put_away;  // by turn of the block
+
+void swap_cells(PutAway& other) {
+    std::swap(static_cells, other.static_cells);
+    std::swap(static_bytes, other.static_bytes);
+    std::swap(dynamic_cells, other.dynamic_cells);
+    std::swap(dynamic_bytes, other.dynamic_bytes);
+    static_shared.byte_cells = static_cast<Cell*>(static_bytes.memory);
+    dynamic_shared.byte_cells = static_cast<Cell*>(dynamic_bytes.memory);
+}
+
+void forget_put_away() {
+    for (PutAway& block : put_away)
+        for (Mapping* m : {&block.static_cells, &block.static_bytes, &block.dynamic_cells,
+                           &block.dynamic_bytes})
+            m->release();
+    put_away.clear();
 }
 
 std::vector<std::vector<u8>> unaligned_copies;
@@ -190,7 +223,28 @@ bool memory_begin_launch(Launch& launch) {
     return true;
 }
 
+bool memory_change_block(u32 from, u32 to) {
+    const Launch& launch = *state.launch;
+    auto* statics = reinterpret_cast<u8*>(static_shared_base(launch));
+    auto* dynamic = reinterpret_cast<u8*>(gpucnn_dynamic_shared);
+    if (from != kNobody) {
+        if (put_away.size() <= from) put_away.resize(from + 1);
+        PutAway& own = put_away[from];
+        own.statics.assign(statics, statics + launch.static_shared_bytes);
+        own.dynamic.assign(dynamic, dynamic + launch.shared_bytes);
+        swap_cells(own);
+    }
+    if (to < put_away.size() && !put_away[to].statics.empty()) {
+        PutAway& other = put_away[to];
+        std::memcpy(statics, other.statics.data(), other.statics.size());
+        std::memcpy(dynamic, other.dynamic.data(), other.dynamic.size());
+        swap_cells(other);
+    }
+    return !launch.check || reserve_shared_cells(launch);
+}
+
 void memory_end_launch(Launch& launch, bool keep_results) {
+    forget_put_away();
     for (u64 i = 0; keep_results && i < launch.region_count; ++i) {
         const Region& region = launch.regions[i];
         if (region.writable && region.device != region.host && region.bytes)
@@ -236,11 +290,11 @@ void report_race(const Place& place, u32 size, Access access, Address pc, const 
     }
     describe_thread(other, fault.other_thread);
     describe_block_at(clock, fault.other_block);
-    const bool earlier_reader = !with_write && (cell.read & kEarlierBit) && !earlier_block(clock);
+    const bool other_reader = !with_write && (cell.read & kOtherBlockBit) && !other_block(clock);
     std::snprintf(fault.text, sizeof fault.text, "%s%s%s%s",
                   with_write ? (cell.write & kAtomicBit ? "updated atomically" : "wrote") : "read",
-                  earlier_block(clock) || earlier_reader ? " blocks" : "",
-                  earlier_reader ? " unknown" : "", has_acquired() ? " unfenced" : "");
+                  other_block(clock) || other_reader ? " blocks" : "",
+                  other_reader ? " unknown" : "", has_acquired() ? " unfenced" : "");
     raise_fault(kRace, pc);
 }
 

@@ -12,13 +12,13 @@ namespace emulator {
 // Clocks older than the launch (global) or the block (shared) mean "never", so nothing is cleared.
 struct Cell {
     u64 write;  // clock << 16 | atomic << 15 | thread
-    u64 read;   // clock << 16 | several warps << 15 | earlier blocks << 14 | warp
+    u64 read;   // clock << 16 | several warps << 15 | other blocks << 14 | warp
     u32 lanes;  // of that warp that read since the last barrier
     u32 split;  // the word is also tracked by its bytes
     u32 write_pc, read_pc;
 };
 
-constexpr u64 kAtomicBit = 1 << 15, kSeveralBit = 1 << 15, kEarlierBit = 1 << 14;
+constexpr u64 kAtomicBit = 1 << 15, kSeveralBit = 1 << 15, kOtherBlockBit = 1 << 14;
 
 struct Tracked {  // a memory space with its cells
     Address base;
@@ -67,14 +67,12 @@ inline bool may_be_poison(Address address, u32 size) {
     return false;
 }
 
-inline bool earlier_block(u64 clock) { return clock < state.block_clock; }
-
 inline bool write_conflicts(const Cell& cell, Access access, u64 floor) {
     const u64 clock = cell.write >> 16;
     if (clock < floor) return false;
     if (access == kAtomic && (cell.write & kAtomicBit)) return false;
     const u32 thread = cell.write & (kMaxThreads - 1);
-    if (earlier_block(clock)) return !published(clock, thread);
+    if (other_block(clock)) return !published(clock, thread);
     return !happens_before(clock, thread);
 }
 
@@ -82,9 +80,9 @@ inline bool read_conflicts(const Cell& cell, u64 floor) {
     const u64 clock = cell.read >> 16;
     if (clock < floor) return false;
     const u32 warp = cell.read & (kMaxWarps - 1);
-    if (earlier_block(clock))
+    if (other_block(clock))
         return !published(clock, warp * 32 + static_cast<u32>(__builtin_ctz(cell.lanes)));
-    if (cell.read & kEarlierBit) return !has_acquired();
+    if (cell.read & kOtherBlockBit) return !has_acquired();
     if (clock < state.barrier_clock) return false;
     if (cell.read & kSeveralBit) return true;
     for (u32 lanes = cell.lanes; lanes; lanes &= lanes - 1)
@@ -102,12 +100,14 @@ inline void record_write(Cell& cell, Access access, Address pc) {
 inline void record_read(Cell& cell, u64 floor, Address pc) {
     const u64 clock = cell.read >> 16;
     const u32 warp = state.current >> 5, lane = 1u << (state.current & 31);
-    u64 flags = cell.read & kEarlierBit;
+    u64 flags = cell.read & kOtherBlockBit;
     if (clock < floor) {
         flags = 0;
         cell.lanes = lane;
+    } else if (other_block(clock)) {
+        flags = kOtherBlockBit;
+        cell.lanes = lane;
     } else if (clock < state.barrier_clock) {
-        if (earlier_block(clock)) flags = kEarlierBit;
         cell.lanes = lane;
     } else if ((cell.read & (kMaxWarps - 1)) == warp) {
         flags |= cell.read & kSeveralBit;

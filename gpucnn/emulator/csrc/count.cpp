@@ -53,6 +53,7 @@ std::unordered_map<u64, u64> events;  // pc << 3 | event -> times
 std::vector<u64> read_sectors, written_sectors;  // one bit for each sector of the arena
 u64 rendezvous_clock[kMaxWarps];
 u64 barrier_block, barriers, most_barriers;
+std::vector<u64> barriers_put_away;  // of blocks that wait for others, by turn
 Counts counts;
 
 // The distinct values among those that `at` gives for the lanes of a request, in order of lane.
@@ -199,6 +200,7 @@ void count_begin_launch() {
     written_sectors.clear();
     std::fill(std::begin(rendezvous_clock), std::end(rendezvous_clock), 0);
     barrier_block = barriers = most_barriers = 0;
+    barriers_put_away.clear();
 }
 
 void count_access(Address address, u64 bytes, Access access, Address pc) {
@@ -237,6 +239,14 @@ void count_barrier(Address pc) {
         barriers = 0;
     }
     most_barriers = std::max(most_barriers, ++barriers);
+}
+
+void count_change_block(u32 from, u32 to) {
+    const std::size_t turns = std::max(from + 1, to + 1);  // kNobody + 1 is 0
+    if (barriers_put_away.size() < turns) barriers_put_away.resize(turns);
+    if (from != kNobody) barriers_put_away[from] = barriers;
+    barriers = barriers_put_away[to];
+    barrier_block = state.block_clock;
 }
 
 void count_rendezvous(u32 warp) { rendezvous_clock[warp] = state.clock; }

@@ -185,6 +185,16 @@ ATOMICS(u32, u32)
 ATOMICS(Long, i64)
 ATOMICS(UnsignedLong, u64)
 
+// Returns the word as soon as one of these bits of it is no longer what it was.
+EXPORT u32 gpucnn_wait_for_change(u32* p, u32 bits, u32 old) {
+    const Address pc = CALLER;
+    for (;;) {
+        const u32 now = atomic(p, pc, [](u32 o) { return o; });
+        if ((now ^ old) & bits) return now;
+        wait_at_grid(reinterpret_cast<Address>(p), bits, old, pc);
+    }
+}
+
 EXPORT u32 gpucnn_atomic_inc_u32(u32* p, u32 v) {
     return atomic(p, CALLER, [=](u32 o) { return o >= v ? 0 : o + 1; });
 }

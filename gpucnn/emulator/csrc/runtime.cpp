@@ -1,10 +1,11 @@
-// Runs a launch: blocks one after another, each block's threads as fibers.
+// Runs a launch: blocks one after another or in turns (grid.cpp), each block's threads as fibers.
 #include "runtime.h"
 
 #include <time.h>
 
+#include <algorithm>
 #include <cstdio>
-#include <cstring>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -29,21 +30,36 @@ namespace {
 
 constexpr u64 kSliceNanoseconds = 100'000'000;
 
-// Threads that may run, oldest first: a ring that holds each thread at most once.
-u16 ready[kMaxThreads];
-u32 ready_head, ready_count;
+// Of the current block.
+struct Schedule {
+    // Threads that may run, oldest first: a ring that holds each thread at most once.
+    u16 ready[kMaxThreads];
+    u32 ready_head, ready_count;
+    u32 next_thread, done_count;
+    u32 barrier_count, barrier_kind;
+    u32 barrier_sum;
+    u32 barrier_result;
+    std::vector<u16> thread_order;  // position -> thread
+};
+Schedule own;
 
-std::vector<u32> block_order;   // empty: forward
-std::vector<u16> thread_order;  // position -> thread
+// Of a block that waits for others.
+struct PutAway {
+    Schedule schedule;
+    std::vector<Thread> threads;
+    std::vector<Warp> warps;
+    Dim3 index;
+    u64 number, block_clock, barrier_clock;
+};
+std::vector<std::unique_ptr<PutAway>> put_away;  // by turn
+
+std::vector<u32> block_order;  // empty: forward
+std::vector<u16> first_order;  // of the threads of the first block
 std::vector<void*> argument_slots;
-std::vector<std::pair<u64, u64>> block_starts;  // clock, block number; kept only when checking
 
 u64 next_block, block_count;
-u32 next_thread, done_count;
-u32 barrier_count, barrier_kind;
-u32 barrier_sum;
-u32 barrier_result;
 u32 running_stack;
+void* stack_pointers[kMostFibers];  // of fibers that wait, by stack
 u64 slice_end;
 void* host_stack_pointer;
 bool slice_over;
@@ -74,68 +90,43 @@ void set_current(u32 thread) {
 
 void fiber_main();
 
-void push_ready(u32 thread) {
-    state.threads[thread].state = kReady;
-    ready[(ready_head + ready_count++) % kMaxThreads] = static_cast<u16>(thread);
-}
-
 u32 pop_ready() {
-    const u32 thread = ready[ready_head];
-    ready_head = (ready_head + 1) % kMaxThreads;
-    --ready_count;
+    const u32 thread = own.ready[own.ready_head];
+    own.ready_head = (own.ready_head + 1) % kMaxThreads;
+    --own.ready_count;
     return thread;
 }
 
 void start_next_thread() {
-    const u32 thread = thread_order[next_thread++];
+    const u32 thread = own.thread_order[own.next_thread++];
     state.threads[thread].stack = running_stack;
     set_current(thread);
 }
 
-// Every thread that is left waits for something that can no longer happen.
-[[noreturn]] void report_stuck() {
-    u32 at_barrier = kMaxThreads, at_warp = kMaxThreads, done = kMaxThreads;
-    for (u32 i = state.thread_count; i-- > 0;) {
-        const ThreadState s = state.threads[i].state;
-        if (s == kAtBarrier) at_barrier = i;
-        if (s == kAtWarp) at_warp = i;
-        if (s == kDone) done = i;
-    }
-    const u32 waiting = at_barrier < kMaxThreads ? at_barrier : at_warp;
-    Fault& fault = state.fault;
-    if (at_barrier < kMaxThreads && done < kMaxThreads) {
-        std::snprintf(fault.text, sizeof fault.text, "returned");
-        fault.has_other = 1;
-        describe_thread(done, fault.other_thread);
-    } else if (at_barrier < kMaxThreads && at_warp < kMaxThreads) {
-        std::snprintf(fault.text, sizeof fault.text, "warp");
-        fault.has_other = 1;
-        describe_thread(at_warp, fault.other_thread);
-        fault.other_pc = state.threads[at_warp].pc;
-    } else {
-        std::snprintf(fault.text, sizeof fault.text, "lanes");
-    }
-    state.current = waiting;
-    raise_fault(kDivergentBarrier, state.threads[waiting].pc);
+// Sees that there is a thread to go on with, in this block or in one whose turn it is then.
+void find_thread() {
+    if (own.ready_count || own.next_thread < state.thread_count) return;
+    const bool for_others = own.done_count == state.thread_count || waits_at_grid();
+    if (!for_others) report_stuck();
+    if (!grid_take_turn()) report_stuck_grid();
 }
 
 // Leaves the current fiber until someone makes its thread ready again.
 void wait() {
-    Thread& self = state.threads[state.current];
+    const u32 stack = running_stack;
     void* next;
-    if (ready_count) {
+    find_thread();
+    if (own.ready_count) {
         const u32 thread = pop_ready();
-        if (thread == state.current) return;
         running_stack = state.threads[thread].stack;
         set_current(thread);
-        next = state.threads[thread].stack_pointer;
-    } else if (next_thread < state.thread_count) {
+        if (running_stack == stack) return;
+        next = stack_pointers[running_stack];
+    } else {
         next = new_fiber(running_stack, fiber_main);
         start_next_thread();
-    } else {
-        report_stuck();
     }
-    switch_stack(&self.stack_pointer, next);
+    switch_stack(&stack_pointers[stack], next);
 }
 
 void begin_block() {
@@ -145,18 +136,20 @@ void begin_block() {
     blockIdx.x = static_cast<u32>(number % launch.grid[0]);
     blockIdx.y = static_cast<u32>(number / launch.grid[0] % launch.grid[1]);
     blockIdx.z = static_cast<u32>(number / launch.grid[0] / launch.grid[1]);
-    state.block_clock = state.barrier_clock = ++state.clock;
+    state.block_clock = state.turn_clock = state.barrier_clock = ++state.clock;
+    state.block_number = number;
     for (u32 i = 0; i < state.thread_count; ++i) state.threads[i].state = kReady;
     for (u32 w = 0; w * 32 < state.thread_count; ++w) {
         const u32 lanes = state.thread_count - w * 32;
         state.warps[w].live = lanes >= 32 ? ~0u : (1u << lanes) - 1;
         state.warps[w].waiting = 0;
     }
-    next_thread = done_count = barrier_count = ready_head = ready_count = 0;
-    if (launch.order == 2) shuffle(thread_order, launch.seed * 0x10001ull + number);
+    own.next_thread = own.done_count = own.barrier_count = own.ready_head = own.ready_count = 0;
+    if (own.thread_order.empty()) own.thread_order = first_order;
+    if (launch.order == 2) shuffle(own.thread_order, launch.seed * 0x10001ull + number);
     async_copies_begin_block();
     if (launch.check) {
-        block_starts.emplace_back(state.block_clock, number);
+        turn_begins();
         publish_begin_block();
     }
 }
@@ -178,31 +171,35 @@ void check_waiting_lanes(u32 thread) {
     }
 }
 
+// All threads of the block have returned.
+void end_block() {
+    raise_unwritten();
+    const bool turns = state.launch->cooperative;
+    if (turns) grid_block_done();
+    if (turns ? grid_all_done() : next_block == block_count || now() > slice_end) {
+        slice_over = true;
+        release_stack(running_stack);
+        leave_to_host();
+    }
+    if (!turns) begin_block();
+}
+
 // The life of a fiber: it runs threads, and then whole blocks, for as long as nobody waits, so a
 // kernel without barriers runs as a plain loop.
 void fiber_main() {
     for (;;) {
         state.launch->kernel(argument_slots.data());
-        Thread& self = state.threads[state.current];
-        self.state = kDone;
-        ++done_count;
+        state.threads[state.current].state = kDone;
+        ++own.done_count;
         check_waiting_lanes(state.current);
-        if (ready_count) {
-            const u32 thread = pop_ready();
-            release_stack(running_stack);
-            running_stack = state.threads[thread].stack;
+        if (own.done_count == state.thread_count) end_block();
+        find_thread();
+        if (own.ready_count) {
+            const u32 thread = pop_ready(), stack = state.threads[thread].stack;
             set_current(thread);
-            switch_stack(&self.stack_pointer, state.threads[thread].stack_pointer);
-        }
-        if (next_thread == state.thread_count) {
-            if (done_count < state.thread_count) report_stuck();
-            raise_unwritten();
-            if (next_block == block_count || now() > slice_end) {
-                slice_over = true;
-                release_stack(running_stack);
-                switch_stack(&self.stack_pointer, host_stack_pointer);
-            }
-            begin_block();
+            release_stack(std::exchange(running_stack, stack));
+            void* abandoned;
+            switch_stack(&abandoned, stack_pointers[stack]);
         }
         start_next_thread();
     }
@@ -210,67 +207,70 @@ void fiber_main() {
 
 void open_barrier() {
     raise_unwritten();
-    barrier_result = barrier_sum;
-    barrier_count = 0;
-    barrier_sum = 0;
+    own.barrier_result = own.barrier_sum;
+    own.barrier_count = 0;
+    own.barrier_sum = 0;
     state.barrier_clock = ++state.clock;
     if (state.launch->check) publish_barrier();
     if (state.launch->count) count_barrier(state.threads[0].pc);
-    for (u16 thread : thread_order) push_ready(thread);
+    for (u16 thread : own.thread_order) make_ready(thread);
 }
 
 }  // namespace
 
-void complete_fault(Fault& fault, FaultKind kind, Address pc) {
-    fault.kind = kind;
-    fault.pc = pc;
-    const u32 block[3] = {blockIdx.x, blockIdx.y, blockIdx.z};
-    std::memcpy(fault.block, block, sizeof block);
-    describe_thread(state.current, fault.thread);
-}
-
-void leave_with_fault() {
-    // What came of a value that nothing has written is not the first cause.
-    if (state.unwritten.kind != kNoFault && state.fault.kind != kRace)
-        state.fault = state.unwritten;
+void leave_to_host() {
     void* abandoned;
     switch_stack(&abandoned, host_stack_pointer);
     __builtin_unreachable();
 }
 
-void raise_fault(FaultKind kind, Address pc) {
-    complete_fault(state.fault, kind, pc);
-    leave_with_fault();
+void make_ready(u32 thread) {
+    state.threads[thread].state = kReady;
+    own.ready[(own.ready_head + own.ready_count++) % kMaxThreads] = static_cast<u16>(thread);
 }
 
-void describe_thread(u32 linear, u32 out[3]) {
-    const Dim3& index = state.threads[linear].index;
-    out[0] = index.x;
-    out[1] = index.y;
-    out[2] = index.z;
+bool begin_next_block() {
+    if (next_block == block_count) return false;
+    begin_block();
+    return true;
 }
 
-void describe_block_at(u64 clock, u32 out[3]) {
-    std::size_t low = 0, high = block_starts.size();
-    while (high - low > 1) {
-        const std::size_t middle = (low + high) / 2;
-        (block_starts[middle].first <= clock ? low : high) = middle;
+void schedule_change_block(u32 from, u32 to) {
+    const std::size_t turns = std::max(from + 1, to + 1);  // kNobody + 1 is 0
+    if (put_away.size() < turns) put_away.resize(turns);
+    const u32 count = state.thread_count, warps = (count + 31) / 32;
+    if (from != kNobody) {
+        put_away[from] = std::make_unique<PutAway>(
+            PutAway{std::move(own),
+                    {state.threads, state.threads + count},
+                    {state.warps, state.warps + warps},
+                    blockIdx,
+                    state.block_number,
+                    state.block_clock,
+                    state.barrier_clock});
+        own = Schedule{};
     }
-    const u64 number = high ? block_starts[low].second : 0;
-    const Launch& launch = *state.launch;
-    out[0] = static_cast<u32>(number % launch.grid[0]);
-    out[1] = static_cast<u32>(number / launch.grid[0] % launch.grid[1]);
-    out[2] = static_cast<u32>(number / launch.grid[0] / launch.grid[1]);
+    if (const auto other = std::move(put_away[to])) {
+        own = std::move(other->schedule);
+        std::copy_n(other->threads.data(), count, state.threads);
+        std::copy_n(other->warps.data(), warps, state.warps);
+        blockIdx = other->index;
+        state.block_number = other->number;
+        state.block_clock = other->block_clock;
+        state.barrier_clock = other->barrier_clock;
+        state.turn_clock = ++state.clock;
+        if (state.launch->check) turn_begins();
+    }
 }
 
 // Called by a thread that completed its warp's rendezvous: `lanes` may go on, lowest first.
 void release_lanes(u32 warp, u32 lanes) {
     if (state.launch->order == 1) {
         for (u32 lane = 32; lane-- > 0;)
-            if (lanes >> lane & 1) push_ready(warp * 32 + lane);
+            if (lanes >> lane & 1) make_ready(warp * 32 + lane);
     } else {
         for (; lanes; lanes &= lanes - 1)
-            push_ready(warp * 32 + static_cast<u32>(__builtin_ctz(lanes)));
+            make_ready(warp * 32 + static_cast<u32>(__builtin_ctz(lanes)));
     }
 }
 
@@ -283,21 +283,21 @@ using namespace emulator;
 EXPORT u32 gpucnn_barrier(u32 kind, u32 predicate) {
     Thread& self = state.threads[state.current];
     self.pc = CALLER;
-    if (barrier_count == 0) {
-        barrier_kind = kind;
-        barrier_sum = kind == 2 ? 1 : 0;
-    } else if (barrier_kind != kind) {
+    if (own.barrier_count == 0) {
+        own.barrier_kind = kind;
+        own.barrier_sum = kind == 2 ? 1 : 0;
+    } else if (own.barrier_kind != kind) {
         std::snprintf(state.fault.text, sizeof state.fault.text, "kinds");
         raise_fault(kDivergentBarrier, self.pc);
     }
     const u32 truth = predicate != 0;
-    barrier_sum = kind == 2   ? barrier_sum & truth
-                  : kind == 3 ? barrier_sum | truth
-                              : barrier_sum + truth;
+    own.barrier_sum = kind == 2   ? own.barrier_sum & truth
+                      : kind == 3 ? own.barrier_sum | truth
+                                  : own.barrier_sum + truth;
     self.state = kAtBarrier;
-    if (++barrier_count == state.thread_count) open_barrier();
+    if (++own.barrier_count == state.thread_count) open_barrier();
     wait();
-    return barrier_result;
+    return own.barrier_result;
 }
 
 EXPORT void gpucnn_assert_failed(const char* expression, const char*, int) {
@@ -320,9 +320,12 @@ EXPORT int gpucnn_begin(Launch* launch) {
         state.threads[i].index = {i % blockDim.x, i / blockDim.x % blockDim.y,
                                   i / blockDim.x / blockDim.y};
 
-    thread_order.resize(state.thread_count);
+    own = Schedule{};
+    put_away.clear();
+    grid_begin_launch();
+    first_order.resize(state.thread_count);
     for (u32 i = 0; i < state.thread_count; ++i)
-        thread_order[i] = static_cast<u16>(launch->order == 1 ? state.thread_count - 1 - i : i);
+        first_order[i] = static_cast<u16>(launch->order == 1 ? state.thread_count - 1 - i : i);
     block_order.clear();
     if (launch->order && block_count < (u64{1} << 26)) {
         block_order.resize(block_count);
@@ -330,7 +333,7 @@ EXPORT int gpucnn_begin(Launch* launch) {
             block_order[i] = static_cast<u32>(launch->order == 1 ? block_count - 1 - i : i);
         if (launch->order == 2) shuffle(block_order, launch->seed);
     }
-    block_starts.clear();
+    forget_turns();
     release_all_stacks();
     if (!memory_begin_launch(*launch)) return -1;
     if (launch->check) publish_begin_launch();
@@ -355,7 +358,10 @@ EXPORT int gpucnn_run(Fault* fault) {
     slice_end = now() + kSliceNanoseconds;
     slice_over = false;
     release_all_stacks();
-    begin_block();
+    if (state.launch->cooperative)
+        grid_take_turn();
+    else
+        begin_block();
     void* fiber = new_fiber(running_stack, fiber_main);
     start_next_thread();
     switch_stack(&host_stack_pointer, fiber);

@@ -1,8 +1,8 @@
 // Shared declarations of the emulator's runtime: one launch, its blocks, threads and memory.
 //
 // A launch runs on one host thread. Every CUDA thread of the current block is a fiber on its own
-// stack; blocks run one after another. All state is therefore plain globals, guarded by the lock
-// that the Python side holds during a launch.
+// stack; blocks run one after another, those of a cooperative launch in turns (grid.cpp). All state
+// is therefore plain globals, guarded by the lock that the Python side holds during a launch.
 #pragma once
 
 #include <cstddef>
@@ -22,6 +22,7 @@ struct Dim3 {
 
 constexpr u32 kMaxThreads = 1024;
 constexpr u32 kMaxWarps = 32;
+constexpr u32 kMostFibers = 8192;  // of all blocks of a cooperative launch; mirrored in raw_kernel.py
 constexpr u32 kDynamicSharedBytes = 256 * 1024;
 
 enum FaultKind : std::int32_t {
@@ -99,21 +100,20 @@ struct Launch {
     u32 order;  // 0 forward, 1 reverse, 2 shuffled by seed
     u32 seed;
     u32 count;  // the library was compiled for counting (count.h)
-    u32 padding;
+    u32 cooperative;  // blocks may wait for each other
 };
 
 // ---- execution state -------------------------------------------------------------------------
 
-enum ThreadState : u8 { kReady, kAtBarrier, kAtWarp, kDone };
+enum ThreadState : u8 { kReady, kAtBarrier, kAtWarp, kAtGrid, kDone };
 
 struct Thread {
-    void* stack_pointer;
     u32 stack;
     ThreadState state;
     u8 warp_operation;
-    u32 mask;      // of the warp operation waited for
-    u32 argument;  // its operand: a shuffle's source lane
-    u64 value;     // what the lane contributes
+    u32 mask;      // of the warp operation waited for; at the grid, the bits of the word
+    u32 argument;  // its operand: a shuffle's source lane; at the grid, the bits as they were
+    u64 value;     // what the lane contributes; at the grid, the address of the word
     u64 result;    // what the lane receives
     Address pc;    // of the wait
     Dim3 index;
@@ -136,7 +136,9 @@ struct State {
     u32 current;
     u64 clock;
     u64 launch_clock;   // when the launch began
-    u64 block_clock;    // when the current block began
+    u64 block_number;   // of the current block
+    u64 block_clock;    // when it began
+    u64 turn_clock;     // when its turn did: the same, unless it has waited for other blocks
     u64 barrier_clock;  // when its last barrier opened
     Fault fault;
     // A read of a word that nothing has written is a race if another thread writes that word before
@@ -146,14 +148,29 @@ struct State {
 
 extern State state;
 
+// ---- faults (report.cpp) ---------------------------------------------------------------------
+
 [[noreturn]] void raise_fault(FaultKind kind, Address pc);
 [[noreturn]] void leave_with_fault();
+[[noreturn]] void leave_to_host();  // runtime.cpp
+// Every thread of the block that is left waits for something that can no longer happen.
+[[noreturn]] void report_stuck();
+void forget_turns();
+void turn_begins();  // of the current block
 void complete_fault(Fault& fault, FaultKind kind, Address pc);
 inline void raise_unwritten() {
     if (state.unwritten.kind != kNoFault) leave_with_fault();
 }
 void describe_thread(u32 linear, u32 out[3]);
+u64 block_at(u64 clock);  // the number of the block that ran then
+void describe_block(u64 number, u32 out[3]);
 void describe_block_at(u64 clock, u32 out[3]);
+
+// True if an access at `clock`, in this launch, was another block's.
+inline bool other_block(u64 clock) {
+    if (clock >= state.turn_clock) return false;
+    return !state.launch->cooperative || block_at(clock) != state.block_number;
+}
 
 // True if an earlier access by `thread` of this block, at time `clock`, is ordered before the
 // current thread's next step.
@@ -180,12 +197,38 @@ void publish_begin_block();
 void publish_barrier();
 void publish_fence();
 void publish_atomic(Address address);
-// True if an access made at `clock` by `thread` of an earlier block is visible to this thread
-// through a fence, an atomic on one side and an atomic on the same word on the other.
+// True if an access made at `clock` by `thread` of another block is visible to this thread through a
+// fence, an atomic on one side and later an atomic on the same word on the other.
 bool published(u64 clock, u32 thread);
 bool has_acquired();
 
 void async_copies_begin_block();  // async_copy.cpp
+
+// ---- blocks that take turns (grid.cpp, and what it asks of the others) ------------------------
+
+constexpr u32 kNobody = ~0u;
+
+// Puts away what belongs to the block `from` and brings what belongs to `to`, in order of their
+// first turns; either may be kNobody. False: out of memory.
+bool memory_change_block(u32 from, u32 to);
+void publish_change_block(u32 from, u32 to);
+void async_copies_change_block(u32 from, u32 to);
+void count_change_block(u32 from, u32 to);
+void schedule_change_block(u32 from, u32 to);  // runtime.cpp
+// Begins the next block of the launch, if there is one.
+bool begin_next_block();
+void make_ready(u32 thread);
+
+void grid_begin_launch();
+// The current block cannot go on: takes up one that can. False: none can.
+bool grid_take_turn();
+void grid_block_done();
+bool grid_all_done();
+bool waits_at_grid();  // some thread of the current block
+[[noreturn]] void report_stuck_grid();
+// Until another block has changed one of these bits of a word of global memory.
+void wait_at_grid(Address word, u32 bits, u32 old, Address pc);
+void wait_for_release();  // runtime.cpp
 
 }  // namespace emulator
 

@@ -34,13 +34,13 @@ u32 acquire_stack() {
 
 bool make_stacks() {
     if (pool) return true;
-    const std::size_t bytes = kMaxThreads * kStackBytes;
+    const std::size_t bytes = kMostFibers * kStackBytes;
     void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) return false;
     pool = static_cast<char*>(memory);
     stacks = {reinterpret_cast<Address>(pool), reinterpret_cast<Address>(pool) + bytes};
-    free_stacks.reserve(kMaxThreads);
+    free_stacks.reserve(kMostFibers);
     return true;
 }
 

@@ -7,7 +7,6 @@
 namespace emulator {
 
 void release_lanes(u32 warp, u32 lanes);
-void wait_for_release();
 void complete_multiply(Thread* lanes);
 void complete_load(Thread* lanes);
 u64 multiply_flops(u32 shape);

@@ -24,6 +24,9 @@ GPUCNN_ATOMIC(unsigned, dec, Dec, u32)
 #undef GPUCNN_ATOMICS
 #undef GPUCNN_ATOMIC
 
+// What a loop that reads a word over and over would wait for, which no fiber could see the end of.
+extern "C" unsigned gpucnn_wait_for_change(unsigned* word, unsigned bits, unsigned old);
+
 GPUCNN_INLINE int atomicSub(int* p, int v) { return atomicAdd(p, (int)(0u - (unsigned)v)); }
 GPUCNN_INLINE unsigned atomicSub(unsigned* p, unsigned v) { return atomicAdd(p, 0u - v); }
 
