@@ -33,6 +33,9 @@ BARS = {
         "3e-4 to 20 000 terms of one sign",
     ),
     "bf16": Bar(8e-3, 1.6e-2, "as tf32 with 7 bits of mantissa: eight times as coarse"),
+    "bfloat16 storage": Bar(
+        2**-8 + 1e-4, 1e-5, "half a step of bfloat16, 8 bits of mantissa, beside 'long sum'"
+    ),
     "fp16": Bar(1e-3, 2e-3, "as tf32: 10 bits of mantissa"),
     "torch": Bar(1e-4, 1e-5, "two float32 computations, each with its own order of additions"),
     "training": Bar(0, 1e-4, "losses of the same steps on two devices, the bar of the design"),

@@ -33,6 +33,16 @@ def narrow_there(array: Array) -> Array:
     return narrow.default(array)
 
 
+def alike(*arrays: Array) -> tuple[Array, ...]:
+    """Arrays on a GPU or under the emulator in one storage: bfloat16 if one of them is."""
+    stored = [is_bfloat16(a) for a in arrays]
+    if any(stored) and not all(stored):
+        return tuple(
+            a if known else narrow_there(a) for a, known in zip(arrays, stored, strict=True)
+        )
+    return arrays
+
+
 def prepared(function: type[Function], inputs: Sequence[Any]) -> tuple[Any, ...]:
     """The tensors that a function computes on: narrowed or widened as it wants them."""
     from gpucnn.ops.cast import to_bfloat16, to_float32

@@ -46,12 +46,12 @@ __device__ __forceinline__ float area(int oh, int ow, int H, int W, int OH, int 
 
 template <int V>
 __device__ __forceinline__ void avg_forward(
-    float* y, const float* x, int N, int H, int W, int C, int OH, int OW) {
+    stored* y, const stored* x, int N, int H, int W, int C, int OH, int OW) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     const Place p = place_of<V>(i, OH, OW, C);
     if (p.n >= N) return;
     const Span rows = region(p.h, H, OH), columns = region(p.w, W, OW);
-    const float* image = x + (long long)p.n * H * W * C + p.c;
+    const stored* image = x + (long long)p.n * H * W * C + p.c;
     Channels<float, V> sum = all_channels<float, V>(0.0f);
     for (int h = rows.begin; h < rows.end; ++h)
         for (int w = columns.begin; w < columns.end; ++w) {
@@ -66,8 +66,8 @@ __device__ __forceinline__ void avg_forward(
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4) adaptive_avg_pool2d_forward(
-    float* __restrict__ y,        // (N, OH, OW, C)
-    const float* __restrict__ x,  // (N, H, W, C)
+    stored* __restrict__ y,        // (N, OH, OW, C)
+    const stored* __restrict__ x,  // (N, H, W, C)
     int N, int H, int W, int C, int OH, int OW) {
     if (C % 4 == 0)
         avg_forward<4>(y, x, N, H, W, C, OH, OW);
@@ -102,17 +102,17 @@ __device__ __forceinline__ Slice slice_of_thread(
             slice * each + int(threadIdx.y), min((slice + 1) * each, cells)};
 }
 
-// Where a block's results go: (N, OH, OW, slices, C), which is y for one slice.
+// Where a block's results go: (N, OH, OW, slices, C).
 __device__ __forceinline__ long long slice_offset(const Slice& s, int C, int OH, int OW, int slices) {
     return ((((long long)s.n * OH + s.oh) * OW + s.ow) * slices + blockIdx.x % slices) * C + s.c;
 }
 
 template <int V>
 __device__ __forceinline__ void avg_shared(
-    float* y, const float* x, int N, int H, int W, int C, int OH, int OW, int slices) {
+    stored* y, float* slice_sums, const stored* x, int N, int H, int W, int C, int OH, int OW, int slices) {
     __shared__ float sums[V][256];
     const Slice s = slice_of_thread<V>(H, W, C, OH, OW, slices);
-    const float* image = x + (long long)s.n * H * W * C + s.c;
+    const stored* image = x + (long long)s.n * H * W * C + s.c;
     Channels<float, V> sum = all_channels<float, V>(0.0f);
     if (s.c < C) {
 #pragma unroll 4
@@ -125,23 +125,29 @@ __device__ __forceinline__ void avg_shared(
     const float count = slices == 1 ? area(s.oh, s.ow, H, W, OH, OW) : 1.0f;
 #pragma unroll
     for (int v = 0; v < V; ++v) sum.at[v] = sum_of_column(sums[v], sum.at[v]) / count;
-    if (threadIdx.y == 0 && s.c < C) store_channels(y + slice_offset(s, C, OH, OW, slices), sum);
+    if (threadIdx.y != 0 || s.c >= C) return;
+    const long long out = slice_offset(s, C, OH, OW, slices);
+    if (y)
+        store_channels(y + out, sum);
+    else
+        store_channels(slice_sums + out, sum);
 }
 
 // grid (regions * channel tiles * slices), block (TX, TY)
 extern "C" __global__ void __launch_bounds__(256, 4) adaptive_avg_pool2d_shared(
-    float* __restrict__ y,        // (N, OH, OW, slices, C): sums of slices, or the means if slices is 1
-    const float* __restrict__ x,  // (N, H, W, C)
+    stored* __restrict__ y,          // (N, OH, OW, C), null unless slices is 1
+    float* __restrict__ slice_sums,  // (N, OH, OW, slices, C), null if it is
+    const stored* __restrict__ x,    // (N, H, W, C)
     int N, int H, int W, int C, int OH, int OW, int slices) {
     if (C % 4 == 0)
-        avg_shared<4>(y, x, N, H, W, C, OH, OW, slices);
+        avg_shared<4>(y, slice_sums, x, N, H, W, C, OH, OW, slices);
     else
-        avg_shared<1>(y, x, N, H, W, C, OH, OW, slices);
+        avg_shared<1>(y, slice_sums, x, N, H, W, C, OH, OW, slices);
 }
 
 // A thread adds the slices of one output.
 extern "C" __global__ void __launch_bounds__(256) adaptive_avg_pool2d_join(
-    float* __restrict__ y,           // (N, OH, OW, C)
+    stored* __restrict__ y,          // (N, OH, OW, C)
     const float* __restrict__ sums,  // (N, OH, OW, slices, C)
     int N, int H, int W, int C, int OH, int OW, int slices) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -150,18 +156,18 @@ extern "C" __global__ void __launch_bounds__(256) adaptive_avg_pool2d_join(
     const float* first = sums + (long long)(i / C) * slices * C + p.c;
     float sum = 0.0f;
     for (int slice = 0; slice < slices; ++slice) sum += first[(long long)slice * C];
-    y[i] = sum / area(p.h, p.w, H, W, OH, OW);
+    set(y[i], sum / area(p.h, p.w, H, W, OH, OW));
 }
 
 // dx[n][h][w][c] = sum of dy[n][oh][ow][c] / area over the regions that hold (h, w)
 template <int V>
 __device__ __forceinline__ void avg_backward(
-    float* dx, const float* dy, int N, int H, int W, int C, int OH, int OW) {
+    stored* dx, const stored* dy, int N, int H, int W, int C, int OH, int OW) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     const Place p = place_of<V>(i, H, W, C);
     if (p.n >= N) return;
     const Span rows = region(p.h, OH, H), columns = region(p.w, OW, W);
-    const float* image = dy + (long long)p.n * OH * OW * C + p.c;
+    const stored* image = dy + (long long)p.n * OH * OW * C + p.c;
     Channels<float, V> sum = all_channels<float, V>(0.0f);
     for (int oh = rows.begin; oh < rows.end; ++oh)
         for (int ow = columns.begin; ow < columns.end; ++ow) {
@@ -175,8 +181,8 @@ __device__ __forceinline__ void avg_backward(
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4) adaptive_avg_pool2d_backward(
-    float* __restrict__ dx,        // (N, H, W, C)
-    const float* __restrict__ dy,  // (N, OH, OW, C)
+    stored* __restrict__ dx,        // (N, H, W, C)
+    const stored* __restrict__ dy,  // (N, OH, OW, C)
     int N, int H, int W, int C, int OH, int OW) {
     if (C % 4 == 0)
         avg_backward<4>(dx, dy, N, H, W, C, OH, OW);
@@ -186,12 +192,12 @@ extern "C" __global__ void __launch_bounds__(256, 4) adaptive_avg_pool2d_backwar
 
 template <int V>
 __device__ __forceinline__ void max_forward(
-    float* y, int* indices, const float* x, int N, int H, int W, int C, int OH, int OW) {
+    stored* y, int* indices, const stored* x, int N, int H, int W, int C, int OH, int OW) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     const Place p = place_of<V>(i, OH, OW, C);
     if (p.n >= N) return;
     const Span rows = region(p.h, H, OH), columns = region(p.w, W, OW);
-    const float* image = x + (long long)p.n * H * W * C + p.c;
+    const stored* image = x + (long long)p.n * H * W * C + p.c;
     Channels<float, V> best = all_channels<float, V>(-GPUCNN_INFINITY);
     Channels<int, V> index = all_channels<int, V>(rows.begin * W + columns.begin);
     for (int h = rows.begin; h < rows.end; ++h)
@@ -207,9 +213,9 @@ __device__ __forceinline__ void max_forward(
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4) adaptive_max_pool2d_forward(
-    float* __restrict__ y,        // (N, OH, OW, C)
-    int* __restrict__ indices,    // (N, OH, OW, C)
-    const float* __restrict__ x,  // (N, H, W, C)
+    stored* __restrict__ y,        // (N, OH, OW, C)
+    int* __restrict__ indices,     // (N, OH, OW, C)
+    const stored* __restrict__ x,  // (N, H, W, C)
     int N, int H, int W, int C, int OH, int OW) {
     if (C % 4 == 0)
         max_forward<4>(y, indices, x, N, H, W, C, OH, OW);
@@ -226,12 +232,12 @@ __device__ __forceinline__ bool beats(float value, int index, float other, int a
 
 template <int V>
 __device__ __forceinline__ void max_shared(
-    float* y, int* indices, const float* x, int N, int H, int W, int C, int OH, int OW,
+    stored* y, int* indices, const stored* x, int N, int H, int W, int C, int OH, int OW,
     int slices) {
     __shared__ float values[V][256];
     __shared__ int places[V][256];
     const Slice s = slice_of_thread<V>(H, W, C, OH, OW, slices);
-    const float* image = x + (long long)s.n * H * W * C + s.c;
+    const stored* image = x + (long long)s.n * H * W * C + s.c;
     Channels<float, V> best = all_channels<float, V>(-GPUCNN_INFINITY);
     Channels<int, V> index = all_channels<int, V>(s.base);
     if (s.c < C) {
@@ -269,9 +275,9 @@ __device__ __forceinline__ void max_shared(
 
 // grid (regions * channel tiles * slices), block (TX, TY)
 extern "C" __global__ void __launch_bounds__(256, 4) adaptive_max_pool2d_shared(
-    float* __restrict__ y,        // (N, OH, OW, slices, C): the maxima of slices, and where they are
-    int* __restrict__ indices,    // (N, OH, OW, slices, C)
-    const float* __restrict__ x,  // (N, H, W, C)
+    stored* __restrict__ y,        // (N, OH, OW, slices, C): the maxima of slices, and where they are
+    int* __restrict__ indices,     // (N, OH, OW, slices, C)
+    const stored* __restrict__ x,  // (N, H, W, C)
     int N, int H, int W, int C, int OH, int OW, int slices) {
     if (C % 4 == 0)
         max_shared<4>(y, indices, x, N, H, W, C, OH, OW, slices);
@@ -281,28 +287,29 @@ extern "C" __global__ void __launch_bounds__(256, 4) adaptive_max_pool2d_shared(
 
 // A thread compares the slices of one output.
 extern "C" __global__ void __launch_bounds__(256) adaptive_max_pool2d_join(
-    float* __restrict__ y,             // (N, OH, OW, C)
-    int* __restrict__ indices,         // (N, OH, OW, C)
-    const float* __restrict__ values,  // (N, OH, OW, slices, C)
-    const int* __restrict__ places,    // (N, OH, OW, slices, C)
+    stored* __restrict__ y,             // (N, OH, OW, C)
+    int* __restrict__ indices,          // (N, OH, OW, C)
+    const stored* __restrict__ values,  // (N, OH, OW, slices, C)
+    const int* __restrict__ places,     // (N, OH, OW, slices, C)
     int outputs, int C, int slices) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= outputs) return;
     const long long first = (long long)(i / C) * slices * C + i % C;
-    float best = values[first];
+    float best = to_float(values[first]);
     int index = places[first];
     for (int slice = 1; slice < slices; ++slice) {
         const long long at = first + (long long)slice * C;
-        if (beats(values[at], places[at], best, index)) best = values[at], index = places[at];
+        const float value = to_float(values[at]);
+        if (beats(value, places[at], best, index)) best = value, index = places[at];
     }
-    y[i] = best;
+    set(y[i], best);
     indices[i] = index;
 }
 
 // dx[n][h][w][c] = sum of dy[n][oh][ow][c] over the regions whose index is h*W + w
 template <int V>
 __device__ __forceinline__ void max_backward(
-    float* dx, const float* dy, const int* indices, int N, int H, int W, int C, int OH, int OW) {
+    stored* dx, const stored* dy, const int* indices, int N, int H, int W, int C, int OH, int OW) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     const Place p = place_of<V>(i, H, W, C);
     if (p.n >= N) return;
@@ -322,8 +329,8 @@ __device__ __forceinline__ void max_backward(
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4) adaptive_max_pool2d_backward(
-    float* __restrict__ dx,           // (N, H, W, C)
-    const float* __restrict__ dy,     // (N, OH, OW, C)
+    stored* __restrict__ dx,          // (N, H, W, C)
+    const stored* __restrict__ dy,    // (N, OH, OW, C)
     const int* __restrict__ indices,  // (N, OH, OW, C)
     int N, int H, int W, int C, int OH, int OW) {
     if (C % 4 == 0)

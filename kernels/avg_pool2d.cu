@@ -42,7 +42,7 @@ struct Divisor {
 
 template <int V>
 __device__ __forceinline__ void avg_forward(
-    float* y, const float* x, const Windows& s, const Divisor& divisor) {
+    stored* y, const stored* x, const Windows& s, const Divisor& divisor) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     const Place p = place_of<V>(i, s.OH, s.OW, s.C);
     if (p.n >= s.N) return;
@@ -54,8 +54,8 @@ __device__ __forceinline__ void avg_forward(
 }
 
 extern "C" __global__ void __launch_bounds__(256) avg_pool2d_forward(
-    float* __restrict__ y,        // (N, OH, OW, C)
-    const float* __restrict__ x,  // (N, H, W, C)
+    stored* __restrict__ y,        // (N, OH, OW, C)
+    const stored* __restrict__ x,  // (N, H, W, C)
     int N, int H, int W, int C, int KH, int KW, int OH, int OW,
     int SH, int SW, int PT, int PL, int PB, int PR, int AVERAGE, int INCLUDE, int ZERO) {
     const Windows s = {N, H, W, C, KH, KW, OH, OW, SH, SW, PT, PL};
@@ -69,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(256) avg_pool2d_forward(
 // dx[n][h][w][c] = sum of dy[n][oh][ow][c] / divisor over the windows that hold (h, w)
 template <int V>
 __device__ __forceinline__ void avg_backward(
-    float* dx, const float* dy, const Windows& s, const Divisor& divisor) {
+    stored* dx, const stored* dy, const Windows& s, const Divisor& divisor) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     const Place p = place_of<V>(i, s.H, s.W, s.C);
     if (p.n >= s.N) return;
@@ -79,8 +79,8 @@ __device__ __forceinline__ void avg_backward(
 }
 
 extern "C" __global__ void __launch_bounds__(256) avg_pool2d_backward(
-    float* __restrict__ dx,        // (N, H, W, C)
-    const float* __restrict__ dy,  // (N, OH, OW, C)
+    stored* __restrict__ dx,        // (N, H, W, C)
+    const stored* __restrict__ dy,  // (N, OH, OW, C)
     int N, int H, int W, int C, int KH, int KW, int OH, int OW,
     int SH, int SW, int PT, int PL, int PB, int PR, int AVERAGE, int INCLUDE, int ZERO) {
     const Windows s = {N, H, W, C, KH, KW, OH, OW, SH, SW, PT, PL};

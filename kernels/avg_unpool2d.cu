@@ -20,7 +20,7 @@ __device__ __forceinline__ float holders(const Windows& s, int h, int w) {
 }
 
 template <int V>
-__device__ __forceinline__ void repeat_forward(float* y, const float* x, const Windows& s) {
+__device__ __forceinline__ void repeat_forward(stored* y, const stored* x, const Windows& s) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     const Place p = place_of<V>(i, s.H, s.W, s.C);
     if (p.n >= s.N) return;
@@ -32,8 +32,8 @@ __device__ __forceinline__ void repeat_forward(float* y, const float* x, const W
 }
 
 extern "C" __global__ void __launch_bounds__(256) avg_repeat_forward(
-    float* __restrict__ y,        // (N, H, W, C)
-    const float* __restrict__ x,  // (N, OH, OW, C)
+    stored* __restrict__ y,        // (N, H, W, C)
+    const stored* __restrict__ x,  // (N, OH, OW, C)
     int N, int H, int W, int C, int KH, int KW, int OH, int OW,
     int SH, int SW, int PT, int PL) {
     const Windows s = {N, H, W, C, KH, KW, OH, OW, SH, SW, PT, PL};
@@ -45,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(256) avg_repeat_forward(
 
 // dx[n][oh][ow][c] = sum of dy / (windows that hold the cell) over the cells of the window
 template <int V>
-__device__ __forceinline__ void repeat_backward(float* dx, const float* dy, const Windows& s) {
+__device__ __forceinline__ void repeat_backward(stored* dx, const stored* dy, const Windows& s) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     const Place p = place_of<V>(i, s.OH, s.OW, s.C);
     if (p.n >= s.N) return;
@@ -55,8 +55,8 @@ __device__ __forceinline__ void repeat_backward(float* dx, const float* dy, cons
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4) avg_repeat_backward(
-    float* __restrict__ dx,        // (N, OH, OW, C)
-    const float* __restrict__ dy,  // (N, H, W, C)
+    stored* __restrict__ dx,        // (N, OH, OW, C)
+    const stored* __restrict__ dy,  // (N, H, W, C)
     int N, int H, int W, int C, int KH, int KW, int OH, int OW,
     int SH, int SW, int PT, int PL) {
     const Windows s = {N, H, W, C, KH, KW, OH, OW, SH, SW, PT, PL};

@@ -37,8 +37,8 @@
 // Per chunk and channel: the number of rows, the first value as a pivot, the mean as distance from it,
 // and the sum of squared deviations from the mean.
 extern "C" __global__ void __launch_bounds__(256) batch_norm_statistics(
-    float* __restrict__ moments,  // (4, C, chunks)
-    const float* __restrict__ x,  // (rows, C)
+    float* __restrict__ moments,   // (4, C, chunks)
+    const stored* __restrict__ x,  // (rows, C)
     int rows, int C, int chunk_rows) {
     __shared__ float counts[256], means[256], sums[256];
     const int TX = blockDim.x, TY = blockDim.y, at = threadIdx.y * TX + threadIdx.x;
@@ -48,16 +48,16 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_statistics(
 
     Moments own = {0.0f, 0.0f, 0.0f};
     if (c < C && begin + threadIdx.y < end) {
-        const float pivot = x[(begin + threadIdx.y) * C + c];
+        const float pivot = to_float(x[(begin + threadIdx.y) * C + c]);
         float sum = 0.0f, square = 0.0f;
 #pragma unroll 8
         for (long long r = begin + threadIdx.y; r < end; r += TY) {
-            const float d = x[r * C + c] - pivot;
+            const float d = to_float(x[r * C + c]) - pivot;
             sum += d;
             square = fmaf(d, d, square);
         }
         const float n = (end - begin - threadIdx.y + TY - 1) / TY;
-        own = {n, (pivot - x[begin * C + c]) + sum / n, square - sum * sum / n};
+        own = {n, (pivot - to_float(x[begin * C + c])) + sum / n, square - sum * sum / n};
     }
     counts[at] = own.count, means[at] = own.mean, sums[at] = own.squares;
     for (int half = TY / 2; half > 0; half /= 2) {
@@ -71,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_statistics(
     if (threadIdx.y == 0 && c < C) {
         const long long plane = (long long)C * gridDim.x;
         float* to = moments + (long long)c * gridDim.x + blockIdx.x;
-        to[0] = own.count, to[plane] = x[begin * C + c];
+        to[0] = own.count, to[plane] = to_float(x[begin * C + c]);
         to[2 * plane] = own.mean, to[3 * plane] = own.squares;
     }
 }
@@ -115,7 +115,7 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_join_moments(
 
 template <int V>
 __device__ __forceinline__ void normalise(
-    float* y, const float* x, const Normaliser<V>& normal, int rows, int C, int c, int chunk_rows) {
+    stored* y, const stored* x, const Normaliser<V>& normal, int rows, int C, int c, int chunk_rows) {
     walk(RowWalk(rows, C, c, chunk_rows),
          [&](long long r) { return load_vector<V>(x + r * C + c); },
          [&](long long r, Channels<float, V> value) {
@@ -126,14 +126,14 @@ __device__ __forceinline__ void normalise(
 }
 
 extern "C" __global__ void __launch_bounds__(256) batch_norm_normalise(
-    float* __restrict__ y,             // (rows, C)
-    const float* __restrict__ x,       // (rows, C)
+    stored* __restrict__ y,            // (rows, C)
+    const stored* __restrict__ x,      // (rows, C)
     const float* __restrict__ gamma,   // (C) or null
     const float* __restrict__ beta,    // (C) or null
     const float* __restrict__ delta,   // (C)
     const float* __restrict__ invstd,  // (C)
     int rows, int C, int chunk_rows) {
-    own_channels(C, aligned16(y) && aligned16(x), [&](auto width, int c) {
+    own_channels(C, aligned4(y) && aligned4(x), [&](auto width, int c) {
         constexpr int V = decltype(width)::value;
         const Normaliser<V> normal(x, nullptr, delta, invstd, gamma, beta, C, c, 0.0f);
         normalise(y, x, normal, rows, C, c, chunk_rows);
@@ -141,15 +141,15 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_normalise(
 }
 
 extern "C" __global__ void __launch_bounds__(256) batch_norm_inference(
-    float* __restrict__ y,            // (rows, C)
+    stored* __restrict__ y,           // (rows, C)
     float* __restrict__ invstd,       // (C)
-    const float* __restrict__ x,      // (rows, C)
+    const stored* __restrict__ x,     // (rows, C)
     const float* __restrict__ gamma,  // (C) or null
     const float* __restrict__ beta,   // (C) or null
     const float* __restrict__ mean,   // (C)
     const float* __restrict__ var,    // (C)
     int rows, int C, int chunk_rows, float eps) {
-    own_channels(C, aligned16(y) && aligned16(x), [&](auto width, int c) {
+    own_channels(C, aligned4(y) && aligned4(x), [&](auto width, int c) {
         constexpr int V = decltype(width)::value;
         const Normaliser<V> normal(x, mean, nullptr, var, gamma, beta, C, c, eps);
         if (blockIdx.x == 0 && threadIdx.y == 0 && c < C) {
@@ -165,11 +165,11 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_inference(
 // Per chunk and channel: sum of dy * (x - center) and sum of dy. center is the given mean, or that of
 // the batch's own, x[0] + delta.
 extern "C" __global__ void __launch_bounds__(256) batch_norm_sums(
-    float* __restrict__ sums,          // (2, C, chunks)
-    const float* __restrict__ dy,      // (rows, C)
-    const float* __restrict__ x,       // (rows, C)
-    const float* __restrict__ mean,    // (C) or null
-    const float* __restrict__ delta,   // (C), null where the mean is given
+    float* __restrict__ sums,         // (2, C, chunks)
+    const stored* __restrict__ dy,    // (rows, C)
+    const stored* __restrict__ x,     // (rows, C)
+    const float* __restrict__ mean,   // (C) or null
+    const float* __restrict__ delta,  // (C), null where the mean is given
     int rows, int C, int chunk_rows) {
     __shared__ float shared_products[256], shared_sums[256];
     const int TX = blockDim.x, TY = blockDim.y;
@@ -179,11 +179,11 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_sums(
 
     float product = 0.0f, sum = 0.0f;
     if (c < C) {
-        const float center = mean ? mean[c] : Center(x[c], delta[c]).value;
+        const float center = mean ? mean[c] : Center(to_float(x[c]), delta[c]).value;
 #pragma unroll 4
         for (long long r = begin + threadIdx.y; r < end; r += TY) {
-            const float g = dy[r * C + c];
-            product = fmaf(g, x[r * C + c] - center, product);
+            const float g = to_float(dy[r * C + c]);
+            product = fmaf(g, to_float(x[r * C + c]) - center, product);
             sum += g;
         }
     }
@@ -200,7 +200,7 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_join_sums(
     float* __restrict__ dgamma,        // (C)
     float* __restrict__ dbeta,         // (C)
     const float* __restrict__ sums,    // (2, C, chunks): of dy * (x - center), of dy
-    const float* __restrict__ x,       // (rows, C)
+    const stored* __restrict__ x,      // (rows, C)
     const float* __restrict__ delta,   // (C), null where the mean is given
     const float* __restrict__ spread,  // (C): 1 / deviation where eps is 0, else the variance
     int C, int chunks, float eps) {
@@ -221,7 +221,7 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_join_sums(
         }
     }
     if (t != 0) return;
-    if (delta) product = fmaf(-Center(x[c], delta[c]).rest, total, product);
+    if (delta) product = fmaf(-Center(to_float(x[c]), delta[c]).rest, total, product);
     dgamma[c] = product * inverse_deviation(spread[c], eps);
     dbeta[c] = total;
 }
@@ -232,16 +232,16 @@ struct GradientAndValue {
 };
 
 extern "C" __global__ void __launch_bounds__(256) batch_norm_data_gradient(
-    float* __restrict__ dx,            // (rows, C)
-    const float* __restrict__ dy,      // (rows, C)
-    const float* __restrict__ x,       // (rows, C)
+    stored* __restrict__ dx,           // (rows, C)
+    const stored* __restrict__ dy,     // (rows, C)
+    const stored* __restrict__ x,      // (rows, C)
     const float* __restrict__ gamma,   // (C) or null
     const float* __restrict__ delta,   // (C)
     const float* __restrict__ invstd,  // (C)
     const float* __restrict__ dgamma,  // (C)
     const float* __restrict__ dbeta,   // (C)
     int rows, int C, int chunk_rows) {
-    own_channels(C, aligned16(dx) && aligned16(dy) && aligned16(x), [&](auto width, int c) {
+    own_channels(C, aligned4(dx) && aligned4(dy) && aligned4(x), [&](auto width, int c) {
         constexpr int V = decltype(width)::value;
         const DataGradient<V> gradient(
             x, delta, invstd, gamma, dgamma, dbeta, C, c, rows, 0.0f);
@@ -259,12 +259,12 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_data_gradient(
 }
 
 extern "C" __global__ void __launch_bounds__(256) batch_norm_fixed_gradient(
-    float* __restrict__ dx,            // (rows, C)
-    const float* __restrict__ dy,      // (rows, C)
+    stored* __restrict__ dx,           // (rows, C)
+    const stored* __restrict__ dy,     // (rows, C)
     const float* __restrict__ gamma,   // (C) or null
     const float* __restrict__ invstd,  // (C)
     int rows, int C, int chunk_rows) {
-    own_channels(C, aligned16(dx) && aligned16(dy), [&](auto width, int c) {
+    own_channels(C, aligned4(dx) && aligned4(dy), [&](auto width, int c) {
         constexpr int V = decltype(width)::value;
         const Normaliser<V> normal(nullptr, nullptr, nullptr, invstd, gamma, nullptr, C, c, 0.0f);
         normalise(dx, dy, normal, rows, C, c, chunk_rows);

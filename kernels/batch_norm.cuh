@@ -56,9 +56,9 @@ __device__ __forceinline__ float inverse_deviation(float spread, float eps) {
 }
 
 // Of V channels: p[c..], or a constant where there is no array or no such channel.
-template <int V>
+template <int V, class T>
 __device__ __forceinline__ Channels<float, V> of_channels(
-    const float* p, int C, int c, float otherwise) {
+    const T* p, int C, int c, float otherwise) {
     return p && c < C ? load_channels<V>(p + c) : all_channels<float, V>(otherwise);
 }
 
@@ -68,9 +68,9 @@ template <int V>
 struct Normaliser {
     Channels<float, V> center, scale, shift;
     __device__ __forceinline__ Normaliser(
-        const float* x, const float* mean, const float* delta, const float* spread,
+        const stored* x, const float* mean, const float* delta, const float* spread,
         const float* gamma, const float* beta, int C, int c, float eps)
-        : center(of_channels<V>(delta ? x : mean, C, c, 0.0f)),
+        : center(delta ? of_channels<V>(x, C, c, 0.0f) : of_channels<V>(mean, C, c, 0.0f)),
           scale(of_channels<V>(gamma, C, c, 1.0f)),
           shift(of_channels<V>(beta, C, c, 0.0f)) {
         const auto d = of_channels<V>(delta, C, c, 0.0f), s = of_channels<V>(spread, C, c, 1.0f);
@@ -96,7 +96,7 @@ struct DataGradient {
     Channels<float, V> center, scale, slope, level;
     bool fixed;
     __device__ __forceinline__ DataGradient(
-        const float* x, const float* delta, const float* spread, const float* gamma,
+        const stored* x, const float* delta, const float* spread, const float* gamma,
         const float* dgamma, const float* dbeta, int C, int c, float count, float eps)
         : center(of_channels<V>(dgamma ? x : nullptr, C, c, 0.0f)),
           scale(of_channels<V>(gamma, C, c, 1.0f)),

@@ -52,16 +52,16 @@ struct Pair {
 };
 
 extern "C" __global__ void __launch_bounds__(256, 2) batch_norm_block_apply(
-    float* __restrict__ y,             // (rows, C)
-    const float* __restrict__ x,       // (rows, C)
-    const float* __restrict__ residual,  // (rows, C) or null
-    const float* __restrict__ gamma,   // (C) or null
-    const float* __restrict__ beta,    // (C) or null
-    const float* __restrict__ mean,    // (C), null where there is a delta
-    const float* __restrict__ delta,   // (C) or null
-    const float* __restrict__ spread,  // (C)
+    stored* __restrict__ y,               // (rows, C)
+    const stored* __restrict__ x,         // (rows, C)
+    const stored* __restrict__ residual,  // (rows, C) or null
+    const float* __restrict__ gamma,      // (C) or null
+    const float* __restrict__ beta,       // (C) or null
+    const float* __restrict__ mean,       // (C), null where there is a delta
+    const float* __restrict__ delta,      // (C) or null
+    const float* __restrict__ spread,     // (C)
     int rows, int C, int chunk_rows, float eps, float slope) {
-    own_channels(C, aligned16(y) && aligned16(x) && aligned16(residual), [&](auto width, int c) {
+    own_channels(C, aligned4(y) && aligned4(x) && aligned4(residual), [&](auto width, int c) {
         constexpr int V = decltype(width)::value;
         const Normaliser<V> normal(x, mean, delta, spread, gamma, beta, C, c, eps);
         walk(RowWalk(rows, C, c, chunk_rows),
@@ -84,31 +84,31 @@ extern "C" __global__ void __launch_bounds__(256, 2) batch_norm_block_apply(
 
 // As apply with a residual, one channel of a thread, whose bit joins those of the channels before it.
 __device__ __forceinline__ void apply_channel(
-    float* y, unsigned char* bits, const float* x, const float* residual,
+    stored* y, unsigned char* bits, const stored* x, const stored* residual,
     const Normaliser<1>& normal, int rows, int C, int c, int chunk_rows, float slope) {
     const RowWalk own(rows, C, c, chunk_rows);
     for (long long r = own.begin; r < own.end; r += own.TY) {
-        const float z = normal(x[r * C + c], 0) + residual[r * C + c];
+        const float z = normal(to_float(x[r * C + c]), 0) + to_float(residual[r * C + c]);
         unsigned char& byte = bits[r * ((C + 7) / 8) + c / 8];
-        y[r * C + c] = bent(z, z <= 0.0f, slope);
+        set(y[r * C + c], bent(z, z <= 0.0f, slope));
         byte = (c % 8 ? byte : 0u) | (z <= 0.0f) << c % 8;
     }
 }
 
 // A block is an even number of threads wide: two neighbours have the eight channels of a byte.
 extern "C" __global__ void __launch_bounds__(256, 2) batch_norm_block_apply_bits(
-    float* __restrict__ y,               // (rows, C)
-    unsigned char* __restrict__ bits,    // (rows, ceil(C / 8))
-    const float* __restrict__ x,         // (rows, C)
-    const float* __restrict__ residual,  // (rows, C)
-    const float* __restrict__ gamma,     // (C) or null
-    const float* __restrict__ beta,      // (C) or null
-    const float* __restrict__ mean,      // (C), null where there is a delta
-    const float* __restrict__ delta,     // (C) or null
-    const float* __restrict__ spread,    // (C)
+    stored* __restrict__ y,               // (rows, C)
+    unsigned char* __restrict__ bits,     // (rows, ceil(C / 8))
+    const stored* __restrict__ x,         // (rows, C)
+    const stored* __restrict__ residual,  // (rows, C)
+    const float* __restrict__ gamma,      // (C) or null
+    const float* __restrict__ beta,       // (C) or null
+    const float* __restrict__ mean,       // (C), null where there is a delta
+    const float* __restrict__ delta,      // (C) or null
+    const float* __restrict__ spread,     // (C)
     int rows, int C, int chunk_rows, float eps, float slope) {
     const int thread = blockIdx.y * blockDim.x + threadIdx.x;
-    if (C % 8 == 0 && aligned16(y) && aligned16(x) && aligned16(residual)) {
+    if (C % 8 == 0 && aligned4(y) && aligned4(x) && aligned4(residual)) {
         const int c = thread * 4, lane = (threadIdx.y * blockDim.x + threadIdx.x) % 32;
         const unsigned neighbours = 3u << (lane & 30);
         const Normaliser<4> normal(x, mean, delta, spread, gamma, beta, C, c, eps);
@@ -158,18 +158,18 @@ struct Side {
 };
 
 extern "C" __global__ void __launch_bounds__(256, 2) batch_norm_block_sums(
-    float* __restrict__ products,             // (C, chunks)
-    float* __restrict__ sums,                 // (C, chunks)
-    const float* __restrict__ dy,             // (rows, C)
-    const float* __restrict__ x,              // (rows, C)
-    const unsigned char* __restrict__ bits,   // (rows, ceil(C / 8)) or null
-    const float* __restrict__ gamma,          // (C) or null
-    const float* __restrict__ beta,           // (C) or null
-    const float* __restrict__ mean,           // (C), null where there is a delta
-    const float* __restrict__ delta,          // (C) or null
-    const float* __restrict__ spread,         // (C)
+    float* __restrict__ products,            // (C, chunks)
+    float* __restrict__ sums,                // (C, chunks)
+    const stored* __restrict__ dy,           // (rows, C)
+    const stored* __restrict__ x,            // (rows, C)
+    const unsigned char* __restrict__ bits,  // (rows, ceil(C / 8)) or null
+    const float* __restrict__ gamma,         // (C) or null
+    const float* __restrict__ beta,          // (C) or null
+    const float* __restrict__ mean,          // (C), null where there is a delta
+    const float* __restrict__ delta,         // (C) or null
+    const float* __restrict__ spread,        // (C)
     int rows, int C, int chunk_rows, float eps, float slope) {
-    own_channels(C, aligned16(dy) && aligned16(x), [&](auto width, int c) {
+    own_channels(C, aligned4(dy) && aligned4(x), [&](auto width, int c) {
         constexpr int V = decltype(width)::value;
         const Normaliser<V> normal(x, mean, delta, spread, gamma, beta, C, c, eps);
         const Side<V> side = {bits, normal, C, c, slope};
@@ -189,10 +189,10 @@ extern "C" __global__ void __launch_bounds__(256, 2) batch_norm_block_sums(
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2) batch_norm_block_gradient(
-    float* __restrict__ dx,                  // (rows, C)
-    float* __restrict__ dresidual,           // (rows, C) or null
-    const float* __restrict__ dy,            // (rows, C)
-    const float* __restrict__ x,             // (rows, C)
+    stored* __restrict__ dx,                 // (rows, C)
+    stored* __restrict__ dresidual,          // (rows, C) or null
+    const stored* __restrict__ dy,           // (rows, C)
+    const stored* __restrict__ x,            // (rows, C)
     const unsigned char* __restrict__ bits,  // (rows, ceil(C / 8)) or null
     const float* __restrict__ gamma,         // (C) or null
     const float* __restrict__ beta,          // (C) or null
@@ -202,7 +202,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) batch_norm_block_gradient(
     const float* __restrict__ dgamma,        // (C), null where the mean is given
     const float* __restrict__ dbeta,         // (C), null where the mean is given
     int rows, int C, int chunk_rows, float eps, float slope) {
-    const bool aligned = aligned16(dx) && aligned16(dresidual) && aligned16(dy) && aligned16(x);
+    const bool aligned = aligned4(dx) && aligned4(dresidual) && aligned4(dy) && aligned4(x);
     own_channels(C, aligned, [&](auto width, int c) {
         constexpr int V = decltype(width)::value;
         const Normaliser<V> normal(x, mean, delta, spread, gamma, beta, C, c, eps);

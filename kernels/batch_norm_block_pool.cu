@@ -43,19 +43,19 @@ struct Winner {
 };
 
 extern "C" __global__ void __launch_bounds__(256, 2) batch_norm_block_pool(
-    float* __restrict__ y,               // (N, OH, OW, C)
-    unsigned char* __restrict__ codes,   // (N, OH, OW, C)
-    const float* __restrict__ x,         // (N, H, W, C)
-    const float* __restrict__ residual,  // (N, H, W, C) or null
-    const float* __restrict__ gamma,     // (C) or null
-    const float* __restrict__ beta,      // (C) or null
-    const float* __restrict__ mean,      // (C), null where there is a delta
-    const float* __restrict__ delta,     // (C) or null
-    const float* __restrict__ spread,    // (C)
+    stored* __restrict__ y,               // (N, OH, OW, C)
+    unsigned char* __restrict__ codes,    // (N, OH, OW, C)
+    const stored* __restrict__ x,         // (N, H, W, C)
+    const stored* __restrict__ residual,  // (N, H, W, C) or null
+    const float* __restrict__ gamma,      // (C) or null
+    const float* __restrict__ beta,       // (C) or null
+    const float* __restrict__ mean,       // (C), null where there is a delta
+    const float* __restrict__ delta,      // (C) or null
+    const float* __restrict__ spread,     // (C)
     int N, int H, int W, int C, int KH, int KW, int OH, int OW, int SH, int SW, int PT, int PL,
     int chunk_rows, float eps, float slope) {
     const Pool pool = {H, W, KH, KW, OH, OW, SH, SW, PT, PL};
-    const bool aligned = aligned16(y) && aligned16(x) && aligned16(residual);
+    const bool aligned = aligned4(y) && aligned4(x) && aligned4(residual);
     own_channels(C, aligned, [&](auto width, int c) {
         constexpr int V = decltype(width)::value;
         const Normaliser<V> normal(x, mean, delta, spread, gamma, beta, C, c, eps);
@@ -118,15 +118,15 @@ extern "C" __global__ void __launch_bounds__(256, 2) batch_norm_block_pool(
 extern "C" __global__ void __launch_bounds__(256, 2) batch_norm_block_pool_sums(
     float* __restrict__ products,             // (C, chunks)
     float* __restrict__ sums,                 // (C, chunks)
-    const float* __restrict__ dy,             // (N, OH, OW, C)
-    const float* __restrict__ x,              // (N, H, W, C)
+    const stored* __restrict__ dy,            // (N, OH, OW, C)
+    const stored* __restrict__ x,             // (N, H, W, C)
     const unsigned char* __restrict__ codes,  // (N, OH, OW, C)
     const float* __restrict__ mean,           // (C), null where there is a delta
     const float* __restrict__ delta,          // (C) or null
     int N, int H, int W, int C, int KH, int KW, int OH, int OW, int SH, int SW, int PT, int PL,
     int chunk_rows, float slope) {
     const Pool pool = {H, W, KH, KW, OH, OW, SH, SW, PT, PL};
-    own_channels(C, aligned16(dy) && aligned16(x), [&](auto width, int c) {
+    own_channels(C, aligned4(dy) && aligned4(x), [&](auto width, int c) {
         constexpr int V = decltype(width)::value;
         const Normaliser<V> normal(x, mean, delta, nullptr, nullptr, nullptr, C, c, 0.0f);
         Sums<V> own = {};
@@ -159,7 +159,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) batch_norm_block_pool_sums(
 #pragma unroll
                 for (int v = 0; v < V; ++v) {
                     const int k = code.at[v] & ~NEGATIVE;
-                    if (code.at[v] != NOWHERE) value.at[v] = x[at(k / KW, k % KW) + v];
+                    if (code.at[v] != NOWHERE) value.at[v] = to_float(x[at(k / KW, k % KW) + v]);
                 }
             }
 #pragma unroll
@@ -174,10 +174,10 @@ extern "C" __global__ void __launch_bounds__(256, 2) batch_norm_block_pool_sums(
 // In the square path a thread walks over tiles of 2x2 cells, each the cells of one window, or of none
 // past the last one; else over cells.
 extern "C" __global__ void __launch_bounds__(256, 2) batch_norm_block_pool_gradient(
-    float* __restrict__ dx,                   // (N, H, W, C)
-    float* __restrict__ dresidual,            // (N, H, W, C) or null
-    const float* __restrict__ dy,             // (N, OH, OW, C)
-    const float* __restrict__ x,              // (N, H, W, C)
+    stored* __restrict__ dx,                  // (N, H, W, C)
+    stored* __restrict__ dresidual,           // (N, H, W, C) or null
+    const stored* __restrict__ dy,            // (N, OH, OW, C)
+    const stored* __restrict__ x,             // (N, H, W, C)
     const unsigned char* __restrict__ codes,  // (N, OH, OW, C)
     const float* __restrict__ gamma,          // (C) or null
     const float* __restrict__ delta,          // (C), null where the mean is given
@@ -187,7 +187,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) batch_norm_block_pool_gradi
     int N, int H, int W, int C, int KH, int KW, int OH, int OW, int SH, int SW, int PT, int PL,
     int chunk_rows, float eps, float slope) {
     const Pool pool = {H, W, KH, KW, OH, OW, SH, SW, PT, PL};
-    const bool aligned = aligned16(dx) && aligned16(dresidual) && aligned16(dy) && aligned16(x);
+    const bool aligned = aligned4(dx) && aligned4(dresidual) && aligned4(dy) && aligned4(x);
     own_channels(C, aligned, [&](auto width, int c) {
         constexpr int V = decltype(width)::value;
         const DataGradient<V> gradient(

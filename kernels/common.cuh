@@ -53,3 +53,62 @@ __device__ __forceinline__ void map_four(Y* y, const A* a, const B* b, unsigned 
     const float4 u = load_four(a, i, n), v = load_four(b, i, n);
     store_four(y, i, n, make_float4(f(u.x, v.x), f(u.y, v.y), f(u.z, v.z), f(u.w, v.w)));
 }
+
+// Elements i .. i+7 as load_four and store_four do it, 16 bytes where the array is aligned to that.
+__device__ __forceinline__ Eight load_eight(const bfloat16* a, unsigned i, unsigned n) {
+    if (i + 8 <= n && aligned16(a)) return read_eight(a + i);
+    Eight v;
+#pragma unroll
+    for (int k = 0; k < 8; ++k) v.at[k] = i + k < n ? to_float(a[i + k]) : 0.0f;
+    return v;
+}
+
+__device__ __forceinline__ void store_eight(bfloat16* y, unsigned i, unsigned n, const Eight& v) {
+    if (i + 8 <= n && aligned16(y)) {
+        write_eight(y + i, v);
+        return;
+    }
+#pragma unroll
+    for (int k = 0; k < 8; ++k)
+        if (i + k < n) set(y[i + k], v.at[k]);
+}
+
+// map_four of arrays of activations: a thread owns 16 bytes of each, four elements or eight.
+#if BFLOAT16
+__device__ __forceinline__ unsigned first_stored() {
+    return (blockIdx.x * blockDim.x + threadIdx.x) * 8u;
+}
+
+template <class F>
+__device__ __forceinline__ void map_stored(stored* y, const stored* a, unsigned n, F f) {
+    const unsigned i = first_stored();
+    if (i >= n) return;
+    Eight u = load_eight(a, i, n);
+#pragma unroll
+    for (int k = 0; k < 8; ++k) u.at[k] = f(u.at[k]);
+    store_eight(y, i, n, u);
+}
+
+template <class F>
+__device__ __forceinline__ void map_stored(
+    stored* y, const stored* a, const stored* b, unsigned n, F f) {
+    const unsigned i = first_stored();
+    if (i >= n) return;
+    Eight u = load_eight(a, i, n);
+    const Eight v = load_eight(b, i, n);
+#pragma unroll
+    for (int k = 0; k < 8; ++k) u.at[k] = f(u.at[k], v.at[k]);
+    store_eight(y, i, n, u);
+}
+#else
+template <class F>
+__device__ __forceinline__ void map_stored(stored* y, const stored* a, unsigned n, F f) {
+    map_four(y, a, n, f);
+}
+
+template <class F>
+__device__ __forceinline__ void map_stored(
+    stored* y, const stored* a, const stored* b, unsigned n, F f) {
+    map_four(y, a, b, n, f);
+}
+#endif

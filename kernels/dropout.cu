@@ -21,8 +21,8 @@ __device__ __forceinline__ float factor(unsigned word, int threshold, float scal
 }
 
 extern "C" __global__ void __launch_bounds__(256) dropout(
-    float* __restrict__ y,        // (n)
-    const float* __restrict__ x,  // (n)
+    stored* __restrict__ y,                        // (n)
+    const stored* __restrict__ x,                  // (n)
     const unsigned long long* __restrict__ place,  // (3)
     int n, int threshold, float scale) {
     const unsigned i = first_of_four();
@@ -37,7 +37,7 @@ extern "C" __global__ void __launch_bounds__(256) dropout(
 
 template <int V>
 __device__ __forceinline__ void channel_dropout(
-    float* y, const float* x, const unsigned long long* place, int N, int pixels, int C,
+    stored* y, const stored* x, const unsigned long long* place, int N, int pixels, int C,
     int threshold, float scale) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     const unsigned CV = C / V, n = i / CV / pixels;
@@ -53,8 +53,8 @@ __device__ __forceinline__ void channel_dropout(
 }
 
 extern "C" __global__ void __launch_bounds__(256) dropout2d(
-    float* __restrict__ y,        // (N, pixels, C)
-    const float* __restrict__ x,  // (N, pixels, C)
+    stored* __restrict__ y,                        // (N, pixels, C)
+    const stored* __restrict__ x,                  // (N, pixels, C)
     const unsigned long long* __restrict__ place,  // (3)
     int N, int pixels, int C, int threshold, float scale) {
     if (C % 4 == 0)

@@ -66,7 +66,7 @@ __device__ __forceinline__ void add_within(
 // y and s of V channels at offset o.
 template <int V>
 __device__ __forceinline__ void store_response(
-    float* y, float* s, const float* x, unsigned o, const Channels<float, V>& bracket,
+    stored* y, float* s, const stored* x, unsigned o, const Channels<float, V>& bracket,
     float beta) {
     Channels<float, V> own = load_channels<V>(x + o);
 #pragma unroll
@@ -78,7 +78,7 @@ __device__ __forceinline__ void store_response(
 // dy * y / s of V channels at offset o.
 template <int V>
 __device__ __forceinline__ Channels<float, V> weighted_response(
-    const float* dy, const float* y, const float* s, unsigned o) {
+    const stored* dy, const stored* y, const float* s, unsigned o) {
     Channels<float, V> v = load_channels<V>(dy + o);
     const Channels<float, V> response = load_channels<V>(y + o), bracket = load_channels<V>(s + o);
 #pragma unroll
@@ -89,7 +89,7 @@ __device__ __forceinline__ Channels<float, V> weighted_response(
 // dx of V channels at offset o; sum is that of dy * y / s over the mirrored window.
 template <int V>
 __device__ __forceinline__ void store_gradient(
-    float* dx, const float* dy, const float* x, const float* s, unsigned o,
+    stored* dx, const stored* dy, const stored* x, const float* s, unsigned o,
     const Channels<float, V>& sum, float a, float beta) {
     Channels<float, V> own = load_channels<V>(dy + o);
     const Channels<float, V> value = load_channels<V>(x + o), bracket = load_channels<V>(s + o);
@@ -102,13 +102,13 @@ __device__ __forceinline__ void store_gradient(
 
 template <int V>
 __device__ __forceinline__ void across_forward(
-    float* y, float* s, const float* x, int rows, int C, int before, int after, float a,
+    stored* y, float* s, const stored* x, int rows, int C, int before, int after, float a,
     float beta, float k) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     const unsigned CV = C / V, row = i / CV;
     const int c = i % CV * V;
     if (row >= rows) return;
-    const float* pixel = x + row * C;
+    const stored* pixel = x + row * C;
     Channels<float, V> sum = all_channels<float, V>(k);
     add_across<V>(sum, C, c, before, after, [&](int j) {
         Channels<float, V> v = load_channels<V>(pixel + j);
@@ -120,9 +120,9 @@ __device__ __forceinline__ void across_forward(
 }
 
 extern "C" __global__ void __launch_bounds__(256) local_response_norm_across_forward(
-    float* __restrict__ y,        // (rows, C)
-    float* __restrict__ s,        // (rows, C)
-    const float* __restrict__ x,  // (rows, C)
+    stored* __restrict__ y,        // (rows, C)
+    float* __restrict__ s,         // (rows, C)
+    const stored* __restrict__ x,  // (rows, C)
     int rows, int C, int before, int after, float a, float beta, float k) {
     if (C % 4 == 0)
         across_forward<4>(y, s, x, rows, C, before, after, a, beta, k);
@@ -132,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(256) local_response_norm_across_for
 
 template <int V>
 __device__ __forceinline__ void across_backward(
-    float* dx, const float* dy, const float* x, const float* y, const float* s, int rows, int C,
+    stored* dx, const stored* dy, const stored* x, const stored* y, const float* s, int rows, int C,
     int before, int after, float a, float beta) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     const unsigned CV = C / V, row = i / CV;
@@ -147,11 +147,11 @@ __device__ __forceinline__ void across_backward(
 }
 
 extern "C" __global__ void __launch_bounds__(256) local_response_norm_across_backward(
-    float* __restrict__ dx,        // (rows, C)
-    const float* __restrict__ dy,  // (rows, C)
-    const float* __restrict__ x,   // (rows, C)
-    const float* __restrict__ y,   // (rows, C)
-    const float* __restrict__ s,   // (rows, C)
+    stored* __restrict__ dx,        // (rows, C)
+    const stored* __restrict__ dy,  // (rows, C)
+    const stored* __restrict__ x,   // (rows, C)
+    const stored* __restrict__ y,   // (rows, C)
+    const float* __restrict__ s,    // (rows, C)
     int rows, int C, int before, int after, float a, float beta) {
     if (C % 4 == 0)
         across_backward<4>(dx, dy, x, y, s, rows, C, before, after, a, beta);
@@ -161,13 +161,13 @@ extern "C" __global__ void __launch_bounds__(256) local_response_norm_across_bac
 
 template <int V>
 __device__ __forceinline__ void within_forward(
-    float* y, float* s, const float* x, int N, int H, int W, int C, int before, int after, float a,
+    stored* y, float* s, const stored* x, int N, int H, int W, int C, int before, int after, float a,
     float beta, float k) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     const unsigned CV = C / V, cell = i / CV;
     const int c = i % CV * V, w = cell % W, h = cell / W % H, n = cell / W / H;
     if (n >= N) return;
-    const float* image = x + (unsigned)n * H * W * C + c;
+    const stored* image = x + (unsigned)n * H * W * C + c;
     Channels<float, V> sum = all_channels<float, V>(k);
     add_within<V>(sum, H, W, h, w, before, after, [&](unsigned at) {
         Channels<float, V> v = load_channels<V>(image + at * C);
@@ -179,9 +179,9 @@ __device__ __forceinline__ void within_forward(
 }
 
 extern "C" __global__ void __launch_bounds__(256) local_response_norm_within_forward(
-    float* __restrict__ y,        // (N, H, W, C)
-    float* __restrict__ s,        // (N, H, W, C)
-    const float* __restrict__ x,  // (N, H, W, C)
+    stored* __restrict__ y,        // (N, H, W, C)
+    float* __restrict__ s,         // (N, H, W, C)
+    const stored* __restrict__ x,  // (N, H, W, C)
     int N, int H, int W, int C, int before, int after, float a, float beta, float k) {
     if (C % 4 == 0)
         within_forward<4>(y, s, x, N, H, W, C, before, after, a, beta, k);
@@ -191,7 +191,7 @@ extern "C" __global__ void __launch_bounds__(256) local_response_norm_within_for
 
 template <int V>
 __device__ __forceinline__ void within_backward(
-    float* dx, const float* dy, const float* x, const float* y, const float* s, int N, int H, int W,
+    stored* dx, const stored* dy, const stored* x, const stored* y, const float* s, int N, int H, int W,
     int C, int before, int after, float a, float beta) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     const unsigned CV = C / V, cell = i / CV;
@@ -206,11 +206,11 @@ __device__ __forceinline__ void within_backward(
 }
 
 extern "C" __global__ void __launch_bounds__(256) local_response_norm_within_backward(
-    float* __restrict__ dx,        // (N, H, W, C)
-    const float* __restrict__ dy,  // (N, H, W, C)
-    const float* __restrict__ x,   // (N, H, W, C)
-    const float* __restrict__ y,   // (N, H, W, C)
-    const float* __restrict__ s,   // (N, H, W, C)
+    stored* __restrict__ dx,        // (N, H, W, C)
+    const stored* __restrict__ dy,  // (N, H, W, C)
+    const stored* __restrict__ x,   // (N, H, W, C)
+    const stored* __restrict__ y,   // (N, H, W, C)
+    const float* __restrict__ s,    // (N, H, W, C)
     int N, int H, int W, int C, int before, int after, float a, float beta) {
     if (C % 4 == 0)
         within_backward<4>(dx, dy, x, y, s, N, H, W, C, before, after, a, beta);

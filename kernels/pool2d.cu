@@ -33,7 +33,7 @@
 
 template <int V>
 __device__ __forceinline__ void max_forward(
-    float* y, int* indices, const float* x, int N, int H, int W, int C, int KH, int KW, int OH,
+    stored* y, int* indices, const stored* x, int N, int H, int W, int C, int KH, int KW, int OH,
     int OW, int SH, int SW, int PT, int PL, int DH, int DW, int ZH, int ZW) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     const Place p = place_of<V>(i, OH, OW, C);
@@ -42,7 +42,7 @@ __device__ __forceinline__ void max_forward(
     const int top = oh * SH - PT, left = ow * SW - PL;
     const int kh0 = first_inside(top, DH), kh1 = end_inside(top, DH, H, KH);
     const int kw0 = first_inside(left, DW), kw1 = end_inside(left, DW, W, KW);
-    const float* image = x + (long long)n * H * W * C + c;
+    const stored* image = x + (long long)n * H * W * C + c;
 
     const bool any = kh0 < kh1 && kw0 < kw1;
     Channels<float, V> best = all_channels<float, V>(-GPUCNN_INFINITY);
@@ -87,9 +87,9 @@ __device__ __forceinline__ void max_forward(
 }
 
 extern "C" __global__ void __launch_bounds__(256) max_pool2d_forward(
-    float* __restrict__ y,        // (N, OH, OW, C)
-    int* __restrict__ indices,    // (N, OH, OW, C)
-    const float* __restrict__ x,  // (N, H, W, C)
+    stored* __restrict__ y,        // (N, OH, OW, C)
+    int* __restrict__ indices,     // (N, OH, OW, C)
+    const stored* __restrict__ x,  // (N, H, W, C)
     int N, int H, int W, int C, int KH, int KW, int OH, int OW,
     int SH, int SW, int PT, int PL, int DH, int DW, int ZH, int ZW) {
     if (C % 4 == 0)
@@ -101,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(256) max_pool2d_forward(
 // dx[n][h][w][c] = sum of dy[n][oh][ow][c] over the windows with index[n][oh][ow][c] == h*W + w
 template <int V>
 __device__ __forceinline__ void max_backward(
-    float* dx, const float* dy, const int* indices, int N, int H, int W, int C, int KH, int KW,
+    stored* dx, const stored* dy, const int* indices, int N, int H, int W, int C, int KH, int KW,
     int OH, int OW, int SH, int SW, int PT, int PL, int DH, int DW) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     const Place p = place_of<V>(i, H, W, C);
@@ -125,8 +125,8 @@ __device__ __forceinline__ void max_backward(
 }
 
 extern "C" __global__ void __launch_bounds__(256) max_pool2d_backward(
-    float* __restrict__ dx,           // (N, H, W, C)
-    const float* __restrict__ dy,     // (N, OH, OW, C)
+    stored* __restrict__ dx,          // (N, H, W, C)
+    const stored* __restrict__ dy,    // (N, OH, OW, C)
     const int* __restrict__ indices,  // (N, OH, OW, C)
     int N, int H, int W, int C, int KH, int KW, int OH, int OW,
     int SH, int SW, int PT, int PL, int DH, int DW) {

@@ -25,11 +25,11 @@ __device__ __forceinline__ Channels<float, V> slopes_of(
 }
 
 extern "C" __global__ void __launch_bounds__(256) prelu_forward(
-    float* __restrict__ y,             // (rows, C)
-    const float* __restrict__ x,       // (rows, C)
+    stored* __restrict__ y,            // (rows, C)
+    const stored* __restrict__ x,      // (rows, C)
     const float* __restrict__ weight,  // (C), or (1) if shared
     int rows, int C, int chunk_rows, bool shared) {
-    own_channels(C, aligned16(y) && aligned16(x), [&](auto width, int c) {
+    own_channels(C, aligned4(y) && aligned4(x), [&](auto width, int c) {
         constexpr int V = decltype(width)::value;
         const Channels<float, V> slope = slopes_of<V>(weight, C, c, shared);
         walk(RowWalk(rows, C, c, chunk_rows),
@@ -49,14 +49,14 @@ struct GradientAndValue {
 };
 
 extern "C" __global__ void __launch_bounds__(256) prelu_backward(
-    float* __restrict__ dx,            // (rows, C)
+    stored* __restrict__ dx,           // (rows, C)
     float* __restrict__ partial,       // (chunks, C)
-    const float* __restrict__ dy,      // (rows, C)
-    const float* __restrict__ x,       // (rows, C)
+    const stored* __restrict__ dy,     // (rows, C)
+    const stored* __restrict__ x,      // (rows, C)
     const float* __restrict__ weight,  // (C), or (1) if shared
     int rows, int C, int chunk_rows, bool shared) {
     __shared__ float sums[256];
-    own_channels(C, aligned16(dx) && aligned16(dy) && aligned16(x), [&](auto width, int c) {
+    own_channels(C, aligned4(dx) && aligned4(dy) && aligned4(x), [&](auto width, int c) {
         constexpr int V = decltype(width)::value;
         const Channels<float, V> slope = slopes_of<V>(weight, C, c, shared);
         Channels<float, V> sum = all_channels<float, V>(0.0f);

@@ -58,6 +58,29 @@ __device__ __forceinline__ void write_four(bfloat16* y, float4 v) {
     *reinterpret_cast<uint2*>(y) = make_uint2(bfloat16_pair(v.x, v.y), bfloat16_pair(v.z, v.w));
 }
 
+// Eight neighbours in one access of 16 bytes, to which `a` is aligned.
+struct Eight {
+    float at[8];
+};
+
+__device__ __forceinline__ Eight read_eight(const bfloat16* a) {
+    const uint4 words = *reinterpret_cast<const uint4*>(a);
+    const unsigned word[4] = {words.x, words.y, words.z, words.w};
+    Eight v;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        v.at[2 * i] = __uint_as_float(word[i] << 16);
+        v.at[2 * i + 1] = __uint_as_float(word[i] & 0xffff0000u);
+    }
+    return v;
+}
+
+__device__ __forceinline__ void write_eight(bfloat16* y, const Eight& v) {
+    *reinterpret_cast<uint4*>(y) =
+        make_uint4(bfloat16_pair(v.at[0], v.at[1]), bfloat16_pair(v.at[2], v.at[3]),
+                   bfloat16_pair(v.at[4], v.at[5]), bfloat16_pair(v.at[6], v.at[7]));
+}
+
 // Whether four elements can be read at once from here.
 template <class T>
 __device__ __forceinline__ bool aligned4(const T* pointer) {

@@ -20,10 +20,10 @@
 #include "common.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) transpose_tiles(
-    float* __restrict__ y,        // (B, C, M, R)
-    const float* __restrict__ x,  // (B, R, M, C)
+    stored* __restrict__ y,        // (B, C, M, R)
+    const stored* __restrict__ x,  // (B, R, M, C)
     int R, int M, int C, int tiles_r, int tiles_c) {
-    __shared__ float tile[32][33];
+    __shared__ stored tile[32][33];
     const int tile_c = blockIdx.x % tiles_c, tile_r = blockIdx.x / tiles_c % tiles_r;
     const int plane = blockIdx.x / tiles_c / tiles_r, m = plane % M, lane = threadIdx.x;
     const long long row_x = (long long)M * C, row_y = (long long)M * R;
@@ -44,8 +44,8 @@ extern "C" __global__ void __launch_bounds__(256) transpose_tiles(
 }
 
 extern "C" __global__ void transpose_runs(
-    float* __restrict__ y,        // (B, C, R, S)
-    const float* __restrict__ x,  // (B, R, C, S)
+    stored* __restrict__ y,        // (B, C, R, S)
+    const stored* __restrict__ x,  // (B, R, C, S)
     int n, int R, int C, int S) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;

@@ -74,7 +74,7 @@ __device__ __forceinline__ bool any_of(const int* flags, int count) {
 
 template <int V>
 __device__ __forceinline__ void unpool_forward(
-    float* y, const float* x, const int* indices, const int* strays, int N, int D, int H, int W,
+    stored* y, const stored* x, const int* indices, const int* strays, int N, int D, int H, int W,
     int C, int KD, int KH, int KW, int OD, int OH, int OW, int SD, int SH, int SW, int PF, int PT,
     int PL, int PARTS, int LAST) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -101,8 +101,8 @@ __device__ __forceinline__ void unpool_forward(
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4) max_unpool2d_forward(
-    float* __restrict__ y,            // (N, D, H, W, C)
-    const float* __restrict__ x,      // (N, OD, OH, OW, C)
+    stored* __restrict__ y,           // (N, D, H, W, C)
+    const stored* __restrict__ x,     // (N, OD, OH, OW, C)
     const int* __restrict__ indices,  // (N, OD, OH, OW, C)
     const int* __restrict__ strays,   // (N, PARTS)
     int N, int D, int H, int W, int C, int KD, int KH, int KW, int OD, int OH, int OW,
@@ -119,8 +119,8 @@ extern "C" __global__ void __launch_bounds__(256, 4) max_unpool2d_forward(
 // dx[n][od][oh][ow][c] = dy of the cell that it names, 0 if (LAST) a later window names it too. A
 // thread owns one element: the cells of neighbouring channels lie apart.
 extern "C" __global__ void __launch_bounds__(256, 4) max_unpool2d_backward(
-    float* __restrict__ dx,           // (N, OD, OH, OW, C)
-    const float* __restrict__ dy,     // (N, D, H, W, C)
+    stored* __restrict__ dx,          // (N, OD, OH, OW, C)
+    const stored* __restrict__ dy,    // (N, D, H, W, C)
     const int* __restrict__ indices,  // (N, OD, OH, OW, C)
     const int* __restrict__ strays,   // (N, PARTS)
     int N, int D, int H, int W, int C, int KD, int KH, int KW, int OD, int OH, int OW,
@@ -132,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) max_unpool2d_backward(
     const int index = indices[i];
     float gradient = 0.0f;
     if (index >= 0 && index < D * H * W) {
-        gradient = dy[((long long)p.n * D * H * W + index) * C + p.c];
+        gradient = to_float(dy[((long long)p.n * D * H * W + index) * C + p.c]);
         if (LAST) {
             const bool all = any_of(strays + p.n * PARTS, PARTS);
             const int row = index / W, own = p.h * OW + p.w;
@@ -149,5 +149,5 @@ extern "C" __global__ void __launch_bounds__(256, 4) max_unpool2d_backward(
                     }
         }
     }
-    dx[i] = gradient;
+    set(dx[i], gradient);
 }

@@ -47,11 +47,11 @@ __device__ __forceinline__ Place place_of(unsigned i, int H, int W, int C) {
 // order.
 template <int V, class F>
 __device__ __forceinline__ Channels<float, V> sum_of_cells(
-    const float* x, const Windows& s, const Place& p, F weight) {
+    const stored* x, const Windows& s, const Place& p, F weight) {
     const int top = p.h * s.SH - s.PT, left = p.w * s.SW - s.PL;
     const int h0 = max(top, 0), h1 = min(top + s.KH, s.H);
     const int w0 = max(left, 0), w1 = min(left + s.KW, s.W);
-    const float* image = x + (long long)p.n * s.H * s.W * s.C + p.c;
+    const stored* image = x + (long long)p.n * s.H * s.W * s.C + p.c;
     Channels<float, V> sum = all_channels<float, V>(0.0f);
     for (int h = h0; h < h1; ++h)
         for (int w = w0; w < w1; ++w) {
@@ -67,10 +67,10 @@ __device__ __forceinline__ Channels<float, V> sum_of_cells(
 // Σ y[n][oh][ow][c] * weight(oh, ow) over the windows that hold cell (p.h, p.w), in raster order.
 template <int V, class F>
 __device__ __forceinline__ Channels<float, V> sum_of_windows(
-    const float* y, const Windows& s, const Place& p, F weight) {
+    const stored* y, const Windows& s, const Place& p, F weight) {
     const Span rows = windows_over(p.h, s.KH, s.SH, s.PT, 1, s.OH);
     const Span columns = windows_over(p.w, s.KW, s.SW, s.PL, 1, s.OW);
-    const float* image = y + (long long)p.n * s.OH * s.OW * s.C + p.c;
+    const stored* image = y + (long long)p.n * s.OH * s.OW * s.C + p.c;
     Channels<float, V> sum = all_channels<float, V>(0.0f);
     for (int oh = rows.begin; oh < rows.end; ++oh)
         for (int ow = columns.begin; ow < columns.end; ++ow) {

@@ -12,6 +12,7 @@ from hypothesis import settings
 import gpucnn
 from bench.tolerances import BARS
 from gpucnn import Tensor
+from gpucnn.bfloat16 import is_bfloat16, narrowed, widened
 from gpucnn.device import to_device, to_host
 from gpucnn.primitive import Primitive
 
@@ -89,6 +90,37 @@ def check_kernel(
             continue
         exact = np.asarray(to_host(e)).dtype.kind != "f"
         assert_close(a, e, "exact" if exact else bar, terms, f"{primitive.name}, output {i}")
+
+
+def check_stored(
+    primitive: Primitive,
+    device: str,
+    arrays: Sequence[np.ndarray | None],
+    *rest: Any,
+    stored: Sequence[int] = (0,),
+    terms: int = 1,
+) -> None:
+    """:func:`check_kernel` with these of the arrays in bfloat16, where the others are float32."""
+    given = [narrowed(a) if a is not None and i in stored else a for i, a in enumerate(arrays)]
+    wide = [
+        a.astype(np.float64) if a is not None and a.dtype.kind == "f" else a
+        for a in (widened(a) if a is not None and is_bfloat16(a) else a for a in given)
+    ]
+    expected = primitive.definition(*wide, *rest)
+    actual = primitive.on(device)(*on(device, *given), *rest)
+    if not isinstance(expected, tuple):
+        expected, actual = (expected,), (actual,)
+    assert len(actual) == len(expected)
+    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        if e is None:
+            assert a is None
+            continue
+        what = f"{primitive.name}, output {i}"
+        bar = "long sum" if np.asarray(e).dtype.kind == "f" else "exact"
+        if i in (primitive.stores or ()):
+            assert is_bfloat16(a), f"{what} is {a.dtype}"
+            a, bar = widened(to_host(a)), "bfloat16 storage"
+        assert_close(a, e, bar, terms, what)
 
 
 def gradients(

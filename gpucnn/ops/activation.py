@@ -134,28 +134,27 @@ def activation_backward(dy: Array, kept: Array, name: str, parameters: tuple[flo
     return dx
 
 
-_kernels = KernelFile("activation")
+_kernels = KernelFile("activation", storage=True)
 
 
-@relu_forward.kernel()
+@relu_forward.kernel(native=True)
 def _launch_relu_forward(x: Array) -> Array:
-    return launch_elements(_kernels["relu_forward"], x, x, x.size)
+    return launch_elements(_kernels, "relu_forward", x, x, x.size)
 
 
-@relu_backward.kernel()
+@relu_backward.kernel(native=True)
 def _launch_relu_backward(dy: Array, y: Array) -> Array:
-    return launch_elements(_kernels["relu_backward"], dy, dy, y, dy.size)
+    return launch_elements(_kernels, "relu_backward", dy, dy, y, dy.size)
 
 
-@activation_forward.kernel()
+@activation_forward.kernel(native=True)
 def _launch_forward(x: Array, name: str, parameters: tuple[float, ...]) -> Array:
-    return launch_elements(_kernels[f"{name}_forward"], x, x, x.size, *parameters)
+    return launch_elements(_kernels, f"{name}_forward", x, x, x.size, *parameters)
 
 
-@activation_backward.kernel()
+@activation_backward.kernel(native=True)
 def _launch_backward(dy: Array, kept: Array, name: str, parameters: tuple[float, ...]) -> Array:
-    launch = _kernels[f"{name}_backward"]
-    return launch_elements(launch, dy, dy, kept, dy.size, *parameters)
+    return launch_elements(_kernels, f"{name}_backward", dy, dy, kept, dy.size, *parameters)
 
 
 # tape

@@ -223,7 +223,7 @@ def adaptive_max_pool2d_backward(
     return dx
 
 
-_kernels = KernelFile("adaptive_pool2d")
+_kernels = KernelFile("adaptive_pool2d", storage=True)
 
 
 _ENOUGH = 1 << 17  # threads that keep a large GPU's memory busy
@@ -246,58 +246,63 @@ def _shared(s: AdaptivePool2dGeometry) -> tuple[tuple[int, int], int, int]:
     return (wide, high), regions * tiles * slices, slices
 
 
-@adaptive_avg_pool2d_forward.kernel()
+@adaptive_avg_pool2d_forward.kernel(native=True)
 def _launch_avg_forward(x: Array, geometry: AdaptivePool2dGeometry) -> Array:
     s = geometry
-    y = empty(x, (s.N, s.OH, s.OW, s.C))
+    y = empty(x, (s.N, s.OH, s.OW, s.C), x.dtype)
     block, count, slices = _shared(s)
     if not slices:
-        launch = _kernels["adaptive_avg_pool2d_forward"]
+        launch = _kernels.storing(x, "adaptive_avg_pool2d_forward")
         launch(blocks(y.size, s.C), (THREADS,), y, x, *s.values)
         return y
-    parts = y if slices == 1 else empty(x, (s.N, s.OH, s.OW, slices, s.C))
-    _kernels["adaptive_avg_pool2d_shared"]((count,), block, parts, x, *s.values, slices)
-    if slices > 1:
-        launch = _kernels["adaptive_avg_pool2d_join"]
-        launch(blocks(y.size, 1), (THREADS,), y, parts, *s.values, slices)
+    launch = _kernels.storing(x, "adaptive_avg_pool2d_shared")
+    if slices == 1:
+        launch((count,), block, y, None, x, *s.values, slices)
+        return y
+    parts = empty(x, (s.N, s.OH, s.OW, slices, s.C))
+    launch((count,), block, None, parts, x, *s.values, slices)
+    launch = _kernels.storing(x, "adaptive_avg_pool2d_join")
+    launch(blocks(y.size, 1), (THREADS,), y, parts, *s.values, slices)
     return y
 
 
-@adaptive_avg_pool2d_backward.kernel()
+@adaptive_avg_pool2d_backward.kernel(native=True)
 def _launch_avg_backward(dy: Array, geometry: AdaptivePool2dGeometry) -> Array:
     s = geometry
-    dx = empty(dy, (s.N, s.H, s.W, s.C))
-    _kernels["adaptive_avg_pool2d_backward"](blocks(dx.size, s.C), (THREADS,), dx, dy, *s.values)
+    dx = empty(dy, (s.N, s.H, s.W, s.C), dy.dtype)
+    launch = _kernels.storing(dy, "adaptive_avg_pool2d_backward")
+    launch(blocks(dx.size, s.C), (THREADS,), dx, dy, *s.values)
     return dx
 
 
-@adaptive_max_pool2d_forward.kernel()
+@adaptive_max_pool2d_forward.kernel(native=True)
 def _launch_max_forward(x: Array, geometry: AdaptivePool2dGeometry) -> tuple[Array, Array]:
     s = geometry
-    y = empty(x, (s.N, s.OH, s.OW, s.C))
+    y = empty(x, (s.N, s.OH, s.OW, s.C), x.dtype)
     indices = empty(x, y.shape, np.int32)
     block, count, slices = _shared(s)
     if not slices:
-        launch = _kernels["adaptive_max_pool2d_forward"]
+        launch = _kernels.storing(x, "adaptive_max_pool2d_forward")
         launch(blocks(y.size, s.C), (THREADS,), y, indices, x, *s.values)
         return y, indices
     parts, places = y, indices
     if slices > 1:
-        parts = empty(x, (s.N, s.OH, s.OW, slices, s.C))
+        parts = empty(x, (s.N, s.OH, s.OW, slices, s.C), x.dtype)
         places = empty(x, parts.shape, np.int32)
-    launch = _kernels["adaptive_max_pool2d_shared"]
+    launch = _kernels.storing(x, "adaptive_max_pool2d_shared")
     launch((count,), block, parts, places, x, *s.values, slices)
     if slices > 1:
-        launch, arrays = _kernels["adaptive_max_pool2d_join"], (y, indices, parts, places)
+        launch = _kernels.storing(x, "adaptive_max_pool2d_join")
+        arrays = (y, indices, parts, places)
         launch(blocks(y.size, 1), (THREADS,), *arrays, y.size, s.C, slices)
     return y, indices
 
 
-@adaptive_max_pool2d_backward.kernel()
+@adaptive_max_pool2d_backward.kernel(native=True)
 def _launch_max_backward(dy: Array, indices: Array, geometry: AdaptivePool2dGeometry) -> Array:
     s = geometry
-    dx = empty(dy, (s.N, s.H, s.W, s.C))
-    launch = _kernels["adaptive_max_pool2d_backward"]
+    dx = empty(dy, (s.N, s.H, s.W, s.C), dy.dtype)
+    launch = _kernels.storing(dy, "adaptive_max_pool2d_backward")
     launch(blocks(dx.size, s.C), (THREADS,), dx, dy, indices, *s.values)
     return dx
 

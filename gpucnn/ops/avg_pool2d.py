@@ -111,23 +111,23 @@ def avg_pool2d_backward(dy: Array, geometry: AvgPool2dGeometry) -> Array:
     return dx
 
 
-_kernels = KernelFile("avg_pool2d")
+_kernels = KernelFile("avg_pool2d", storage=True)
 
 
-@avg_pool2d_forward.kernel()
+@avg_pool2d_forward.kernel(native=True)
 def _launch_forward(x: Array, geometry: AvgPool2dGeometry) -> Array:
     s = geometry.windows
-    y = empty(x, (s.N, s.OH, s.OW, s.C))
-    launch = _kernels["avg_pool2d_forward"]
+    y = empty(x, (s.N, s.OH, s.OW, s.C), x.dtype)
+    launch = _kernels.storing(x, "avg_pool2d_forward")
     launch(blocks(y.size, s.C), (THREADS,), y, x, *geometry.kernel_arguments())
     return y
 
 
-@avg_pool2d_backward.kernel()
+@avg_pool2d_backward.kernel(native=True)
 def _launch_backward(dy: Array, geometry: AvgPool2dGeometry) -> Array:
     s = geometry.windows
-    dx = empty(dy, (s.N, s.H, s.W, s.C))
-    launch = _kernels["avg_pool2d_backward"]
+    dx = empty(dy, (s.N, s.H, s.W, s.C), dy.dtype)
+    launch = _kernels.storing(dy, "avg_pool2d_backward")
     launch(blocks(dx.size, s.C), (THREADS,), dx, dy, *geometry.kernel_arguments())
     return dx
 

@@ -65,22 +65,24 @@ def avg_repeat_backward(dy: Array, geometry: Pool2dGeometry) -> Array:
     return dx
 
 
-_kernels = KernelFile("avg_unpool2d")
+_kernels = KernelFile("avg_unpool2d", storage=True)
 
 
-@avg_repeat_forward.kernel()
+@avg_repeat_forward.kernel(native=True)
 def _launch_repeat_forward(x: Array, geometry: Pool2dGeometry) -> Array:
     s = geometry
-    y = empty(x, (s.N, s.H, s.W, s.C))
-    _kernels["avg_repeat_forward"](blocks(y.size, s.C), (THREADS,), y, x, *s.values[:12])
+    y = empty(x, (s.N, s.H, s.W, s.C), x.dtype)
+    launch = _kernels.storing(x, "avg_repeat_forward")
+    launch(blocks(y.size, s.C), (THREADS,), y, x, *s.values[:12])
     return y
 
 
-@avg_repeat_backward.kernel()
+@avg_repeat_backward.kernel(native=True)
 def _launch_repeat_backward(dy: Array, geometry: Pool2dGeometry) -> Array:
     s = geometry
-    dx = empty(dy, (s.N, s.OH, s.OW, s.C))
-    _kernels["avg_repeat_backward"](blocks(dx.size, s.C), (THREADS,), dx, dy, *s.values[:12])
+    dx = empty(dy, (s.N, s.OH, s.OW, s.C), dy.dtype)
+    launch = _kernels.storing(dy, "avg_repeat_backward")
+    launch(blocks(dx.size, s.C), (THREADS,), dx, dy, *s.values[:12])
     return dx
 
 

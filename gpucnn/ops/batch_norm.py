@@ -223,7 +223,7 @@ def batch_norm_fixed_gradient(dy: Array, gamma: Array | None, invstd: Array) -> 
     return dx
 
 
-@batch_norm_training.kernel()
+@batch_norm_training.kernel(native=True)
 def _launch_training(
     x: Array,
     gamma: Array | None,
@@ -237,42 +237,43 @@ def _launch_training(
     return _launch_apply(x, gamma, beta, delta, invstd), delta, invstd
 
 
-@batch_norm_apply.kernel()
+@batch_norm_apply.kernel(native=True)
 def _launch_apply(
     x: Array, gamma: Array | None, beta: Array | None, delta: Array, invstd: Array
 ) -> Array:
     rows, C = rows_of(x)
-    y = empty(x, x.shape)
+    y = empty(x, x.shape, x.dtype)
     grid, block, each = rows_blocks(rows, C)
-    launch = KERNELS["batch_norm_normalise"]
+    launch = KERNELS.storing(x, "batch_norm_normalise")
     launch(grid, block, y, x, gamma, beta, delta, invstd, rows, C, each)
     return y
 
 
-@batch_norm_inference.kernel()
+@batch_norm_inference.kernel(native=True)
 def _launch_inference(
     x: Array, gamma: Array | None, beta: Array | None, mean: Array, var: Array, eps: float
 ) -> tuple[Array, Array]:
     rows, C = rows_of(x)
-    y, invstd = empty(x, x.shape), empty(x, (C,))
+    y, invstd = empty(x, x.shape, x.dtype), empty(x, (C,))
     grid, block, each = rows_blocks(rows, C)
-    launch = KERNELS["batch_norm_inference"]
+    launch = KERNELS.storing(x, "batch_norm_inference")
     launch(grid, block, y, invstd, x, gamma, beta, mean, var, rows, C, each, eps)
     return y, invstd
 
 
-@batch_norm_sums.kernel()
+@batch_norm_sums.kernel(native=True)
 def _launch_sums(
     dy: Array, x: Array, mean: Array | None, delta: Array | None, invstd: Array
 ) -> tuple[Array, Array]:
     rows, C = rows_of(x)
     grid, block, each = column_blocks(rows, C)
     sums = empty(x, (2, C, grid[0]))
-    KERNELS["batch_norm_sums"](grid, block, sums, dy, x, mean, delta, rows, C, each)
+    launch = KERNELS.storing(x, "batch_norm_sums")
+    launch(grid, block, sums, dy, x, mean, delta, rows, C, each)
     return launch_join_sums(sums, x, delta, invstd, 0.0)
 
 
-@batch_norm_data_gradient.kernel()
+@batch_norm_data_gradient.kernel(native=True)
 def _launch_data_gradient(
     dy: Array,
     x: Array,
@@ -283,19 +284,20 @@ def _launch_data_gradient(
     dbeta: Array,
 ) -> Array:
     rows, C = rows_of(x)
-    dx = empty(x, x.shape)
+    dx = empty(x, x.shape, x.dtype)
     grid, block, each = rows_blocks(rows, C)
-    launch = KERNELS["batch_norm_data_gradient"]
+    launch = KERNELS.storing(x, "batch_norm_data_gradient")
     launch(grid, block, dx, dy, x, gamma, delta, invstd, dgamma, dbeta, rows, C, each)
     return dx
 
 
-@batch_norm_fixed_gradient.kernel()
+@batch_norm_fixed_gradient.kernel(native=True)
 def _launch_fixed_gradient(dy: Array, gamma: Array | None, invstd: Array) -> Array:
     rows, C = rows_of(dy)
-    dx = empty(dy, dy.shape)
+    dx = empty(dy, dy.shape, dy.dtype)
     grid, block, each = rows_blocks(rows, C)
-    KERNELS["batch_norm_fixed_gradient"](grid, block, dx, dy, gamma, invstd, rows, C, each)
+    launch = KERNELS.storing(dy, "batch_norm_fixed_gradient")
+    launch(grid, block, dx, dy, gamma, invstd, rows, C, each)
     return dx
 
 

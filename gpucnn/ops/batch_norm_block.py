@@ -154,10 +154,10 @@ def batch_norm_block_backward(
     return dx.reshape(x.shape), back, dgamma, dbeta
 
 
-_kernels = KernelFile("batch_norm_block")
+_kernels = KernelFile("batch_norm_block", storage=True)
 
 
-@batch_norm_statistics.kernel()
+@batch_norm_statistics.kernel(native=True)
 def _launch_statistics(
     x: Array,
     running_mean: Array | None,
@@ -168,7 +168,7 @@ def _launch_statistics(
     return launch_statistics(x, running_mean, running_var, momentum, eps)
 
 
-@batch_norm_block_forward.kernel()
+@batch_norm_block_forward.kernel(native=True)
 def _launch_forward(
     x: Array,
     residual: Array | None,
@@ -182,21 +182,21 @@ def _launch_forward(
     keep_bits: bool,
 ) -> tuple[Array, Array | None]:
     rows, C = rows_of(x)
-    y = empty(x, x.shape)
+    y = empty(x, x.shape, x.dtype)
     per_channel = (gamma, beta, mean, delta, spread)
     if not keep_bits:
         grid, block, each = rows_blocks(rows, C)
-        launch = _kernels["batch_norm_block_apply"]
+        launch = _kernels.storing(x, "batch_norm_block_apply")
         launch(grid, block, y, x, residual, *per_channel, rows, C, each, eps, negative_slope)
         return y, None
     bits = empty(x, (rows, -(-C // 8)), np.uint8)
     grid, block, each = rows_blocks(rows, 8 * bits.shape[1], even=True)
-    launch = _kernels["batch_norm_block_apply_bits"]
+    launch = _kernels.storing(x, "batch_norm_block_apply_bits")
     launch(grid, block, y, bits, x, residual, *per_channel, rows, C, each, eps, negative_slope)
     return y, bits
 
 
-@batch_norm_block_backward.kernel()
+@batch_norm_block_backward.kernel(native=True)
 def _launch_backward(
     dy: Array,
     x: Array,
@@ -217,13 +217,14 @@ def _launch_backward(
     if sums:
         grid, block, each = vector_column_blocks(rows, C)
         parts = empty(x, (2, C, grid[0]))
-        launch = _kernels["batch_norm_block_sums"]
+        launch = _kernels.storing(x, "batch_norm_block_sums")
         launch(grid, block, parts[0], parts[1], dy, x, *given, rows, C, each, eps, negative_slope)
         dgamma, dbeta = launch_join_sums(parts, x, delta, spread, eps)
-    dx, dresidual = empty(x, x.shape), empty(x, x.shape) if residual else None
+    dx = empty(x, x.shape, x.dtype)
+    dresidual = empty(x, x.shape, x.dtype) if residual else None
     through = (dgamma, dbeta) if mean is None else (None, None)
     grid, block, each = rows_blocks(rows, C)
-    launch = _kernels["batch_norm_block_gradient"]
+    launch = _kernels.storing(x, "batch_norm_block_gradient")
     arrays = (dx, dresidual, dy, x, *given, *through)
     launch(grid, block, *arrays, rows, C, each, eps, negative_slope)
     return dx, dresidual, dgamma, dbeta

@@ -232,7 +232,7 @@ def batch_norm_block_pool_backward(
     return dx, dresidual, dgamma, dbeta
 
 
-_kernels = KernelFile("batch_norm_block_pool")
+_kernels = KernelFile("batch_norm_block_pool", storage=True)
 
 
 def _numbers(s: Pool2dGeometry) -> tuple[int, ...]:
@@ -240,7 +240,7 @@ def _numbers(s: Pool2dGeometry) -> tuple[int, ...]:
     return s.values[:-4]
 
 
-@batch_norm_block_pool_forward.kernel()
+@batch_norm_block_pool_forward.kernel(native=True)
 def _launch_forward(
     x: Array,
     residual: Array | None,
@@ -254,17 +254,17 @@ def _launch_forward(
     geometry: Pool2dGeometry,
 ) -> tuple[Array, Array]:
     s = geometry
-    y = empty(x, (s.N, s.OH, s.OW, s.C))
+    y = empty(x, (s.N, s.OH, s.OW, s.C), x.dtype)
     codes = empty(x, y.shape, np.uint8)
     grid, block, each = rows_blocks(y.size // s.C, s.C, 4)
     per_channel = (gamma, beta, mean, delta, spread)
-    launch = _kernels["batch_norm_block_pool"]
+    launch = _kernels.storing(x, "batch_norm_block_pool")
     numbers = (*_numbers(s), each, eps, negative_slope)
     launch(grid, block, y, codes, x, residual, *per_channel, *numbers)
     return y, codes
 
 
-@batch_norm_block_pool_backward.kernel()
+@batch_norm_block_pool_backward.kernel(native=True)
 def _launch_backward(
     dy: Array,
     x: Array,
@@ -284,7 +284,7 @@ def _launch_backward(
     if sums:
         grid, block, each = vector_column_blocks(dy.size // s.C, s.C)
         parts = empty(x, (2, s.C, grid[0]))
-        launch = _kernels["batch_norm_block_pool_sums"]
+        launch = _kernels.storing(x, "batch_norm_block_pool_sums")
         launch(
             grid,
             block,
@@ -300,13 +300,14 @@ def _launch_backward(
             negative_slope,
         )
         dgamma, dbeta = launch_join_sums(parts, x, delta, spread, eps)
-    dx, dresidual = empty(x, x.shape), empty(x, x.shape) if residual else None
+    dx = empty(x, x.shape, x.dtype)
+    dresidual = empty(x, x.shape, x.dtype) if residual else None
     pixels = s.N * s.H * s.W
     if (s.KH, s.KW, s.SH, s.SW) == (2, 2, 2, 2):
         pixels = s.N * ((s.H + s.PT + 1) // 2) * ((s.W + s.PL + 1) // 2)
     through = (dgamma, dbeta) if mean is None else (None, None)
     grid, block, each = rows_blocks(pixels, s.C, 4)
-    launch = _kernels["batch_norm_block_pool_gradient"]
+    launch = _kernels.storing(x, "batch_norm_block_pool_gradient")
     gradients = (dx, dresidual, dy, x, codes, gamma, delta, spread, *through)
     launch(grid, block, *gradients, *numbers, each, eps, negative_slope)
     return dx, dresidual, dgamma, dbeta

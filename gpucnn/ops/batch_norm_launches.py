@@ -9,7 +9,7 @@ from gpucnn.ops.reduce import column_blocks
 _THREADS = 256
 _ROWS_EACH = 8  # of a thread in an element-wise pass: several loads in flight
 
-KERNELS = KernelFile("batch_norm")
+KERNELS = KernelFile("batch_norm", storage=True)
 
 
 def rows_blocks(
@@ -43,7 +43,8 @@ def launch_statistics(
     rows, C = rows_of(x)
     grid, block, each = column_blocks(rows, C)
     moments = empty(x, (4, C, grid[0]))
-    KERNELS["batch_norm_statistics"](grid, block, moments, x, rows, C, each)
+    launch = KERNELS.storing(x, "batch_norm_statistics")
+    launch(grid, block, moments, x, rows, C, each)
     return launch_join_moments(moments, running_mean, running_var, momentum, eps)
 
 
@@ -73,7 +74,7 @@ def launch_join_sums(
     """
     _, C, chunks = sums.shape
     dgamma, dbeta = result(x, (C,)), result(x, (C,))
-    launch = KERNELS["batch_norm_join_sums"]
+    launch = KERNELS.storing(x, "batch_norm_join_sums")
     launch((C,), (_threads(chunks),), dgamma, dbeta, sums, x, delta, spread, C, chunks, eps)
     return dgamma, dbeta
 

@@ -58,6 +58,6 @@ def _launch_join_moments(
     return launch_join_moments(moments, running_mean, running_var, momentum, eps)
 
 
-@batch_norm_join_sums.kernel()
+@batch_norm_join_sums.kernel(native=True)
 def _launch_join_sums(sums: Array, x: Array, delta: Array, invstd: Array) -> tuple[Array, Array]:
     return launch_join_sums(sums, x, delta, invstd, 0.0)

@@ -15,6 +15,7 @@ from gpucnn.empty_batch import of_no_images
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.geometry import same_float_dtype
 from gpucnn.primitive import storing_primitive
+from gpucnn.storage import alike
 from gpucnn.tensor import Function, Tensor
 from gpucnn.threads import map_chunks
 
@@ -76,19 +77,20 @@ def cut_columns(y: Array, start: int, width: int) -> Array:
 
 _THREADS = 256
 
-_kernels = KernelFile("concatenate")
+_kernels = KernelFile("concatenate", storage=True)
 
 
 def _copy(y: Array, x: Array, columns: int, to: int, start: int) -> None:
     rows = x.shape[0]
     grid = (-(-rows * -(-columns // 4) // _THREADS),)
-    launch = _kernels["copy_columns"]
+    launch = _kernels.storing(x, "copy_columns")
     launch(grid, (_THREADS,), y, x, rows, columns, y.shape[1], x.shape[1], to, start)
 
 
-@join_columns.kernel()
+@join_columns.kernel(native=True)
 def _launch_join(parts: Sequence[Array]) -> Array:
-    y = empty(parts[0], (parts[0].shape[0], sum(p.shape[1] for p in parts)))
+    parts = alike(*parts)
+    y = empty(parts[0], (parts[0].shape[0], sum(p.shape[1] for p in parts)), parts[0].dtype)
     to = 0
     for p in parts:
         _copy(y, p, p.shape[1], to, 0)
@@ -96,9 +98,9 @@ def _launch_join(parts: Sequence[Array]) -> Array:
     return y
 
 
-@cut_columns.kernel()
+@cut_columns.kernel(native=True)
 def _launch_cut(y: Array, start: int, width: int) -> Array:
-    x = empty(y, (y.shape[0], width))
+    x = empty(y, (y.shape[0], width), y.dtype)
     _copy(x, y, width, 0, start)
     return x
 

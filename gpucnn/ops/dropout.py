@@ -98,23 +98,24 @@ def dropout2d_forward(x: Array, place: Array, p: float) -> Array:
     return y
 
 
-_kernels = KernelFile("dropout")
+_kernels = KernelFile("dropout", storage=True)
 
 
-@dropout_forward.kernel()
+@dropout_forward.kernel(native=True)
 def _launch_dropout(x: Array, place: Array, p: float) -> Array:
     numbers = (x.size, _threshold(p), _scale(p))
-    return launch_elements(_kernels["dropout"], x, x, place, *numbers)
+    return launch_elements(_kernels, "dropout", x, x, place, *numbers, fours=True)
 
 
-@dropout2d_forward.kernel()
+@dropout2d_forward.kernel(native=True)
 def _launch_dropout2d(x: Array, place: Array, p: float) -> Array:
-    y = empty(x, x.shape)
+    y = empty(x, x.shape, x.dtype)
     N, H, W, C = x.shape
     each = 4 if C % 4 == 0 else 1
     grid = (-(-x.size // (each * THREADS)),)
     sizes = (N, H * W, C)
-    _kernels["dropout2d"](grid, (THREADS,), y, x, place, *sizes, _threshold(p), _scale(p))
+    launch = _kernels.storing(x, "dropout2d")
+    launch(grid, (THREADS,), y, x, place, *sizes, _threshold(p), _scale(p))
     return y
 
 

@@ -8,10 +8,12 @@ from typing import Any, cast
 import numpy as np
 
 from gpucnn import buffers
+from gpucnn.bfloat16 import is_bfloat16
 from gpucnn.device import Array, empty
-from gpucnn.kernel import Kernel, KernelFile
+from gpucnn.kernel import KernelFile
 from gpucnn.ops.geometry import same_float_dtype
 from gpucnn.primitive import storing_primitive
+from gpucnn.storage import alike, widen_there
 from gpucnn.tensor import Function, Tensor, check_tensor
 from gpucnn.threads import map_chunks
 
@@ -124,7 +126,7 @@ def scale_forward(x: Array, factor: Array) -> Array:
 
 THREADS = 256
 
-_kernels = KernelFile("elementwise")
+_kernels = KernelFile("elementwise", storage=True)
 
 
 def four_each(n: int) -> tuple[int]:
@@ -132,49 +134,67 @@ def four_each(n: int) -> tuple[int]:
     return (-(-n // (4 * THREADS)),)
 
 
-def launch_elements(launch: Kernel, like: Array, *args: Any) -> Array:
-    """Launch on arrays of any shape, where a kernel takes all but 0-d ones -> y like ``like``."""
+def launch_elements(
+    file: KernelFile, name: str, like: Array, *args: Any, fours: bool = False
+) -> Array:
+    """Launch on arrays of any shape, where a kernel takes all but 0-d ones -> y like ``like``.
+
+    A thread owns 16 bytes of an array, or ``fours``: four elements.
+    """
     if not like.ndim:
         flat = (a.reshape(1) if hasattr(a, "reshape") else a for a in args)
-        return launch_elements(launch, like.reshape(1), *flat).reshape(())
-    y = empty(like, like.shape)
-    launch(four_each(y.size), (THREADS,), y, *args)
+        return launch_elements(file, name, like.reshape(1), *flat, fours=fours).reshape(())
+    y = empty(like, like.shape, like.dtype)
+    eights = not fours and is_bfloat16(like)
+    grid = four_each(-(-y.size // 2) if eights else y.size)
+    file.storing(like, name)(grid, (THREADS,), y, *args)
     return y
 
 
-@add_forward.kernel()
+def _launch_pair(name: str, a: Array, b: Array) -> Array:
+    a, b = alike(a, b)
+    return launch_elements(_kernels, name, a, a, b, a.size)
+
+
+def _launch_vector(name: str, a: Array, b: Array, *numbers: float) -> Array:
+    if is_bfloat16(b):
+        b = widen_there(b)
+    return launch_elements(_kernels, name, a, a, b, a.size, b.size, *numbers, fours=True)
+
+
+@add_forward.kernel(native=True)
 def _launch_add(a: Array, b: Array) -> Array:
-    return launch_elements(_kernels["add"], a, a, b, a.size)
+    return _launch_pair("add", a, b)
 
 
-@subtract_forward.kernel()
+@subtract_forward.kernel(native=True)
 def _launch_subtract(a: Array, b: Array) -> Array:
-    return launch_elements(_kernels["subtract"], a, a, b, a.size)
+    return _launch_pair("subtract", a, b)
 
 
-@multiply_forward.kernel()
+@multiply_forward.kernel(native=True)
 def _launch_multiply(a: Array, b: Array) -> Array:
-    return launch_elements(_kernels["multiply"], a, a, b, a.size)
+    return _launch_pair("multiply", a, b)
 
 
-@affine_forward.kernel()
+@affine_forward.kernel(native=True)
 def _launch_affine(x: Array, scale: float, shift: float) -> Array:
-    return launch_elements(_kernels["affine"], x, x, x.size, scale, shift)
+    return launch_elements(_kernels, "affine", x, x, x.size, scale, shift)
 
 
-@add_vector.kernel()
+@add_vector.kernel(native=True)
 def _launch_add_vector(a: Array, b: Array, sign: float) -> Array:
-    return launch_elements(_kernels["add_vector"], a, a, b, a.size, b.size, sign)
+    return _launch_vector("add_vector", a, b, sign)
 
 
-@multiply_vector.kernel()
+@multiply_vector.kernel(native=True)
 def _launch_multiply_vector(a: Array, b: Array) -> Array:
-    return launch_elements(_kernels["multiply_vector"], a, a, b, a.size, b.size)
+    return _launch_vector("multiply_vector", a, b)
 
 
-@scale_forward.kernel()
+@scale_forward.kernel(native=True)
 def _launch_scale(x: Array, factor: Array) -> Array:
-    return launch_elements(_kernels["scale"], x, x, factor.reshape(1), x.size)
+    return launch_elements(_kernels, "scale", x, x, factor.reshape(1), x.size)
 
 
 # tape

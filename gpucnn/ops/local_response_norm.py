@@ -214,7 +214,7 @@ def local_response_norm_backward(dy: Array, x: Array, y: Array, s: Array, window
 
 _THREADS = 256
 
-_kernels = KernelFile("local_response_norm")
+_kernels = KernelFile("local_response_norm", storage=True)
 
 
 def _launch(name: str, window: Window, arrays: list[Array], *numbers: float) -> None:
@@ -227,20 +227,20 @@ def _launch(name: str, window: Window, arrays: list[Array], *numbers: float) -> 
     each = 4 if C % 4 == 0 else 1
     grid = (-(-arrays[0].size // (each * _THREADS)),)
     reach = min(window.before, most), min(window.after, most)
-    launch = _kernels[f"local_response_norm_{window.region}_{name}"]
+    launch = _kernels.storing(arrays[0], f"local_response_norm_{window.region}_{name}")
     launch(grid, (_THREADS,), *arrays, *sizes, *reach, window.a, window.beta, *numbers)
 
 
-@local_response_norm_forward.kernel()
+@local_response_norm_forward.kernel(native=True)
 def _launch_forward(x: Array, window: Window) -> tuple[Array, Array]:
-    y, s = empty(x, x.shape), empty(x, x.shape)
+    y, s = empty(x, x.shape, x.dtype), empty(x, x.shape)
     _launch("forward", window, [y, s, x], window.k)
     return y, s
 
 
-@local_response_norm_backward.kernel()
+@local_response_norm_backward.kernel(native=True)
 def _launch_backward(dy: Array, x: Array, y: Array, s: Array, window: Window) -> Array:
-    dx = empty(dy, dy.shape)
+    dx = empty(dy, dy.shape, dy.dtype)
     _launch("backward", window, [dx, dy, x, y, s])
     return dx
 

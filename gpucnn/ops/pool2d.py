@@ -235,7 +235,7 @@ def max_pool2d_backward(dy: Array, indices: Array, geometry: Pool2dGeometry) -> 
 
 
 _WINDOWS = (0, 2, 3)  # sides of the square windows that have a kernel of their own; 0 is any window
-_kernels = KernelFile("pool2d", *({"WINDOW": side} for side in _WINDOWS))
+_kernels = KernelFile("pool2d", *({"WINDOW": side} for side in _WINDOWS), storage=True)
 
 
 def _specialisation(s: Pool2dGeometry) -> int:
@@ -243,21 +243,21 @@ def _specialisation(s: Pool2dGeometry) -> int:
     return _WINDOWS.index(s.KH) if square else 0
 
 
-@max_pool2d_forward.kernel()
+@max_pool2d_forward.kernel(native=True)
 def _launch_max_forward(x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array]:
     s = geometry
-    y = empty(x, (s.N, s.OH, s.OW, s.C))
+    y = empty(x, (s.N, s.OH, s.OW, s.C), x.dtype)
     indices = empty(x, y.shape, np.int32)
-    launch = _kernels["max_pool2d_forward", _specialisation(s)]
+    launch = _kernels.storing(x, "max_pool2d_forward", _specialisation(s))
     launch(blocks(y.size, s.C), (THREADS,), y, indices, x, *s.values)
     return y, indices
 
 
-@max_pool2d_backward.kernel()
+@max_pool2d_backward.kernel(native=True)
 def _launch_max_backward(dy: Array, indices: Array, geometry: Pool2dGeometry) -> Array:
     s = geometry
-    dx = empty(dy, (s.N, s.H, s.W, s.C))
-    launch = _kernels["max_pool2d_backward"]
+    dx = empty(dy, (s.N, s.H, s.W, s.C), dy.dtype)
+    launch = _kernels.storing(dy, "max_pool2d_backward")
     launch(blocks(dx.size, s.C), (THREADS,), dx, dy, indices, *s.values[:-2])
     return dx
 

@@ -79,26 +79,27 @@ def prelu_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Array]:
     return dx, sums.astype(x.dtype)
 
 
-_kernels = KernelFile("prelu")
+_kernels = KernelFile("prelu", storage=True)
 
 
-@prelu_forward.kernel()
+@prelu_forward.kernel(native=True)
 def _launch_forward(x: Array, weight: Array) -> Array:
-    y = empty(x, x.shape)
+    y = empty(x, x.shape, x.dtype)
     C = x.shape[-1]
     rows = x.size // C
     grid, block, each = vector_column_blocks(rows, C)
-    _kernels["prelu_forward"](grid, block, y, x, weight, rows, C, each, weight.size == 1)
+    launch = _kernels.storing(x, "prelu_forward")
+    launch(grid, block, y, x, weight, rows, C, each, weight.size == 1)
     return y
 
 
-@prelu_backward.kernel()
+@prelu_backward.kernel(native=True)
 def _launch_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Array]:
     C = x.shape[-1]
     rows = x.size // C
     grid, block, each = vector_column_blocks(rows, C)
-    dx, partial = empty(dy, dy.shape), empty(dy, (grid[0], C))
-    launch, shared = _kernels["prelu_backward"], weight.size == 1
+    dx, partial = empty(dy, dy.shape, dy.dtype), empty(dy, (grid[0], C))
+    launch, shared = _kernels.storing(dy, "prelu_backward"), weight.size == 1
     launch(grid, block, dx, partial, dy, x, weight, rows, C, each, shared)
     dweight = launch_sum_slices(partial, None)
     return dx, launch_column_sum(dweight.reshape(C, 1)) if shared else dweight

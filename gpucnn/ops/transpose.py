@@ -113,10 +113,10 @@ def transpose_forward(x: Array, axes: Axes) -> Array:
 _THREADS = 256
 _TILE = 32
 
-_kernels = KernelFile("transpose")
+_kernels = KernelFile("transpose", storage=True)
 
 
-@transpose_forward.kernel()
+@transpose_forward.kernel(native=True)
 def launch_transpose(x: Array, axes: Axes) -> Array:
     shape = [x.shape[a] for a in axes]
     if (ends := _ends_exchanged(x.shape, axes)) is not None:
@@ -125,19 +125,21 @@ def launch_transpose(x: Array, axes: Axes) -> Array:
         if S == 1:
             x = _tiles(x, B, R, 1, C)
             continue
-        y = empty(x, x.shape)
+        y = empty(x, x.shape, x.dtype)
         grid = (-(-x.size // _THREADS),)
-        _kernels["transpose_runs"](grid, (_THREADS,), y, x, x.size, R, C, S)
+        launch = _kernels.storing(x, "transpose_runs")
+        launch(grid, (_THREADS,), y, x, x.size, R, C, S)
         x = y
     return x.reshape(shape)
 
 
 def _tiles(x: Array, B: int, R: int, M: int, C: int) -> Array:
     """x (B, R, M, C) as (B, C, M, R)."""
-    y = empty(x, x.shape)
+    y = empty(x, x.shape, x.dtype)
     tiles_r, tiles_c = -(-R // _TILE), -(-C // _TILE)
     grid = (B * M * tiles_r * tiles_c,)
-    _kernels["transpose_tiles"](grid, (_TILE, 8), y, x, R, M, C, tiles_r, tiles_c)
+    launch = _kernels.storing(x, "transpose_tiles")
+    launch(grid, (_TILE, 8), y, x, R, M, C, tiles_r, tiles_c)
     return y
 
 

@@ -189,37 +189,37 @@ def max_unpool2d_backward(dy: Array, indices: Array, last: bool, geometry: Unpoo
 
 _PARTS = 16  # blocks that look for strays in one image, at most
 
-_kernels = KernelFile("unpool2d", *({"DIMS": dims} for dims in (2, 3)))
+_kernels = KernelFile("unpool2d", *({"DIMS": dims} for dims in (2, 3)), storage=True)
 
 
-def _kernel(name: str, s: UnpoolGeometry) -> Kernel:
-    return _kernels[name, int(s.dims == 3)]
+def _kernel(like: Array, name: str, s: UnpoolGeometry) -> Kernel:
+    return _kernels.storing(like, name, int(s.dims == 3))
 
 
 def _find_strays(indices: Array, s: UnpoolGeometry) -> tuple[Array, int]:
     parts = min(_PARTS, -(-s.windows * s.C // THREADS))
     strays = empty(indices, (s.N, parts), np.int32)
-    launch = _kernel("find_strays", s)
+    launch = _kernel(indices, "find_strays", s)
     launch((s.N * parts,), (THREADS,), strays, indices, *s.values[1:], parts)
     return strays, parts
 
 
-@max_unpool2d_forward.kernel()
+@max_unpool2d_forward.kernel(native=True)
 def _launch_max_forward(x: Array, indices: Array, last: bool, geometry: UnpoolGeometry) -> Array:
     s = geometry
-    y = empty(x, s.y_shape)
+    y = empty(x, s.y_shape, x.dtype)
     strays, parts = _find_strays(indices, s)
-    launch, arrays = _kernel("max_unpool2d_forward", s), (y, x, indices, strays)
+    launch, arrays = _kernel(x, "max_unpool2d_forward", s), (y, x, indices, strays)
     launch(blocks(y.size, s.C), (THREADS,), *arrays, *s.values[1:], parts, int(last))
     return y
 
 
-@max_unpool2d_backward.kernel()
+@max_unpool2d_backward.kernel(native=True)
 def _launch_max_backward(dy: Array, indices: Array, last: bool, geometry: UnpoolGeometry) -> Array:
     s = geometry
-    dx = empty(dy, s.x_shape)
+    dx = empty(dy, s.x_shape, dy.dtype)
     strays, parts = _find_strays(indices, s)
-    launch, arrays = _kernel("max_unpool2d_backward", s), (dx, dy, indices, strays)
+    launch, arrays = _kernel(dy, "max_unpool2d_backward", s), (dx, dy, indices, strays)
     launch(blocks(dx.size, 1), (THREADS,), *arrays, *s.values[1:], parts, int(last))
     return dx
 
