@@ -1,142 +1,165 @@
-"""Winograd's F(2, 3) along the height, for 3×3 convolutions of few channels on the CPU.
+"""Winograd's minimal filtering along the height, for 3×3 convolutions of few channels on the CPU.
 
-Two outputs above each other need four rows of inputs d and, instead of six products of a row with
-a row of the filter g, four:
-
-    m0 = (d0 − d2)·g0,  m1 = (d1 + d2)·(g0 + g1 + g2)/2,  m2 = (d2 − d1)·(g0 − g1 + g2)/2,
-    m3 = −(d1 − d3)·g2;  y0 = m0 + m1 + m2,  y1 = m1 − m2 + m3.
-
-Along the width the convolution stays what it is. Pixels beside each other are one run of memory, so
-that windows which begin three pixels apart are the rows of a matrix without a copy; three such
-matrices hold all windows. Images lie between rows and columns here: the sums are over long runs.
-It rounds no more than the definition does. An infinity or a NaN spoils the outputs above and below
-it: where a result is not finite, the caller computes the definition.
+m outputs above each other take r = m + 2 products of a row of inputs with a row of filters instead
+of 3·m: the sums and the points are those of :mod:`gpucnn.ops.winograd`. They are read from the
+images and written to them, whole rows at a time. Along the width the convolution stays what it is.
+Pixels beside each other are one run of memory, so that windows which begin three pixels apart are
+the rows of a matrix without a copy; three such matrices hold all windows. A row ends in the zeros
+that the next begins with. Transforms along one axis are half of those along both, which with few
+channels cost more than the products; they round less, too. An infinity or a NaN spoils its tile:
+where a result is not finite, the caller computes the definition.
 
 Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", arXiv:1509.09308.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn.ops.conv_geometry import ConvGeometry
-from gpucnn.ops.winograd import fill, is_plain_3x3
+from gpucnn.ops.winograd import Axis, K, axis, bands, filters_count, is_plain_3x3
 from gpucnn.threads import scratch
 
 Floats = NDArray[Any]
 
-_G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, -1]])
-_K = 3
-
 _CHANNELS = 8  # for fewer there is little to multiply
-_SUMS = 2  # multiply-adds of a matrix product in the time of one element's sums
-_UNIT = 1 << 16  # elements of one of the four parts of a chunk
+_SUMS = 1.7  # multiply-adds of a matrix product in the time of one element's transforms
+_UNIT = 1 << 19  # elements of the products' inputs or outputs of a piece
 
 
 def cost(s: ConvGeometry) -> float:
     """As :func:`gpucnn.ops.winograd.cost`."""
-    if not is_plain_3x3(s) or min(s.C, s.OC) < _CHANNELS:
+    if not is_plain_3x3(s) or filters_count(s) or min(s.C, s.OC) < _CHANNELS:
         return math.inf
-    cells = 2 * _pairs(s.OH) * (s.OW + _K - 1)
-    return cells / (s.OH * s.OW) * (s.C * s.OC * 2 / 3 + _SUMS * (s.C + s.OC))
+    down = axis(s.OH, np.float32)
+    cells = down.r * down.tiles * _period(s) / (s.OH * s.OW)
+    return cells * (s.C * s.OC / 3 + _SUMS * (s.C + s.OC))
 
 
-def _pairs(rows: int) -> int:
-    return -(-rows // 2)
+def _seen(s: ConvGeometry) -> int:
+    """The columns of the images that a window reads."""
+    return min(s.W, s.OW + K - 1 - s.PL)
 
 
-def _part(s: ConvGeometry, n: int) -> int:
-    """Elements of a pair of rows of outputs in one of the four parts."""
-    return n * (s.OW + _K - 1) * max(s.C, s.OC)
+def _period(s: ConvGeometry) -> int:
+    """Cells from one row of padded images to the next, in which a window may end."""
+    right = s.OW + K - 1 - s.PL - _seen(s)
+    return max(_seen(s) + max(s.PL, right), s.OW)
+
+
+def _row(s: ConvGeometry, n: int) -> int:
+    """Elements of the products' inputs or outputs of a row of tiles."""
+    return axis(s.OH, np.float32).r * n * _period(s) * max(s.C, s.OC)
 
 
 def images_per_chunk(s: ConvGeometry) -> int:
     """Images whose parts stay in the cache; half of a batch at most, for two threads."""
-    return max(1, min(_UNIT // (_pairs(s.OH) * _part(s, 1)), -(-s.N // 2)))
+    each = axis(s.OH, np.float32).tiles * _row(s, 1)
+    return max(1, min(_UNIT // each, -(-s.N // 2)))
 
 
-def _bands(s: ConvGeometry, n: int) -> list[tuple[int, int]]:
-    """(first pair of rows, pairs): pieces of a few images that stay in the cache."""
-    pairs = max(1, 2 * _UNIT // _part(s, n))
-    return [(t, min(pairs, _pairs(s.OH) - t)) for t in range(0, _pairs(s.OH), pairs)]
+def _tiles(
+    images: Floats, columns: int, tiles: int, step: int, count: int, top: int
+) -> Iterator[tuple[slice, slice, Floats | None]]:
+    """Tiles of ``count`` rows of a few images (n, rows, width, channels), those alike together.
+
+    Tile t begins in row step·t − top. (which tiles, which of their rows the images have, these as a
+    view (tiles, n, rows, columns · channels), None if there are none), in order.
+    """
+    n, high, _, channels = images.shape
+    image, row, _, item = images.strides
+    spans = [(max(0, top - step * t), min(count, high + top - step * t)) for t in range(tiles)]
+    t = 0
+    for (begin, end), alike in itertools.groupby(spans):
+        number, view = len(list(alike)), None
+        if begin < end:
+            shape = (number, n, end - begin, columns * channels)
+            strides, at = (step * row, image, row, item), (step * t - top + begin) * row
+            view = np.ndarray(shape, images.dtype, images, at, strides)
+        yield slice(t, t + number), slice(begin, max(begin, end)), view
+        t += number
 
 
-def _inputs(x: Floats, s: ConvGeometry, first: int, pairs: int) -> Floats:
-    """What is multiplied, of some pairs of rows, as overlapping windows: (4, 3, windows, 3·C)."""
-    n, wide = len(x), s.OW + _K - 1
-    padded = scratch("winograd padded", (2 * pairs + 2, n, wide, s.C), x.dtype)
-    fill(padded.swapaxes(1, 2), x, s.PT - 2 * first, s.PL)
-    pixels = pairs * n * wide
-    v = scratch("winograd inputs", (4, pixels + 2 * _K, s.C), x.dtype)
-    v[:, pixels:] = 0
-    parts = v[:, :pixels].reshape(4, pairs, -1)
-    low = padded[:-2].reshape(pairs, 2, -1).swapaxes(0, 1)  # d0, d1
-    high = padded[2:].reshape(pairs, 2, -1).swapaxes(0, 1)  # d2, d3
-    np.subtract(low, high, out=parts[::3])
-    np.add(low[1], high[0], out=parts[1])
-    np.subtract(high[0], low[1], out=parts[2])
-    part, pixel, item = v.strides
-    shape = (4, _K, -(-pixels // _K), _K * s.C)
-    return cast("Floats", np.ndarray(shape, v.dtype, v, 0, (part, pixel, _K * pixel, item)))
+def _parts(name: str, s: ConvGeometry, shape: tuple[int, int, int], C: int, dtype: Any) -> Any:
+    """Memory of r parts of some rows of tiles of n images, shape = (r, tiles, n): the parts
+    (r, tiles, n, cells, C), and (r, cells, C) with a few cells of 0 at the end.
+    """
+    cells = math.prod(shape[1:]) * _period(s)
+    whole = scratch(name, (shape[0], -(-cells // K) * K + K, C), dtype)
+    whole[:, cells:] = 0
+    return whole[:, :cells].reshape(*shape, -1, C), whole
 
 
-def _products(s: ConvGeometry, n: int, pairs: int, dtype: Any) -> tuple[Floats, Floats]:
-    """Memory of the four parts of outputs: (4, pairs, n, OW + 2, OC), and as matrices (4, 3, …)."""
-    pixels = pairs * n * (s.OW + _K - 1)
-    windows = -(-pixels // _K)
-    m = scratch("winograd outputs", (4, windows * _K, s.OC), dtype)
-    m[:, pixels:] = 0
-    parts = m[:, :pixels].reshape(4, pairs, n, -1, s.OC)
-    return parts, m.reshape(4, windows, _K, s.OC).swapaxes(1, 2)
+def _transform(
+    matrix: Floats, images: Floats, columns: int, step: int, top: int, left: int, parts: Floats
+) -> None:
+    """parts (r, tiles, n, cells, channels) = matrix × the tiles of images; 0 beside them."""
+    parts[:, :, :, :left] = 0
+    parts[:, :, :, left + columns :] = 0
+    r, tiles, n, _, channels = parts.shape
+    inside = parts.reshape(r, tiles, n, -1)
+    inside = inside[..., left * channels : (left + columns) * channels].transpose(1, 2, 0, 3)
+    for which, rows, given in _tiles(images, columns, tiles, step, matrix.shape[1], top):
+        if given is None:
+            inside[which] = 0
+        else:
+            np.matmul(matrix[:, rows], given, out=inside[which])
+
+
+def _inputs(x: Floats, s: ConvGeometry, down: Axis, first: int, tiles: int) -> Floats:
+    """What is multiplied, of some rows of tiles, as overlapping windows: (r, 3, windows, 3·C)."""
+    r = down.r
+    parts, whole = _parts("winograd inputs", s, (r, tiles, len(x)), s.C, x.dtype)
+    _transform(down.BT, x, _seen(s), down.m, s.PT - down.m * first, s.PL, parts)
+    part, pixel, item = whole.strides
+    shape = (r, K, whole.shape[1] // K - 1, K * s.C)
+    return cast("Floats", np.ndarray(shape, x.dtype, whole, 0, (part, pixel, K * pixel, item)))
+
+
+def _products(s: ConvGeometry, down: Axis, tiles: int, n: int, dtype: Any) -> tuple[Floats, Floats]:
+    """Memory of the parts of outputs: (r, tiles, n, cells, OC), and as matrices (r, 3, …)."""
+    parts, whole = _parts("winograd outputs", s, (down.r, tiles, n), s.OC, dtype)
+    return parts, whole[:, :-K].reshape(down.r, -1, K, s.OC).swapaxes(1, 2)
 
 
 def filters(w: Floats, s: ConvGeometry) -> Floats:
-    """The filter's side of the products: w (OC, 3, 3, C) -> (4, 1, 3·C, OC)."""
-    taps = np.ascontiguousarray(w.transpose(1, 2, 3, 0)).reshape(_K, -1)
-    return cast("Floats", (_G.astype(w.dtype) @ taps).reshape(4, 1, -1, s.OC))
+    """The filter's side of the products: w (OC, 3, 3, C) -> (r, 1, 3·C, OC)."""
+    down = axis(s.OH, w.dtype)
+    taps = np.ascontiguousarray(w.transpose(1, 2, 3, 0)).reshape(K, -1)
+    return cast("Floats", (down.G @ taps).reshape(down.r, 1, -1, s.OC))
 
 
 def forward(x: Floats, g: Floats, s: ConvGeometry, y: Floats) -> bool:
     """y = the convolution with :func:`filters`; False where it is not finite.
 
-    x (n,H,W,C), g (4,1,3·C,OC), y (n,OH,OW,OC), a few images.
+    x (n,H,W,C), g (r,1,3·C,OC), y (n,OH,OW,OC), a few images.
     """
-    n = len(x)
-    for first, pairs in _bands(s, n):
-        v = _inputs(x, s, first, pairs)
-        m, matrices = _products(s, n, pairs, x.dtype)
+    n, down = len(x), axis(s.OH, x.dtype)
+    for first, tiles in bands(2 * _UNIT // _row(s, n), down.tiles):
+        v = _inputs(x, s, down, first, tiles)
+        parts, matrices = _products(s, down, tiles, n, x.dtype)
         np.matmul(v, g, out=matrices)
-        sums = scratch("winograd padded", (2, *m.shape[1:]), m.dtype)
-        np.add(m[1], m[2], out=sums[0])
-        np.subtract(m[1], m[2], out=sums[1])
-        rows = y[:, 2 * first : 2 * (first + pairs)]
-        for i, part in enumerate((m[0], m[3])):
-            out = rows[:, i::2].swapaxes(0, 1)
-            at = np.s_[: len(out), :, : s.OW]
-            np.add(part[at], sums[i][at], out=out)
+        sums = parts.reshape(down.r, tiles, n, -1)[..., : s.OW * s.OC].transpose(1, 2, 0, 3)
+        for which, rows, out in _tiles(y, s.OW, tiles, down.m, down.m, -down.m * first):
+            np.matmul(down.AT[rows], sums[which], out=out)
     return bool(np.isfinite(np.vdot(y, y)))
 
 
 def weight_gradient(dy: Floats, x: Floats, s: ConvGeometry) -> Floats | None:
     """The gradient (OC, 3, 3, C) of the filter by a few images; None where it is not finite."""
-    n, total = len(x), cast("Any", 0)
-    for first, pairs in _bands(s, n):
-        v = _inputs(x, s, first, pairs)
-        z, matrices = _products(s, n, pairs, x.dtype)
-        rows = dy[:, 2 * first : 2 * (first + pairs)]
-        for i, part in enumerate((z[0], z[3])):
-            given = rows[:, i::2].swapaxes(0, 1)
-            part[: len(given), :, : s.OW] = given
-            part[len(given) :] = 0
-            part[:, :, s.OW :] = 0
-        np.add(z[0], z[3], out=z[1])
-        np.subtract(z[0], z[3], out=z[2])
+    n, down, total = len(x), axis(s.OH, x.dtype), cast("Any", 0)
+    for first, tiles in bands(2 * _UNIT // _row(s, n), down.tiles):
+        v = _inputs(x, s, down, first, tiles)
+        parts, matrices = _products(s, down, tiles, n, x.dtype)
+        _transform(down.AT.T, dy, s.OW, down.m, -down.m * first, 0, parts)
         total = total + np.matmul(v.mT, matrices)
-    dw = np.ascontiguousarray(_G.T.astype(x.dtype)) @ total.sum(axis=1).reshape(4, -1)
+    dw = down.G.T @ total.sum(axis=1).reshape(down.r, -1)
     if not np.isfinite(np.vdot(dw, dw)):
         return None
-    return cast("Floats", dw.reshape(_K, _K, s.C, s.OC).transpose(3, 0, 1, 2))
+    return cast("Floats", dw.reshape(K, K, s.C, s.OC).transpose(3, 0, 1, 2))
