@@ -20,13 +20,13 @@ import importlib.util
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from gpucnn import recording
+from gpucnn import launch_plan, recording
 from gpucnn.driver import driver_cuda_version, fitting_extra
 
 DEVICES = ("cpu", "cuda", "emulated")
@@ -177,7 +177,22 @@ def _emulator() -> Any:
 
 def address(array: Array) -> int:
     """Where the first element of an array lies, on its device."""
+    if launch_plan.watched is not None and (watch := launch_plan.current()) is not None:
+        watch.looked_at(array)
     return int(_emulator().address(array) if isinstance(array, np.ndarray) else array.data.ptr)
+
+
+def current_gpu() -> int:
+    """The number of the GPU that launches go to."""
+    import cupy
+
+    return int(cupy.cuda.runtime.getDevice())
+
+
+def _memory(like: Array) -> Callable[[Any, Any], Array]:
+    """What makes memory beside an array."""
+    make = _emulator().empty if isinstance(like, np.ndarray) else module_of(like).empty
+    return cast("Callable[[Any, Any], Array]", make)
 
 
 def empty(like: Array, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
@@ -185,13 +200,14 @@ def empty(like: Array, shape: tuple[int, ...], dtype: Any = np.float32) -> Array
 
     On ``emulated`` the emulator tracks it, so that reading an element nobody wrote is a fault.
     """
-    if isinstance(like, np.ndarray):
-        tracked = _emulator().empty
-        recorder = recording.active and recording.current()
-        if recorder:
-            return recorder.empty(shape, dtype, lambda: tracked(shape, dtype), True)
-        return tracked(shape, dtype)
-    return module_of(like).empty(shape, dtype)
+    make = _memory(like)
+    recorder = recording.active and recording.current()
+    if recorder and isinstance(like, np.ndarray):
+        return recorder.empty(shape, dtype, lambda: make(shape, dtype), True)
+    array = make(shape, dtype)
+    if launch_plan.watched is not None and (watch := launch_plan.current()) is not None:
+        watch.asked_for(array, make, shape, dtype)
+    return array
 
 
 class _Offers(threading.local):
@@ -214,13 +230,27 @@ def into(*arrays: Array | None) -> Iterator[None]:
         _offers.arrays = []
 
 
+def _offered(shape: tuple[int, ...]) -> Array | None:
+    if not _offers.arrays:
+        return None
+    array = _offers.arrays.pop(0)
+    return None if array is None or array.size != math.prod(shape) else array.reshape(shape)
+
+
 def result(like: Array, shape: tuple[int, ...]) -> Array:
     """:func:`empty`, of float32, for what a primitive returns: perhaps where the caller wants it.
 
     A launcher may ask for an array that it fills as a whole, writes last and does not read.
     """
-    if _offers.arrays:
-        offered = _offers.arrays.pop(0)
-        if offered is not None and offered.size == math.prod(shape):
-            return offered.reshape(shape)
-    return empty(like, shape)
+    if launch_plan.watched is None or (watch := launch_plan.current()) is None:
+        offered = _offered(shape)
+        return empty(like, shape) if offered is None else offered
+    memory = _memory(like)
+
+    def make(shape: tuple[int, ...], dtype: Any) -> Array:
+        offered = _offered(shape)
+        return memory(shape, dtype) if offered is None else offered
+
+    array = make(shape, np.float32)
+    watch.asked_for(array, make, shape, np.float32)
+    return array

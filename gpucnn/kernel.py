@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn import launch_plan
 from gpucnn.bfloat16 import is_bfloat16
-from gpucnn.device import Array
+from gpucnn.device import Array, current_gpu
+from gpucnn.launch_plan import Watch
 from gpucnn.signature import (
     MAX_ELEMENTS,
     Packed,
@@ -137,6 +139,14 @@ class _CudaKernel:
                 self.raw.max_dynamic_shared_size_bytes = shared_mem
                 self.shared = shared_mem
 
+    def launch_and_wait(
+        self, grid: Dim, block: Dim, arguments: tuple[Any, ...], shared_mem: int
+    ) -> None:
+        import cupy
+
+        self.raw(grid, block, arguments, shared_mem=shared_mem)
+        cupy.cuda.get_current_stream().synchronize()
+
 
 @functools.cache
 def _cuda_kernel(spec: Specialisation, name: str, device: int) -> _CudaKernel:
@@ -174,7 +184,8 @@ def observe_launches(observer: Callable[[Launch], None]) -> Iterator[None]:
     """Call ``observer`` after each launch inside the ``with`` block."""
     _observers.append(observer)
     try:
-        yield
+        with launch_plan.without_plans():
+            yield
     finally:
         _observers.remove(observer)
 
@@ -187,7 +198,8 @@ def standing_in(run: _StandIn) -> Iterator[None]:
     """
     _stand_ins.append(run)
     try:
-        yield
+        with launch_plan.without_plans():
+            yield
     finally:
         _stand_ins.pop()
 
@@ -241,10 +253,35 @@ class Kernel:
             self._launch_watched(Launch(self, tuple(grid), tuple(block), shared_mem), args)
         else:
             self._start(tuple(grid), tuple(block), shared_mem, args[: packer.arrays], packed)
+        if launch_plan.watched is not None and (watch := launch_plan.current()) is not None:
+            if packed is None:
+                watch.unusual()
+            else:
+                self._tell(watch, tuple(grid), tuple(block), shared_mem, args, packed)
 
     @functools.cached_property
     def _packer(self) -> Packer:
         return Packer(self.signature)
+
+    def _tell(
+        self,
+        watch: Watch,
+        grid: Dim,
+        block: Dim,
+        shared_mem: int,
+        args: tuple[Any, ...],
+        packed: Packed,
+    ) -> None:
+        """Tell who watches what was launched, and how to do it again."""
+        arrays = args[: self._packer.arrays]
+        if any(a is not None and not isinstance(a, np.ndarray) for a in arrays):
+            compiled = _cuda_kernel(self.spec, self.name, current_gpu())
+            (null,), numbers = _for_cupy(_NULL), _for_cupy(packed)
+            run = compiled.launch_and_wait if compiled.wait else compiled.raw
+        else:
+            run, null = _emulated_kernel(self.spec, self.name), None
+            numbers = packed.scalars
+        watch.launched(run, grid, block, arrays, null, numbers, shared_mem)
 
     def _launch_watched(self, launch: Launch, args: Sequence[Any]) -> None:
         """Check the arguments one by one, launch or let a stand-in do it, and tell observers."""
@@ -290,9 +327,7 @@ class Kernel:
     def _launch_cuda(
         self, grid: Dim, block: Dim, shared_mem: int, arrays: tuple[Any, ...], numbers: Packed
     ) -> None:
-        import cupy
-
-        current = cupy.cuda.runtime.getDevice()
+        current = current_gpu()
         try:
             in_place = {a.device.id for a in arrays if a is not None} <= {current}
         except AttributeError:  # of NumPy's
@@ -306,9 +341,8 @@ class Kernel:
         compiled = _cuda_kernel(self.spec, self.name, current)
         if shared_mem > compiled.shared:
             compiled.allow(shared_mem)
-        compiled.raw(grid, block, tuple(passed), shared_mem=shared_mem)
-        if compiled.wait:
-            cupy.cuda.get_current_stream().synchronize()
+        run = compiled.launch_and_wait if compiled.wait else compiled.raw
+        run(grid, block, tuple(passed), shared_mem=shared_mem)
 
     def _check_places(self, arrays: tuple[Any, ...], current: int) -> None:
         for a in arrays:

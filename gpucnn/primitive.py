@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn import bfloat16, recording, storage
+from gpucnn import bfloat16, launch_plan, recording, storage
 from gpucnn.bfloat16 import is_bfloat16
 
 PRIMITIVES: dict[str, Primitive] = {}
@@ -41,6 +41,12 @@ class Primitive:
         self.definition = definition
         self.launchers: dict[str, Callable[..., Any]] = {}
         self.default: Callable[..., Any]  # the launcher that was registered first
+        self._planned = {
+            device: launch_plan.planned(
+                definition, device, functools.partial(self._body, device), _variant_of
+            )
+            for device in ("emulated", "cuda")
+        }
         # (primitive, arguments) -> the launcher that was measured to be fastest, None if none was
         self.tuned: Callable[[Primitive, tuple[Any, ...]], Callable[..., Any] | None] | None = None
 
@@ -98,7 +104,9 @@ class Primitive:
         """The function that computes this primitive on ``device``."""
         if recording.active is not None and (recorder := recording.current()) is not None:
             return recorder.body(self, device) or self._body(device)
-        return self._body(device)
+        if _variant_of or device == "cpu":
+            return self._body(device)
+        return self._planned[device]
 
     def _body(self, device: str) -> Callable[..., Any]:
         if device == "cpu":

@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn import launch_plan
 from gpucnn.cache import cache_folder, published
 from gpucnn.device import Array
 from gpucnn.kernel import Launch, observe_launches, specialisations
@@ -283,6 +284,7 @@ def forget() -> None:
     """Read the tables anew at the next call."""
     _choices.cache_clear()
     _launcher.cache_clear()
+    launch_plan.forget()
 
 
 @functools.lru_cache(4096)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 
 import gpucnn
-from gpucnn import emulator, kernel, misuse
+from gpucnn import emulator, kernel, launch_plan, misuse
 from tests import fake_cupy
 
 settings.register_profile("gpucnn", deadline=None, derandomize=True, max_examples=25)
@@ -59,9 +59,11 @@ def cuda_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
     cupy = fake_cupy.module()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(gpucnn.device, "_cuda_trouble", lambda: "")
-    kernel._cuda_kernel.cache_clear()
+    for forget in (kernel._cuda_kernel.cache_clear, launch_plan.forget):
+        forget()
     yield cupy
-    kernel._cuda_kernel.cache_clear()
+    for forget in (kernel._cuda_kernel.cache_clear, launch_plan.forget):
+        forget()
 
 
 @pytest.fixture(autouse=True)

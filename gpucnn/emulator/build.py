@@ -24,10 +24,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 from gpucnn.cache import cache_folder, published
 from gpucnn.emulator import flops
@@ -160,9 +160,18 @@ def runtime() -> ctypes.CDLL:
     library.gpucnn_end.argtypes = [ctypes.c_int]
     library.gpucnn_end.restype = None
     library.gpucnn_counts.restype = ctypes.c_void_p
-    library.gpucnn_poison.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32]
-    library.gpucnn_poison.restype = None
     return library
+
+
+def poison_function() -> Callable[[Any, int, int], None]:
+    """The runtime's function that fills (memory, words, salt).
+
+    It keeps Python's lock: letting go of that takes longer than most arrays.
+    """
+    function = ctypes.PyDLL(runtime()._name).gpucnn_poison
+    function.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32]
+    function.restype = None
+    return cast("Callable[[Any, int, int], None]", function)
 
 
 def _shim(standard: str, mode: Mode) -> Path:

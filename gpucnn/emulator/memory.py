@@ -11,14 +11,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from gpucnn.emulator.build import available, runtime
+from gpucnn.emulator.build import available, poison_function
 from gpucnn.signature import Parameter
 
 Array = np.ndarray[Any, Any]
 
-# Owner of the memory by id -> (weak reference, salt of its poison pattern). The reference's
-# callback removes the entry, so an id that is used again is never mistaken for the old one.
-_poisoned: dict[int, tuple[weakref.ref[Array], int]] = {}
+
+class _Poisoned(weakref.ref[Array]):
+    """An array whose memory was filled with a pattern, and the salt of that."""
+
+    __slots__ = ("key", "salt")
+    key: int
+    salt: int
+
+
+# By the id of the owner of the memory. An entry leaves with the owner, so that an id that is used
+# again is never mistaken for the old one.
+_poisoned: dict[int, _Poisoned] = {}
+
+
+def _gone(reference: weakref.ref[Array]) -> None:
+    _poisoned.pop(reference.key, None)  # type: ignore[attr-defined]
+
+
 _salts = itertools.count(1)
 
 _memory: Any = ctypes.c_char * 0
@@ -60,11 +75,11 @@ def poison(array: Array) -> None:
     if _fill is None:
         if not available():
             return
-        _fill = runtime().gpucnn_poison
-    salt = next(_salts) % 0xFFFFFFFF + 1
-    _fill(_memory.from_buffer(array), words, salt)
-    key = id(array)
-    _poisoned[key] = (weakref.ref(array, lambda _: _poisoned.pop(key, None)), salt)
+        _fill = poison_function()
+    entry = _Poisoned(array, _gone)
+    entry.key, entry.salt = id(array), next(_salts) % 0xFFFFFFFF + 1
+    _fill(_memory.from_buffer(array), words, entry.salt)
+    _poisoned[entry.key] = entry
 
 
 def owner(array: Array) -> Array:
@@ -103,7 +118,8 @@ def spans_of(arrays: list[tuple[Parameter, Array]]) -> list[Span]:
             span.end = max(span.end, end)
             span.writable = span.writable or not parameter.const
         else:
-            _, salt = _poisoned.get(id(base), (None, 0))
+            poisoned = _poisoned.get(id(base))
+            salt = 0 if poisoned is None else poisoned.salt
             span = Span(begin, end, not parameter.const, offset % 256, offset, salt)
             spans.append(span)
         span.parameters.append((parameter, array, begin - span.begin))
