@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,10 @@ if torch is not None:  # its threads wait for each other longer than these small
 hundreds = settings(max_examples=200)
 
 needs_torch = pytest.mark.skipif(torch is None, reason="needs PyTorch")
+needs_onnx = pytest.mark.skipif(find_spec("onnx") is None, reason="needs onnx")
+needs_onnxruntime = pytest.mark.skipif(
+    find_spec("onnx") is None or find_spec("onnxruntime") is None, reason="needs onnxruntime"
+)
 
 
 def assert_close(actual: Any, expected: Any, bar: str, terms: int = 1, what: str = "") -> None:

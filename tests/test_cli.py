@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import gpucnn
 from gpucnn import data, functional, models, training
@@ -18,6 +19,7 @@ from gpucnn.cli import cli, main
 from gpucnn.data.pictures import write_picture
 from gpucnn.data.shapes import shape_levels
 from gpucnn.training.recipes import OPTIMIZERS, optimizer_options, recipe
+from tests.support import needs_onnxruntime
 
 CHECKOUT = str(Path(gpucnn.__file__).parents[1])
 ENVIRONMENT = {**os.environ, "GPUCNN_DEVICE": "cpu", "PYTHONPATH": CHECKOUT}
@@ -91,9 +93,15 @@ def test_no_command_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
     ("args", "message"),
     [
         (["trian"], "No such command 'trian'"),
-        (["train"], "Missing argument DATASET: one of shapes, shapes-segmentation, fashion-mnist."),
+        (
+            ["train"],
+            "Missing argument DATASET: one of shapes, shapes-segmentation, fash",
+        ),
         (["train", "shapse"], "Did you mean 'shapes'?"),
-        (["train", "cifar"], "must be one of shapes, shapes-segmentation, fashion-mnist."),
+        (
+            ["train", "cifar"],
+            "must be one of shapes, shapes-segmentation, fashion-mnist, mni",
+        ),
         (["train", "shapes", "--epoch", "3"], "--epochs"),
         (["train", "shapes", "--epochs", "0"], "'--epochs': 0 is not in the range"),
         (["train", "shapes", "--epochs", "two"], "'two' is not a valid integer"),
@@ -114,7 +122,9 @@ def test_no_command_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["train", "shapes", "--device", "gpu"], "'gpu' is not one of"),
         (["train", "shapes", "--model", "shapenett"], "Did you mean 'shapenet'?"),
-        (["train", "shapes", "--model", "fashionnet"], "takes images of 28 x 28 x 1, shapes has"),
+        (["train", "shapes", "--model", "unet_small"], "does not give one label per image, as sh"),
+        (["export", "/nowhere", "model.onnx"], "/nowhere is not a run folder"),
+        (["export", "/nowhere", "model.pb"], "FILE must end in .onnx or .safetensors, got model"),
         (["train", "shapes", "--data", "x"], "data_dir must be left out"),
         (["train", "fashion-mnist", "--data", "/nowhere"], "install Debian's package dataset-fash"),
         (["train", "shapes", "--images", "9", "--batch-size", "10"], "at most the 9 training imag"),
@@ -211,6 +221,43 @@ def test_predict_json(capsys: pytest.CaptureFixture[str], trained: Path, tmp_pat
         expected = functional.softmax(model(gpucnn.Tensor(images))).numpy()
     got = [list(result["probabilities"].values()) for result in results]
     np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+@needs_onnxruntime
+def test_export_to_onnx(capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path) -> None:
+    import onnxruntime
+
+    file = tmp_path / "shapes.onnx"
+    assert main(["export", str(trained), str(file), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["file"] == str(file)
+    assert result["bytes"] == file.stat().st_size
+    assert 0 <= result["largest_difference"] < 1e-5
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    kept = session.get_modelmeta().custom_metadata_map
+    assert json.loads(kept["classes"]) == ["triangle", "circle", "rectangle"]
+    levels, _ = shape_levels(3, 0, "test")
+    normal = (levels / 255.0 - json.loads(kept["mean"])) / json.loads(kept["std"])
+    images = np.moveaxis(normal.astype(np.float32), -1, 1)
+    (scores,) = session.run(None, {"images": images})
+    model, config, _ = training.load_model(trained)
+    expected = training.scores(model, data.normalize(levels, config.mean, config.std))
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
+    assert main(["export", str(trained), str(file)]) == 0
+    assert "onnxruntime computes the same scores up to" in capsys.readouterr().out
+    missing = tmp_path / "nowhere" / "m.onnx"
+    assert "cannot be written" in fails(capsys, "export", str(trained), str(missing))
+
+
+def test_export_of_weights(
+    capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "shapes.safetensors"
+    assert main(["export", str(trained), str(file)]) == 0
+    assert "the weights of" in capsys.readouterr().out
+    model, _, _ = training.load_model(trained)
+    weight = safetensors.numpy.load_file(file)["0.weight"]
+    assert (weight == np.moveaxis(model[0].weight.numpy(), -1, 1)).all()
 
 
 def test_predict_text(capsys: pytest.CaptureFixture[str], trained: Path) -> None:

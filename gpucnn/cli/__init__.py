@@ -15,6 +15,7 @@ from gpucnn import __version__
 from gpucnn.cli.bench import bench
 from gpucnn.cli.check import check
 from gpucnn.cli.doctor import doctor
+from gpucnn.cli.export import export
 from gpucnn.cli.kernels import kernels
 from gpucnn.cli.parity import parity
 from gpucnn.cli.predict import predict
@@ -34,7 +35,7 @@ def cli(ctx: click.Context) -> None:
         ctx.exit(2)
 
 
-for _command in (train, predict, summary, doctor, bench, kernels, check, parity, tune):
+for _command in (train, predict, export, summary, doctor, bench, kernels, check, parity, tune):
     cli.add_command(_command)
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from gpucnn.training.build import load_model, resume, start, write_examples
 from gpucnn.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from gpucnn.training.evaluation import EVALUATION_BATCH, Evaluation, Evaluator, evaluate, predict
+from gpucnn.training.evaluation import (
+    EVALUATION_BATCH,
+    Evaluation,
+    Evaluator,
+    evaluate,
+    predict,
+    scores,
+)
 from gpucnn.training.run import Config, RunFolder
 from gpucnn.training.state import Diverged, Interrupted
 from gpucnn.training.trainer import Trainer
@@ -25,6 +32,7 @@ __all__ = [
     "predict",
     "resume",
     "save_checkpoint",
+    "scores",
     "start",
     "write_examples",
 ]

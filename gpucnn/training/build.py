@@ -41,16 +41,13 @@ def _check_fit(model: str, dataset: data.Dataset) -> None:
             f"model {model} does not give one label per {labelled}, as {dataset.name} has; "
             f"{fitting} do"
         )
-    expected = models.input_shape(model)
-    if tuple(expected) != dataset.image_shape:
-        raise ValueError(
-            f"model {model} takes images of {_sizes(expected)}, {dataset.name} has "
-            f"{_sizes(dataset.image_shape)}"
-        )
 
 
-def _sizes(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
+def _create(config: Config) -> Module:
+    try:
+        return models.create(config.model, len(config.classes), config.image_shape)
+    except ValueError as error:
+        raise ValueError(f"model {config.model}: {error}") from None
 
 
 def _make_trainer(
@@ -61,7 +58,7 @@ def _make_trainer(
     graph: bool | None,
 ) -> Trainer:
     gpucnn.seed(config.seed)
-    model = models.create(config.model).to(config.device)
+    model = _create(config).to(config.device)
     optimizer = make_optimizer(config.optimizer, model, config.lr, config.optimizer_options)
     trainer = Trainer(
         model,
@@ -200,7 +197,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[Module, Config, Path]:
     if checkpoint is None:
         raise ValueError(f"{run.path} holds no checkpoint yet")
     weights = load_checkpoint(checkpoint).group("model")
-    model = models.create(config.model)
+    model = _create(config)
     try:
         model.load_state_dict(weights)
     except (KeyError, ValueError) as error:

@@ -176,16 +176,23 @@ def evaluate(
     return Evaluator(model, dataset, device=device, graph=False)(before_batch)
 
 
-def predict(
+def scores(
     model: Module, images: NDArray[np.float32], *, device: str | None = None
 ) -> NDArray[np.float32]:
-    """The probability of each class: normalized images (N, H, W, C) -> (N, …, classes).
+    """What a model returns: normalized images (N, H, W, C) -> (N, …, classes).
 
     In evaluation mode; every module's own mode is restored afterwards.
     """
     with inference(model), no_grad(), single_threaded_blas():
         parts = [
-            F.softmax(model(Tensor(images[at : at + EVALUATION_BATCH], device=device))).numpy()
+            model(Tensor(images[at : at + EVALUATION_BATCH], device=device)).numpy()
             for at in range(0, len(images), EVALUATION_BATCH)
         ]
     return np.concatenate(parts)
+
+
+def predict(
+    model: Module, images: NDArray[np.float32], *, device: str | None = None
+) -> NDArray[np.float32]:
+    """The probability of each class, as :func:`scores` are shaped."""
+    return F.softmax(Tensor(scores(model, images, device=device), device="cpu")).numpy()
