@@ -19,6 +19,7 @@ from gpucnn.cli.export import export
 from gpucnn.cli.kernels import kernels
 from gpucnn.cli.parity import parity
 from gpucnn.cli.predict import predict
+from gpucnn.cli.shape import shape
 from gpucnn.cli.summary import summary
 from gpucnn.cli.train import train
 from gpucnn.cli.tune import tune
@@ -35,7 +36,19 @@ def cli(ctx: click.Context) -> None:
         ctx.exit(2)
 
 
-for _command in (train, predict, export, summary, doctor, bench, kernels, check, parity, tune):
+for _command in (
+    train,
+    predict,
+    export,
+    summary,
+    shape,
+    doctor,
+    bench,
+    kernels,
+    check,
+    parity,
+    tune,
+):
     cli.add_command(_command)
 
 

@@ -1,0 +1,1 @@
+"""What networks compute and have learned, in numbers and pictures."""
