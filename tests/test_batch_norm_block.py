@@ -158,7 +158,8 @@ def test_what_is_kept_between_the_passes() -> None:
     """x and, of what was made, a bit per element or a byte per output."""
     shape = (2, 8, 8, 16)
     for residual, options, route in (
-        (False, {}, 0),
+        (False, {}, 2 * 8 * 8 * 2),
+        (False, {"activation": "none"}, 0),
         (True, {}, 2 * 8 * 8 * 2),
         (True, {"activation": "none"}, 0),
         (True, {"kernel_size": 2}, 2 * 4 * 4 * 16),

@@ -25,8 +25,8 @@ from gpucnn.ops.batch_norm_parts import (
     blocked,
     invstd_of,
     pack_bits,
-    rows_per_chunk,
     unpack_bits,
+    whole_folds,
 )
 from gpucnn.ops.channels import fold, statistics
 from gpucnn.ops.reduce import vector_column_blocks
@@ -98,7 +98,7 @@ def batch_norm_block_forward(
         bits[start:stop] = pack_bits(negative.reshape(-1, C))
         activate(z, negative_slope)
 
-    map_chunks(part, len(rows), rows_per_chunk(C))
+    map_chunks(part, len(rows), whole_folds(len(rows), C))
     return y, bits
 
 
@@ -147,7 +147,7 @@ def batch_norm_block_backward(
     bent = negative_slope != 1
     g, how = (dresidual, route) if bent else (gradients, None)
     given = gamma, beta, mean, delta, invstd_of(spread, eps)
-    dx, dgamma, dbeta = block_gradients(rows, *given, sums, g, how, rows_per_chunk(C))
+    dx, dgamma, dbeta = block_gradients(rows, *given, sums, g, how, whole_folds(len(rows), C))
     if dresidual is not None and not bent:
         np.copyto(dresidual, gradients)
     back = None if dresidual is None else dresidual.reshape(x.shape)

@@ -12,7 +12,7 @@ from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.batch_norm_launches import launch_join_sums, rows_blocks
 from gpucnn.ops.batch_norm_parts import Factors, Given, activate, bend, block_gradients, invstd_of
-from gpucnn.ops.channels import fold, pixels
+from gpucnn.ops.channels import fold, pixels, rows_per_chunk
 from gpucnn.ops.pool2d import max_pool2d_geometry
 from gpucnn.ops.reduce import vector_column_blocks
 from gpucnn.ops.window import (
@@ -21,10 +21,12 @@ from gpucnn.ops.window import (
     cells_of_column,
     into_phases,
     keep_larger,
+    largest_of_four,
     out_of_phases,
     padded_shape,
     phases,
     rows_of_windows,
+    two_by_two,
 )
 from gpucnn.primitive import storing_primitive
 from gpucnn.threads import map_chunks, scratch
@@ -52,11 +54,9 @@ def block_pool_geometry(
 
 # primitives
 
-_CHUNK = 1 << 17  # elements of x: the few arrays of a pass stay in the cache
-
 
 def _images_per_chunk(s: Pool2dGeometry) -> int:
-    return max(1, _CHUNK // (s.H * s.W * s.C))
+    return rows_per_chunk(s.N, s.H * s.W * s.C)
 
 
 def _first_inside(size: int, outputs: int, stride: int, pad: int) -> NDArray[Any]:
@@ -71,6 +71,9 @@ def _largest(a: NDArray[Any], s: Pool2dGeometry, y: NDArray[Any], code: NDArray[
     """
     n = len(a)
     nan = bool(np.isnan(a.min()))
+    if two_by_two(s) and not nan:
+        largest_of_four(a, s, y, code, 2)
+        return
     planes = a[:, :, None]
     if s.SW > 1 or padded_shape(s, n) != a.shape:
         planes = phases(s, n, None if padded_shape(s, n) == a.shape else -np.inf, a.dtype)
@@ -205,7 +208,8 @@ def batch_norm_block_pool_backward(
         if apart:
             direct = padded_shape(s, n) == g.shape
             planes = g if direct else scratch("block padded", padded_shape(s, n), g.dtype)
-            planes[...] = 0
+            if not (direct and two_by_two(s) and (s.H, s.W) == (2 * s.OH, 2 * s.OW)):
+                planes[...] = 0
         else:
             planes = phases(s, n, 0, dy.dtype)
         won = scratch("block wins", code.shape, np.int8)

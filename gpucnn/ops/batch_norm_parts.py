@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gpucnn import buffers
 from gpucnn.device import Array
 from gpucnn.ops.activation_formulas import not_below
-from gpucnn.ops.channels import column_sums, fold, tile
+from gpucnn.ops.channels import column_sums, fold, near, product_sums, rows_per_chunk, tile
 from gpucnn.threads import map_chunks, scratch
 
 
@@ -32,13 +32,19 @@ def _or(value: Array | None, otherwise: float, like: Any) -> NDArray[Any]:
 
 
 class Factors:
-    """z = (x − center)·scale + shift of each channel, of folded rows."""
+    """z = (x − center)·scale + shift of each channel, of folded rows.
+
+    The mean is center + delta; near 0 the center is 0, and nothing is subtracted.
+    """
 
     def __init__(self, x: NDArray[Any], given: Given, invstd: NDArray[Any]) -> None:
         C = x.shape[-1]
         delta = _or(given.delta, 0, invstd)
         self.dtype = x.dtype
         self.center = x.reshape(-1, C)[0] if given.mean is None else given.mean
+        self.direct = near(self.center * invstd, x)
+        if self.direct:
+            delta = delta + self.center
         self.scale = _or(given.gamma, 1, invstd) * invstd
         self.shift = _or(given.beta, 0, invstd) - delta * self.scale
         self.minus_shift = -self.shift
@@ -53,23 +59,19 @@ class Factors:
             found = self._tiled[k, name] = tile(getattr(self, name), k, self.dtype)
         return found
 
-    def centred(self, x: NDArray[Any], k: int, out: NDArray[Any]) -> None:
-        """x − center."""
-        np.subtract(x, self.of("center", k), out=out)
+    def centred(self, x: NDArray[Any], k: int, out: NDArray[Any]) -> NDArray[Any]:
+        """x − center: x itself, or out."""
+        return x if self.direct else np.subtract(x, self.of("center", k), out=out)
 
     def normalise(self, x: NDArray[Any], k: int, out: NDArray[Any]) -> None:
         """z."""
-        self.centred(x, k, out)
-        np.multiply(out, self.of("scale", k), out=out)
+        np.multiply(self.centred(x, k, out), self.of("scale", k), out=out)
         np.add(out, self.of("shift", k), out=out)
 
 
-_CHUNK = 1 << 17  # elements: the few arrays of a pass stay in the cache
-
-
-def rows_per_chunk(C: int) -> int:
+def whole_folds(rows: int, C: int) -> int:
     """Rows of one chunk: a multiple of 64, so that a chunk folds into long rows."""
-    return max(64, _CHUNK // C // 64 * 64)
+    return -(-rows_per_chunk(rows, C) // 64) * 64
 
 
 def activate(z: NDArray[Any], negative_slope: float) -> None:
@@ -151,14 +153,12 @@ def block_gradients(
     def reduce(start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any]] | None:
         part = gradient[start:stop]
         folded, k = fold(x[start:stop])
-        product = scratch("block product", folded.shape, x.dtype)
-        factors.centred(folded, k, product)
+        moved = factors.centred(folded, k, scratch("block moved", folded.shape, x.dtype))
         if route is not None:
-            route(start, stop, factors, product, k, part)
+            route(start, stop, factors, moved, k, part)
         if not sums:
             return None
-        np.multiply(product, part.reshape(folded.shape), out=product)
-        return column_sums(product, C), column_sums(part, C)
+        return product_sums(moved, part.reshape(folded.shape), C), column_sums(part, C)
 
     parts = map_chunks(reduce, n, chunk)
     dgamma = dbeta = None
@@ -179,9 +179,8 @@ def block_gradients(
         if mean is not None:
             np.multiply(pulled, factors.of("scale", k), out=out)
             return
-        moved = scratch("block product", folded.shape, x.dtype)
-        factors.centred(folded, k, moved)
-        np.multiply(moved, factors.of("slope", k), out=moved)
+        moved = scratch("block moved", folded.shape, x.dtype)
+        np.multiply(factors.centred(folded, k, moved), factors.of("slope", k), out=moved)
         np.add(moved, factors.of("level", k), out=moved)
         np.multiply(pulled, factors.of("scale", k), out=out)
         np.add(out, moved, out=out)

@@ -13,7 +13,8 @@ from gpucnn.threads import map_chunks, scratch
 
 _LONG_ROW = 1 << 13  # elements: over rows this long a NumPy loop is hardly overhead
 SHORT_ROW = 1 << 8  # elements: enough for the matrix product that adds rows up
-_CHUNK = 1 << 19  # elements: threads seldom wait for the interpreter
+_CHUNK = 1 << 19  # elements, at most: threads seldom wait for the interpreter
+_LITTLE = 1 << 16  # elements: for less a second thread would hardly begin
 # Standard deviations from 0 up to which float32 need not be centred first: where squares are added
 # up, which lose two digits per digit of it, and elsewhere. Sums of a few rows may cancel anyhow.
 _NEAR_SQUARES, _NEAR = 2.0, 6.0
@@ -52,8 +53,16 @@ def tile(v: NDArray[Any], k: int, dtype: Any) -> NDArray[Any]:
     return out.reshape(-1)
 
 
+def rows_per_chunk(rows: int, width: int) -> int:
+    """How many of ``rows`` rows make a chunk: half of them at most, for two threads."""
+    if rows * width <= _LITTLE:
+        return rows
+    return max(1, min(_CHUNK // width, -(-rows // 2)))
+
+
 def chunk_rows(folded: NDArray[Any]) -> int:
-    return max(1, _CHUNK // int(folded.shape[1]))
+    """:func:`rows_per_chunk` of an array of two axes."""
+    return rows_per_chunk(*folded.shape)
 
 
 def product_sums(x: NDArray[Any], y: NDArray[Any], C: int) -> NDArray[Any]:

@@ -45,7 +45,7 @@ class FusedBatchNorm(Activation):
 
     negative_slope: 0 for relu, 1 for no activation. In training ``moments`` spare the pass over x
     for the statistics. Between forward and backward it keeps x, statistics, and of what it made
-    only bits of z <= 0 (with a residual) or one byte per pooled output.
+    only bits of z <= 0 (with a residual, or on the cpu) or one byte per pooled output.
     """
 
     activations = (0, 5)
@@ -91,7 +91,9 @@ class FusedBatchNorm(Activation):
         if geometry is not None:
             y, route = self.run(batch_norm_block_pool_forward, *arguments, geometry)
         else:
-            keep_bits = self.recording and residual is not None and negative_slope != 1
+            # On the cpu bits are read faster than z is computed again.
+            spoilt = residual is not None or self.device == "cpu"
+            keep_bits = self.recording and negative_slope != 1 and spoilt
             y, route = self.run(batch_norm_block_forward, *arguments, keep_bits)
         if self.recording:
             self.fuses = fuses()

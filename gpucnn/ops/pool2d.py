@@ -22,11 +22,13 @@ from gpucnn.ops.window import (
     images_per_chunk,
     into_phases,
     keep_larger,
+    largest_of_four,
     out_of_phases,
     padded_shape,
     phases,
     pool2d_geometry,
     rows_of_windows,
+    two_by_two,
 )
 from gpucnn.primitive import storing_primitive
 from gpucnn.tensor import Function, Tensor
@@ -72,46 +74,6 @@ def _offset_dtype(s: Pool2dGeometry) -> np.dtype[Any]:
     return np.dtype(np.min_scalar_type((s.KH - 1) * s.DH * s.W + (s.KW - 1) * s.DW + 1))
 
 
-def _two_by_two(s: Pool2dGeometry) -> bool:
-    """Windows of 2×2 beside each other, all within the image."""
-    return (
-        (s.KH, s.KW, s.SH, s.SW, s.DH, s.DW, s.PT, s.PL) == (2, 2, 2, 2, 1, 1, 0, 0)
-        and 2 * s.OH <= s.H
-        and 2 * s.OW <= s.W
-    )
-
-
-def _largest_of_four(x: Array, s: Pool2dGeometry, y: Array, winner: Array) -> None:
-    """The maximum of each 2×2 window of a few images without a NaN, and its offset there.
-
-    First the rows of a window, which are whole rows of the image, then half as many columns.
-    """
-    n = len(x)
-    rows = x[:, : 2 * s.OH].reshape(n, s.OH, 2, s.W * s.C)
-    larger = scratch("pool2d larger", (n, s.OH, s.W, s.C), x.dtype)
-    below = scratch("pool2d below", larger.shape, np.bool_)
-    np.maximum(rows[:, :, 0], rows[:, :, 1], out=larger.reshape(n, s.OH, -1))
-    np.greater(rows[:, :, 1], rows[:, :, 0], out=below.reshape(n, s.OH, -1))
-    values = scratch("pool2d columns", (2, n, s.OH, s.OW, s.C), x.dtype)
-    lower = scratch("pool2d lower", values.shape, np.bool_)
-    for column in range(2):
-        every_second = np.s_[:, :, column : 2 * s.OW : 2]
-        np.copyto(pixels(values[column]), pixels(larger)[every_second])
-        np.copyto(pixels(lower[column]), pixels(below)[every_second])
-    np.maximum(values[0], values[1], out=y)
-    right, first = (scratch(f"pool2d {name}", y.shape, np.bool_) for name in ("right", "first"))
-    np.equal(values[0], values[1], out=first)  # the right one is the first where it lies higher
-    np.logical_and(first, lower[0], out=first)
-    np.greater(first, lower[1], out=first)
-    np.greater(values[1], values[0], out=right)
-    np.logical_or(right, first, out=right)
-    np.logical_xor(lower[0], lower[1], out=lower[1])
-    np.logical_and(lower[1], right, out=lower[1])
-    np.logical_xor(lower[0], lower[1], out=lower[0])
-    np.multiply(lower[0].view(np.uint8), winner.dtype.type(s.W), out=winner)
-    np.add(winner, right.view(np.uint8), out=winner)
-
-
 @storing_primitive(0)
 def max_pool2d_forward(x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array]:
     """y[n,oh,ow,c] = max_{kh,kw} x[n, oh·SH−PT+kh·DH, ow·SW−PL+kw·DW, c], and where it was found
@@ -134,9 +96,9 @@ def max_pool2d_forward(x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array
     def images(start: int, stop: int) -> None:
         n, index = stop - start, indices[start:stop]
         nan = bool(np.isnan(x[start:stop].min()))
-        if _two_by_two(s) and not nan:
+        if two_by_two(s) and not nan:
             winner = scratch("pool2d winner", index.shape, number)
-            _largest_of_four(x[start:stop], s, y[start:stop], winner)
+            largest_of_four(x[start:stop], s, y[start:stop], winner, s.W)
             np.add(winner, origins, out=index)
             return
         padded = x[start:stop, :, None]

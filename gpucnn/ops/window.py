@@ -262,6 +262,48 @@ def keep_larger(
     np.maximum(best, cell, out=out)
 
 
+def two_by_two(s: Pool2dGeometry) -> bool:
+    """Windows of 2×2 beside each other, all within the image."""
+    return (
+        (s.KH, s.KW, s.SH, s.SW, s.DH, s.DW, s.PT, s.PL) == (2, 2, 2, 2, 1, 1, 0, 0)
+        and 2 * s.OH <= s.H
+        and 2 * s.OW <= s.W
+    )
+
+
+def largest_of_four(
+    x: NDArray[Any], s: Pool2dGeometry, y: NDArray[Any], winner: NDArray[Any], row: int
+) -> None:
+    """The maximum of each 2×2 window of a few images without a NaN, and its row·kh + kw there.
+
+    First the rows of a window, which are whole rows of the image, then half as many columns.
+    """
+    n = len(x)
+    rows = x[:, : 2 * s.OH].reshape(n, s.OH, 2, s.W * s.C)
+    larger = scratch("window larger", (n, s.OH, s.W, s.C), x.dtype)
+    below = scratch("window below", larger.shape, np.bool_)
+    np.maximum(rows[:, :, 0], rows[:, :, 1], out=larger.reshape(n, s.OH, -1))
+    np.greater(rows[:, :, 1], rows[:, :, 0], out=below.reshape(n, s.OH, -1))
+    values = scratch("window columns", (2, n, s.OH, s.OW, s.C), x.dtype)
+    lower = scratch("window lower", values.shape, np.bool_)
+    for column in range(2):
+        every_second = np.s_[:, :, column : 2 * s.OW : 2]
+        np.copyto(pixels(values[column]), pixels(larger)[every_second])
+        np.copyto(pixels(lower[column]), pixels(below)[every_second])
+    np.maximum(values[0], values[1], out=y)
+    right, first = (scratch(f"window {name}", y.shape, np.bool_) for name in ("right", "first"))
+    np.equal(values[0], values[1], out=first)  # the right one is the first where it lies higher
+    np.logical_and(first, lower[0], out=first)
+    np.greater(first, lower[1], out=first)
+    np.greater(values[1], values[0], out=right)
+    np.logical_or(right, first, out=right)
+    np.logical_xor(lower[0], lower[1], out=lower[1])
+    np.logical_and(lower[1], right, out=lower[1])
+    np.logical_xor(lower[0], lower[1], out=lower[0])
+    np.multiply(lower[0].view(np.uint8), winner.dtype.type(row), out=winner)
+    np.add(winner, right.view(np.uint8), out=winner)
+
+
 def sum_of_cells(x: Array, divisor: Array, s: Pool2dGeometry, y: Array) -> None:
     """y[n,oh,ow,c] = Σ x[n,h,w,c] / divisor[h,w,0] over the cells of each window; dilation is 1.
 
