@@ -5,10 +5,12 @@
 counts need none. Columns:
 
 - launches: kernels of a step in float32, which a CUDA graph holds as nodes. They write the
-  gradients of these networks' parameters into the optimizer's buffer: nothing is copied there.
+  gradients of these networks' parameters into the optimizer's buffers: nothing is copied there.
 - MB unshared, at once, planned: all arrays of the step added up; the most that is in use at one
-  moment, which no plan can undercut; the arena. Without the parameters, their gradients and the
-  optimizer's state, which live on.
+  moment, which no plan can undercut; the arena. Without what lives on: the parameters, their
+  gradients, the optimizer's state.
+- MB slices, copies: what the optimizer's launch reads and writes besides, and keeps: gradients in
+  slices, filters with their channels exchanged.
 - host µs: microseconds of Python for a replay, of the thread and not of the clock, the least of
   several turns. What CuPy and the driver take comes on top: one launch of a graph, one copy of the
   step's numbers, and a copy for each argument (these steps have none).
@@ -17,12 +19,13 @@ counts need none. Columns:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 import gpucnn
 from bench.steps import STEPS, Step, our_step
@@ -37,23 +40,28 @@ _MEGA = 1e6
 
 @dataclass(frozen=True)
 class Counts:
-    """One step: its launches, its memory, and microseconds of host time of a replay."""
+    """One step: its launches, its memory, bytes that the optimizer keeps, and microseconds of host
+    time of a replay.
+    """
 
     case: str
     launches: int
     memory: MemoryPlan
+    slices: int
+    copies: int
     host_us: float
 
     def row(self) -> str:
         """A line of the table."""
-        sizes = (self.memory.unshared_bytes, self.memory.live_bytes, self.memory.bytes)
+        planned = self.memory.unshared_bytes, self.memory.live_bytes, self.memory.bytes
+        sizes = *planned, self.slices, self.copies
         figures = " | ".join(f"{size / _MEGA:.2f}" for size in sizes)
         return f"| {self.case} | {self.launches} | {figures} | {self.host_us:,.0f} |"
 
 
 HEAD = """\
-| step | launches | MB unshared | MB at once | MB planned | host µs |
-|---|---|---|---|---|---|"""
+| step | launches | MB unshared | MB at once | MB planned | MB slices | MB copies | host µs |
+|---|---|---|---|---|---|---|---|"""
 
 
 def _host_us(call: Callable[[], Any]) -> float:
@@ -70,14 +78,21 @@ def _host_us(call: Callable[[], Any]) -> float:
 def count(step: Step, timed: bool = True) -> Counts:
     """Record a step and count; without the time if it is not wanted."""
     graph = gpucnn.cuda_graph(our_step(step, DEVICE))
-    with kernel.standing_in(lambda launch, arguments: None):
+    kept = {"slices": 0, "copies": 0}
+
+    def look(launch: kernel.Launch, arguments: Sequence[Any]) -> None:
+        for parameter, value in zip(launch.kernel.signature.parameters, arguments, strict=True):
+            if parameter.name in kept and isinstance(value, np.ndarray):
+                kept[parameter.name] = value.nbytes
+
+    with kernel.standing_in(look):
         while not graph.launches:
             graph()
             if graph.reason:
                 raise RuntimeError(f"{step.case} is no graph: {graph.reason}")
     host = _host_us(_without_launches(graph)) if timed else 0.0
     assert graph.memory is not None
-    return Counts(step.case, graph.launches, graph.memory, host)
+    return Counts(step.case, graph.launches, graph.memory, **kept, host_us=host)
 
 
 def _without_launches(graph: CudaGraph) -> Callable[[], Any]:

@@ -21,7 +21,12 @@ Array = Any
 
 
 class Recorder:
-    """Base of what sees a step run; as it stands it lets everything happen as ever."""
+    """Base of what sees a step run; as it stands it lets everything happen as ever.
+
+    plans_memory: whether the step must do the same in its other passes, in the same memory.
+    """
+
+    plans_memory = False
 
     def __init__(self) -> None:
         self.take_over()
@@ -73,6 +78,10 @@ class Recorder:
 
     def read(self, what: str) -> None:
         """Values of a device are read on the host."""
+
+    def outside_the_plan(self, allocate: Callable[[], Array]) -> Array:
+        """Memory that is no part of the step, and outlives it."""
+        return allocate()
 
 
 active: Recorder | None = None  # of one thread; the others find it here and go by
@@ -142,6 +151,18 @@ def watch_attribute(owner: Any, name: str) -> None:
     recorder = active and current()
     if recorder:
         recorder.watch_attribute(owner, name)
+
+
+def lasting(allocate: Callable[[], Array]) -> Array:
+    """What ``allocate`` makes, which outlives the step, also one that is being recorded."""
+    recorder = active and current()
+    return recorder.outside_the_plan(allocate) if recorder else allocate()
+
+
+def memory_is_planned() -> bool:
+    """Whether a step is being recorded that must do the same in its other passes."""
+    recorder = active and current()
+    return bool(recorder and recorder.plans_memory)
 
 
 def reading(what: str) -> None:

@@ -31,6 +31,7 @@ from gpucnn.device import (
     to_device,
     to_host,
 )
+from gpucnn.flat_gradients import GradientHome, slices_may_wait
 from gpucnn.primitive import Primitive
 from gpucnn.storage import prepared
 
@@ -96,10 +97,10 @@ class Tensor:
     device: str
     data: Array
     requires_grad: bool = False
-    grad: Tensor | None = None
+    _grad: Tensor | None = None
     _creator: Function | None = None
     _output_index: int = 0
-    _gradient_home: Array | None = None  # where an optimizer wants the gradient, in its buffer
+    _gradient_home: GradientHome | None = None  # where an optimizer wants the gradient
     _moments: Array | None = None  # of each channel, left behind by the kernel that made the data
 
     def __init__(
@@ -275,15 +276,44 @@ class Tensor:
             array = to_device(narrowed(to_host(array).astype(np.float32)), self.device)
         walk_back(self, array.astype(self.data.dtype, copy=False))
 
-    def _accumulate(self, grad: Array) -> None:
-        if self.grad is not None:
-            grad = added(self.device, self.grad.data, grad)
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient that backward passes have brought, None before; may be set.
+
+        What is set is copied to where an optimizer of this tensor reads it. Raises ValueError for
+        another shape or dtype than the tensor's.
+        """
+        if self._gradient_home is not None and self._grad is not None:
+            self._gradient_home.settle()
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
         home = self._gradient_home
         if home is not None:
-            if grad.size and address(grad) != address(home):
-                recording.assign(home, grad)
-            grad = home
-        self.grad = Tensor._wrap(grad, self.device)
+            home.forget()
+            if value is not None and value.data is not home.array:
+                if value.shape != self.shape or value.data.dtype != home.array.dtype:
+                    raise ValueError(
+                        f"grad must have shape {self.shape} and dtype {self.dtype}, got "
+                        f"{value.shape} and {value.dtype}"
+                    )
+                if value.size and address(value.data) != address(home.array):
+                    recording.assign(home.array, value.data)
+                    value = Tensor._wrap(home.array, self.device)
+        self._grad = value
+
+    def _accumulate(self, grad: Array) -> None:
+        home = self._gradient_home
+        if self._grad is not None:
+            if home is not None:
+                home.settle()
+            grad = added(self.device, self._grad.data, grad)
+        if home is not None:
+            if grad.size and address(grad) != address(home.array):
+                recording.assign(home.array, grad)
+            grad = home.array
+        self._grad = Tensor._wrap(grad, self.device)
 
 
 class Function:
@@ -347,12 +377,14 @@ class Function:
         """
         if self.device == "cpu":
             return self.run(primitive, *args)
-        with into(*(self._gradient_home(i) for i in inputs)):
+        homes = [self._gradient_home(i) for i in inputs]
+        arrays = [None if home is None else home.array for home in homes]
+        with into(*arrays), slices_may_wait(homes[0] if len(homes) == 1 else None):
             return self.run(primitive, *args)
 
-    def _gradient_home(self, index: int) -> Array | None:
+    def _gradient_home(self, index: int) -> GradientHome | None:
         t = self._inputs[index]
-        if t is None or t.grad is not None or sum(other is t for other in self._inputs) > 1:
+        if t is None or t._grad is not None or sum(other is t for other in self._inputs) > 1:
             return None
         return t._gradient_home
 

@@ -13,6 +13,7 @@
 // PyTorch. Any n.
 
 #include "common.cuh"
+#include "update.cuh"
 
 constexpr int CLIP_THREADS = 256;
 
@@ -38,6 +39,28 @@ extern "C" __global__ void __launch_bounds__(CLIP_THREADS) sum_of_squares(
     for (unsigned i = begin + threadIdx.x * 4u; i < end; i += CLIP_THREADS * 4u) {
         const float4 v = load_four(g, i, end);
         sum += (double)v.x * v.x + (double)v.y * v.y + (double)v.z * v.z + (double)v.w * v.w;
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+// The same over the parts of an optimizer's step, a block taking every gridDim.x-th of them.
+extern "C" __global__ void __launch_bounds__(CLIP_THREADS) gradient_squares(
+    double* __restrict__ partial,      // (blocks)
+    float* __restrict__ g,             // (n), updated where it is summed
+    const int* __restrict__ table,     // (parts, 13): update.cuh
+    const float* __restrict__ slices,  // of parts that are summed
+    int parts) {
+    double sum = 0.0;
+    for (int row = blockIdx.x; row < parts; row += gridDim.x) {
+        const Part part = part_of_table(table, row);
+        const Quad quad = quad_of(part);
+        const float4 v = gradient_of(part, quad, g, slices);
+        if (threadIdx.x < SLICE_THREADS >> part.lane_bits && quad.count) {
+            if (part.slices) store_quad(g + quad.at, quad.count, v);
+            sum += (double)v.x * v.x + (double)v.y * v.y + (double)v.z * v.z + (double)v.w * v.w;
+        }
+        __syncthreads();  // lane 0 has read the sums that the next part replaces
     }
     sum = block_sum(sum);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;

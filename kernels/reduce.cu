@@ -10,12 +10,13 @@
 // pairwise through shared memory. TX is the power of two that covers C, 32 at most, so that a warp
 // reads whole rows back to back also when there are few channels. With several chunks, a second
 // launch reduces the partial results in the same way; rows too short for a block (C = 1) are
-// transposed first, so that lanes run along o. sum_slices: one thread per element, slices in
-// ascending order. spread: four consecutive elements per thread. No atomics: the order of
-// operations depends on the shape alone. 4 bytes per element: memory-bound. Any O, R, C.
+// transposed first, so that lanes run along o. sum_slices: slices.cuh, four elements per thread.
+// spread: four consecutive elements per thread. No atomics: the order of operations depends on the
+// shape alone. 4 bytes per element: memory-bound. Any O, R, C.
 
 #include "common.cuh"
 #include "column_sum.cuh"
+#include "slices.cuh"
 
 // What a block works on: blockIdx.x counts column groups within chunks within o.
 struct Part {
@@ -108,14 +109,17 @@ extern "C" __global__ void spread(
     store_four(dx, first, n, make_float4(values[0], values[1], values[2], values[3]));
 }
 
-extern "C" __global__ void sum_slices(
+extern "C" __global__ void __launch_bounds__(256) sum_slices(
     float* __restrict__ y,              // (n)
     const float* __restrict__ partial,  // (slices, n)
     const float* __restrict__ bias,     // (C) or null
-    int slices, int n, int C) {
-    const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n) return;
-    float sum = 0.0f;
-    for (int s = 0; s < slices; ++s) sum += partial[(long long)s * n + i];
-    y[i] = bias ? sum + bias[i % C] : sum;
+    int slices, int n, int C, int lane_bits) {
+    const unsigned quads = SLICE_THREADS >> lane_bits, quad = quad_of_thread(lane_bits);
+    const unsigned i = (blockIdx.x * quads + quad) * 4u;
+    const int left = i < n ? min(n - i, 4u) : 0;
+    float4 sum = sum_of_slices(partial + i, slices, n, left, lane_bits);
+    if (threadIdx.x >= quads || !left) return;
+    if (bias)
+        add_quad(sum, make_float4(bias[i % C], bias[(i + 1) % C], bias[(i + 2) % C], bias[(i + 3) % C]));
+    store_quad(y + i, left, sum);
 }

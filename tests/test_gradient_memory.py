@@ -51,7 +51,7 @@ def test_no_gradient_is_copied(
     assert len(copies) == (times - 1) * len(found)  # sums with what was there
     for name, gradient in expected.items():
         assert_close(found[name], gradient, "exact", what=name)
-    start, size = address(optimizer._gradients), optimizer._gradients.nbytes
+    start, size = address(optimizer._gradients.buffer), optimizer._gradients.buffer.nbytes
     for name, p in model.named_parameters():
         assert p.grad is not None
         assert start <= address(p.grad.data) < start + size, name

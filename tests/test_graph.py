@@ -261,6 +261,7 @@ def test_copies_inside_a_step(device: str) -> None:
     before = optimizer._flat.copy()
     expected = train(step)
     optimizer._flat[...] = average._average[...] = before
+    optimizer.parameters_changed()
     graph = gpucnn.cuda_graph(step)
     assert train(graph) == expected
     assert (graph.replays, graph.reason) == (4, "")

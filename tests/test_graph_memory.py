@@ -140,7 +140,10 @@ def test_buffers_that_share_too_much_are_seen(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.emulated
 def test_what_the_bench_counts() -> None:
     found = count(Step("lenet5", 2, "typical"), timed=False)
-    assert found.launches > 30
+    assert found.launches > 25
+    assert found.slices > 0
+    # the linear layers, whose data gradients read exchanged weights: whole 256-byte lines each
+    assert found.copies == 4 * (120 * 400 + (84 * 120 + 32) + (10 * 84 + 56))
     memory = found.memory
     assert memory.live_bytes <= memory.bytes < memory.unshared_bytes
     assert found.row().startswith(f"| lenet5-b2 | {found.launches} | ")

@@ -103,10 +103,10 @@ ALL = [Adagrad, Adadelta, Adam, Adamax, AMSGrad, Lion, Nadam, RMSprop, SGD]
 STEPS: list[
     tuple[Primitive, int, tuple[Any, ...]]
 ] = [  # (step, its states, its numbers and options)
-    (sgd_step, 1, ((0.1, 0.9, 0.1), True)),
+    (sgd_step, 1, ((0.1, 0.9, 0.1, 1.0),)),
     (adagrad_step, 1, ((0.1, 1e-3, 0.1),)),
     (adadelta_step, 2, ((0.1, 0.9, 1e-3, 0.1),)),
-    (rmsprop_step, 3, ((0.1, 0.9, 1e-3, 0.5, 0.1),)),
+    (rmsprop_step, 3, ((0.1, 0.9, 1e-3, 0.5, 0.1, 1.0),)),
     (lion_step, 1, ((0.1, 0.9, 0.99, 0.99),)),
     (ema_step, 0, ((0.1,),)),
 ]
@@ -154,8 +154,8 @@ def test_kernel_tails(
 
 def test_sgd_kernel_without_momentum(kernel_device: str) -> None:
     p, g = randn(7), randn(7, seed=1)
-    arrays = on(kernel_device, p.copy(), g, np.array([0.1, 0.0, 0.1], np.float32))
-    sgd_step.on(kernel_device)(arrays[0], None, *arrays[1:], False)
+    arrays = on(kernel_device, p.copy(), g, np.array([0.1, 0.0, 0.1, 0.0], np.float32))
+    sgd_step.on(kernel_device)(arrays[0], None, *arrays[1:])
     assert_close(arrays[0], p - 0.1 * (g + 0.1 * p.astype(np.float64)), "float32")
 
 
@@ -215,7 +215,7 @@ def test_gradients_accumulate_into_the_flat_buffer() -> None:
     for p in params:
         p.backward(np.ones(p.shape, np.float32))
     for p, f in zip(params, first, strict=True):
-        assert p.grad.data is p._gradient_home
+        assert p.grad.data is p._gradient_home.array
         assert_close(p.grad.numpy(), f + 1, "float32")
 
 

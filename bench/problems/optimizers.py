@@ -24,8 +24,8 @@ class Step(NamedTuple):
 
     buffers: p parameters, g gradients (for ema the parameters), m a mean, v a mean of squares
     (>= 1), - an absent one; all but g are updated. numbers: what the primitive takes of rates and
-    decays, an array; then: its arguments after that. An exponential average counts 3 operations,
-    that of a square 4, g + weight_decay·p counts 2.
+    decays, an array. An exponential average counts 3 operations, that of a square 4,
+    g + weight_decay·p counts 2.
     """
 
     primitive: str
@@ -33,17 +33,16 @@ class Step(NamedTuple):
     buffers: str
     numbers: Sequence[float]
     flops: int
-    then: Arguments = ()
 
 
 STEPS = [
-    Step("sgd_step", "", "pmg", (0.1, 0.9, 1e-4), 6, (False,)),
-    Step("sgd_step", "nesterov", "pmg", (0.1, 0.9, 1e-4), 8, (True,)),
-    Step("sgd_step", "plain", "p-g", (0.1, 0.0, 0.0), 4, (False,)),
+    Step("sgd_step", "", "pmg", (0.1, 0.9, 1e-4, 0.0), 6),
+    Step("sgd_step", "nesterov", "pmg", (0.1, 0.9, 1e-4, 1.0), 8),
+    Step("sgd_step", "plain", "p-g", (0.1, 0.0, 0.0, 0.0), 4),
     Step("adagrad_step", "", "pvg", (0.01, 1e-10, 1e-4), 9),
     Step("adadelta_step", "", "pvvg", (1.0, 0.9, 1e-6, 1e-4), 18),
-    Step("rmsprop_step", "", "pv--g", (0.01, 0.99, 1e-8, 0.0, 1e-4), 11),
-    Step("rmsprop_step", "centered", "pvmmg", (0.01, 0.99, 1e-8, 0.9, 1e-4), 19),
+    Step("rmsprop_step", "", "pv--g", (0.01, 0.99, 1e-8, 0.0, 1e-4, 0.0), 11),
+    Step("rmsprop_step", "centered", "pvmmg", (0.01, 0.99, 1e-8, 0.9, 1e-4, 1.0), 19),
     Step("lion_step", "", "pmg", (1e-4, 0.9, 0.99, 1 - 1e-6), 10),
     Step("ema_step", "", "mg", (1 - 0.999,), 3),
     Step("adam_step", "", "pmv-g", ADAM.adam(), 16),
@@ -68,7 +67,7 @@ def _buffer(kind: str, seed: int, at: int, n: int) -> np.ndarray | None:
 def _step(name: str, n: int, group: str, step: Step) -> Problem:
     def make(seed: int) -> Arguments:
         buffers = (_buffer(kind, seed, at, n) for at, kind in enumerate(step.buffers))
-        return *buffers, np.array(step.numbers, np.float32), *step.then
+        return *buffers, np.array(step.numbers, np.float32)
 
     updated = tuple(i for i, kind in enumerate(step.buffers) if kind not in "-g")
     family = "adam" if step.primitive.startswith(("adam", "nadam")) else "optimizer"

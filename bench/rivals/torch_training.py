@@ -215,8 +215,8 @@ def _weighted_bce_backward(
 
 
 @expression("sgd_step")
-def _sgd(torch: Any, p: Any, v: Any, g: Any, numbers: Any, nesterov: bool) -> Expression:
-    lr, momentum, weight_decay = numbers.tolist()
+def _sgd(torch: Any, p: Any, v: Any, g: Any, numbers: Any) -> Expression:
+    lr, momentum, weight_decay, nesterov = numbers.tolist()
 
     def run(p: Any, v: Any, g: Any) -> None:
         torch._fused_sgd_(
@@ -227,7 +227,7 @@ def _sgd(torch: Any, p: Any, v: Any, g: Any, numbers: Any, nesterov: bool) -> Ex
             momentum=momentum,
             lr=lr,
             dampening=0.0,
-            nesterov=nesterov,
+            nesterov=bool(nesterov),
             maximize=False,
             is_first_step=False,
         )
@@ -281,7 +281,7 @@ def _adagrad(torch: Any, p: Any, s: Any, g: Any, numbers: Any) -> Expression:
 def _rmsprop(torch: Any, p: Any, s: Any, m: Any, v: Any, g: Any, numbers: Any) -> Expression | None:
     if m is not None:
         return None
-    lr, alpha, eps, momentum, weight_decay = numbers.tolist()
+    lr, alpha, eps, momentum, weight_decay, _ = numbers.tolist()
 
     def run(p: Any, s: Any, v: Any, g: Any) -> None:
         if weight_decay:

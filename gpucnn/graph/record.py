@@ -127,6 +127,8 @@ class Recording(Observer):
     replay. watched: what must be as it was. lifetimes: of the memory that was asked for.
     """
 
+    plans_memory = True
+
     def __init__(self, store: Store, before: Recording | None = None) -> None:
         super().__init__()
         self.store, self.before = store, before
@@ -274,10 +276,6 @@ class Recording(Observer):
                 return self.outside_the_plan(ordinary)
         self._region(result, ("data", index))
         return result
-
-    def outside_the_plan(self, allocate: Callable[[], Array]) -> Array:
-        """What is allocated now is no memory of the step."""
-        return allocate()
 
     def numbers(self, compute: Callable[[], Array], device: str) -> Array:
         value = np.asarray(compute())

@@ -11,6 +11,7 @@ import numpy as np
 
 from gpucnn import recording
 from gpucnn.device import Array, default_device, require
+from gpucnn.flat_gradients import settle_everything
 from gpucnn.fusion import fuses
 from gpucnn.graph.host import HostRecording
 from gpucnn.graph.plan import MemoryPlan
@@ -90,6 +91,7 @@ class CudaGraph:
         """Compute the step: eagerly, while recording, or by a replay."""
         if recording.active is not None and recording.current() is not None:
             return self._step(*args, **kwargs)  # a part of the graph that is being recorded
+        settle_everything()
         arrays: list[Tensor] = []
         held: list[Any] = []
         form = self._form((args, kwargs), arrays, held)
@@ -206,7 +208,13 @@ class CudaGraph:
             )
         entry.first = None
         inputs = [Tensor._wrap(a, t.device) for a, t in zip(store.inputs, arrays, strict=True)]
-        result = now.run(lambda: self._run(args, kwargs, inputs))
+
+        def step() -> Any:
+            returned = self._run(args, kwargs, inputs)
+            settle_everything()
+            return returned
+
+        result = now.run(step)
         if now.reason:
             entry.reason = now.reason
             self._say(now.reason)

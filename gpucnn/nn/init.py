@@ -17,6 +17,7 @@ from gpucnn.ops.geometry import choice
 from gpucnn.optim.optimizer import check_number
 from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor
+from gpucnn.weight_copies import changed
 
 
 def fans(tensor: Tensor, groups: int = 1) -> tuple[int, int]:
@@ -34,6 +35,7 @@ def _gain(nonlinearity: str) -> float:
 
 def _fill(tensor: Tensor, values: NDArray[np.float32]) -> Tensor:
     tensor.data[...] = to_device(values.reshape(tensor.shape), tensor.device)
+    changed(tensor.data)
     return tensor
 
 

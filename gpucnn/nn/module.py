@@ -13,6 +13,7 @@ from gpucnn import recording
 from gpucnn.device import require, to_device
 from gpucnn.fusion import fuses, fusion
 from gpucnn.tensor import Tensor
+from gpucnn.weight_copies import changed
 
 if TYPE_CHECKING:
     from gpucnn.nn.fuse import Group
@@ -139,6 +140,7 @@ class Module:
         for name in own.keys() & state.keys():
             tensor = own[name]
             tensor.data[...] = to_device(np.asarray(state[name]), tensor.device)
+            changed(tensor.data)
 
     def train(self: Self, mode: bool = True) -> Self:
         """Switch this module and all below it to training (or inference) behaviour."""

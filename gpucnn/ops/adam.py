@@ -1,4 +1,7 @@
-"""One fused step of Adam and its relatives over a flat buffer: ``kernels/adam.cu``."""
+"""One fused step of Adam and its relatives over flat buffers: ``kernels/adam.cu``.
+
+The arguments ``numbers``, ``parts`` and ``scale`` are those of :mod:`gpucnn.ops.optimizer`.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,9 @@ import numpy as np
 
 from gpucnn.device import Array
 from gpucnn.kernel import KernelFile
-from gpucnn.ops.elementwise import THREADS, four_each
-from gpucnn.ops.optimizer import (
-    CHUNK,
-    decayed_gradient,
-    running_mean,
-    running_square,
-    temporary,
-)
+from gpucnn.ops.optimizer import decayed_gradient, running_mean, running_square
+from gpucnn.ops.optimizer_parts import Parts, launch_update, temporary, update_parts
 from gpucnn.primitive import primitive
-from gpucnn.threads import map_chunks
 
 # geometry
 
@@ -76,7 +72,14 @@ class AdamStep:
 
 @primitive
 def adam_step(
-    p: Array, m: Array, v: Array, largest: Array | None, g: Array, numbers: Array
+    p: Array,
+    m: Array,
+    v: Array,
+    largest: Array | None,
+    g: Array,
+    numbers: Array,
+    parts: Parts | None = None,
+    scale: Array | None = None,
 ) -> None:
     """In place: m += (1−β₁)(g−m); v = β₂v + (1−β₂)g²; p −= lr·m̂/(√v̂ + ε).
 
@@ -84,15 +87,23 @@ def adam_step(
     multiplies p by 1 − lr·wd. With largest (n), AMSGrad: largest = max(largest, v) in place of v
     under the root. numbers: (7) :meth:`AdamStep.adam`. Source: torch.optim.Adam, AdamW.
     """
-    step_size, root_correction, beta1, beta2, eps, l2, shrink = numbers.tolist()
 
-    def part(start: int, stop: int) -> None:
-        parameters, mean, square = p[start:stop], m[start:stop], v[start:stop]
-        d = decayed_gradient(parameters, g[start:stop], l2)
+    def part(
+        at: slice,
+        step_size: float,
+        root_correction: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        l2: float,
+        shrink: float,
+    ) -> None:
+        parameters, mean, square = p[at], m[at], v[at]
+        d = decayed_gradient(parameters, g[at], l2)
         running_mean(mean, d, 1.0 - beta1)
         running_square(square, d, beta2)
         if largest is not None:
-            square = np.maximum(largest[start:stop], square, out=largest[start:stop])
+            square = np.maximum(largest[at], square, out=largest[at])
         np.sqrt(square, out=d)
         d *= root_correction
         d += eps
@@ -101,22 +112,39 @@ def adam_step(
         parameters *= shrink
         parameters -= d
 
-    map_chunks(part, p.size, CHUNK)
+    update_parts(part, p, g, numbers, parts, scale)
 
 
 @primitive
-def nadam_step(p: Array, m: Array, v: Array, g: Array, numbers: Array) -> None:
+def nadam_step(
+    p: Array,
+    m: Array,
+    v: Array,
+    g: Array,
+    numbers: Array,
+    parts: Parts | None = None,
+    scale: Array | None = None,
+) -> None:
     """In place, m and v as in Adam: p −= (c_g·g + c_m·m)/(√v̂ + ε).
 
     p, m, v, g: (n); v̂ = v/(1−β₂ᵗ), and wd·p is added to g first (or p multiplied by 1 − lr·wd if
     decoupled). numbers: (8) :meth:`AdamStep.nadam`, c_g = lr·(1−μ_t)/(1−μ_1⋯μ_t) and
     c_m = lr·μ_{t+1}/(1−μ_1⋯μ_{t+1}) first. Source: torch.optim.NAdam.
     """
-    gradient_factor, mean_factor, root_correction, beta1, beta2, eps, l2, shrink = numbers.tolist()
 
-    def part(start: int, stop: int) -> None:
-        parameters, mean, square = p[start:stop], m[start:stop], v[start:stop]
-        d = decayed_gradient(parameters, g[start:stop], l2)
+    def part(
+        at: slice,
+        gradient_factor: float,
+        mean_factor: float,
+        root_correction: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        l2: float,
+        shrink: float,
+    ) -> None:
+        parameters, mean, square = p[at], m[at], v[at]
+        d = decayed_gradient(parameters, g[at], l2)
         update = temporary("update", d)
         running_mean(mean, d, 1.0 - beta1)
         running_square(square, d, beta2)
@@ -130,20 +158,29 @@ def nadam_step(p: Array, m: Array, v: Array, g: Array, numbers: Array) -> None:
         parameters *= shrink
         parameters -= d
 
-    map_chunks(part, p.size, CHUNK)
+    update_parts(part, p, g, numbers, parts, scale)
 
 
 @primitive
-def adamax_step(p: Array, m: Array, u: Array, g: Array, numbers: Array) -> None:
+def adamax_step(
+    p: Array,
+    m: Array,
+    u: Array,
+    g: Array,
+    numbers: Array,
+    parts: Parts | None = None,
+    scale: Array | None = None,
+) -> None:
     """In place: m += (1−β₁)(g'−m); u = max(β₂u, |g'| + ε); p −= lr/(1−β₁ᵗ)·m/u, g' = g + wd·p.
 
     p, m, u, g: (n). numbers: (5) :meth:`AdamStep.adamax`. Source: torch.optim.Adamax.
     """
-    step_size, beta1, beta2, eps, l2 = numbers.tolist()
 
-    def part(start: int, stop: int) -> None:
-        parameters, mean, largest = p[start:stop], m[start:stop], u[start:stop]
-        d = decayed_gradient(parameters, g[start:stop], l2)
+    def part(
+        at: slice, step_size: float, beta1: float, beta2: float, eps: float, l2: float
+    ) -> None:
+        parameters, mean, largest = p[at], m[at], u[at]
+        d = decayed_gradient(parameters, g[at], l2)
         running_mean(mean, d, 1.0 - beta1)
         np.abs(d, out=d)
         d += eps
@@ -153,7 +190,7 @@ def adamax_step(p: Array, m: Array, u: Array, g: Array, numbers: Array) -> None:
         d *= step_size
         parameters -= d
 
-    map_chunks(part, p.size, CHUNK)
+    update_parts(part, p, g, numbers, parts, scale)
 
 
 _kernels = KernelFile("adam")
@@ -161,16 +198,39 @@ _kernels = KernelFile("adam")
 
 @adam_step.kernel()
 def _launch_adam(
-    p: Array, m: Array, v: Array, largest: Array | None, g: Array, numbers: Array
+    p: Array,
+    m: Array,
+    v: Array,
+    largest: Array | None,
+    g: Array,
+    numbers: Array,
+    parts: Parts | None = None,
+    scale: Array | None = None,
 ) -> None:
-    _kernels["adam"](four_each(p.size), (THREADS,), p, m, v, largest, g, numbers, p.size)
+    launch_update(_kernels["adam"], (p, m, v, largest), g, numbers, parts, scale)
 
 
 @nadam_step.kernel()
-def _launch_nadam(p: Array, m: Array, v: Array, g: Array, numbers: Array) -> None:
-    _kernels["nadam"](four_each(p.size), (THREADS,), p, m, v, g, numbers, p.size)
+def _launch_nadam(
+    p: Array,
+    m: Array,
+    v: Array,
+    g: Array,
+    numbers: Array,
+    parts: Parts | None = None,
+    scale: Array | None = None,
+) -> None:
+    launch_update(_kernels["nadam"], (p, m, v), g, numbers, parts, scale)
 
 
 @adamax_step.kernel()
-def _launch_adamax(p: Array, m: Array, u: Array, g: Array, numbers: Array) -> None:
-    _kernels["adamax"](four_each(p.size), (THREADS,), p, m, u, g, numbers, p.size)
+def _launch_adamax(
+    p: Array,
+    m: Array,
+    u: Array,
+    g: Array,
+    numbers: Array,
+    parts: Parts | None = None,
+    scale: Array | None = None,
+) -> None:
+    launch_update(_kernels["adamax"], (p, m, u), g, numbers, parts, scale)

@@ -10,6 +10,7 @@ import numpy as np
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.elementwise import THREADS, four_each
+from gpucnn.ops.optimizer_parts import Parts
 from gpucnn.primitive import primitive
 from gpucnn.threads import map_chunks, scratch
 
@@ -86,9 +87,30 @@ def _launch_clip_norm(gradients: Sequence[Array], max_norm: float) -> Array:
     norm, coefficient = empty(like, (1,)), empty(like, (1,))
     finish = _kernels["clip_coefficient"]
     finish((1,), (THREADS,), norm, coefficient, partial, partial.size, max_norm)
+    launch_scale(gradients, coefficient)
+    return norm.reshape(())
+
+
+def launch_gradient_norm(g: Array, parts: Parts, max_norm: float) -> tuple[Array, Array]:
+    """‖g‖ over the parts of a flat buffer g (n), 0-d, and the coefficient of :func:`clip_norm` (1).
+
+    Gradients that lie in slices are added, in place. The coefficient is for the step to multiply
+    the gradients by.
+    """
+    count = parts.table.shape[0]
+    partial = empty(g, (min(count, _MOST_CHUNKS),), np.float64)
+    norm, coefficient = empty(g, (1,)), empty(g, (1,))
+    sums = _kernels["gradient_squares"]
+    sums(partial.shape, (THREADS,), partial, g, parts.table, parts.slices, count)
+    finish = _kernels["clip_coefficient"]
+    finish((1,), (THREADS,), norm, coefficient, partial, partial.size, max_norm)
+    return norm.reshape(()), coefficient
+
+
+def launch_scale(gradients: Sequence[Array], coefficient: Array) -> None:
+    """g *= coefficient (1), in place."""
     for g in gradients:
         _kernels["clip_scale"](four_each(g.size), (THREADS,), g, coefficient, g.size)
-    return norm.reshape(())
 
 
 @clip_value.kernel()

@@ -12,14 +12,13 @@ from gpucnn.ops.conv2d_lanes import (
     BLOCKS,
     SCRATCH,
     SHARED,
-    add_slices,
     aligned,
     lanes_over,
     plane_numbers,
     up,
 )
 from gpucnn.ops.conv_geometry import ConvGeometry
-from gpucnn.ops.reduce import empty_slices
+from gpucnn.ops.reduce import empty_slices, launch_sum_slices
 from gpucnn.ops.tile import GRID_YZ, THREADS
 
 RUN, BAND = 4, 4
@@ -171,4 +170,4 @@ def depthwise_weight_gradient(dy: Array, x: Array, geometry: ConvGeometry) -> Ar
     given = (aligned(dy, how.vector), aligned(x, how.vector))
     numbers = (*s.once(plane_numbers), how.lanes, each)
     launch((count, columns), (THREADS,), partial, *given, *numbers, shared_mem=shared)
-    return add_slices(partial)
+    return launch_sum_slices(partial, None)

@@ -19,7 +19,6 @@ from gpucnn.ops.conv2d_lanes import (
     BLOCKS,
     SCRATCH,
     SHARED,
-    add_slices,
     aligned,
     lanes_over,
     plane_numbers,
@@ -27,7 +26,7 @@ from gpucnn.ops.conv2d_lanes import (
 )
 from gpucnn.ops.conv2d_pipeline import ACTIVATIONS
 from gpucnn.ops.conv_geometry import ConvGeometry
-from gpucnn.ops.reduce import empty_slices
+from gpucnn.ops.reduce import empty_slices, launch_sum_slices
 from gpucnn.ops.tile import GRID_YZ, THREADS
 
 RUN = 8
@@ -189,7 +188,7 @@ def _launch_weight_gradient(
     launch = _direct["conv2d_direct_weight_gradient", _specialisation(s)]
     numbers = (*s.once(plane_numbers), *tile.numbers, tile.count, each, exchanged)
     launch((count, columns), (THREADS,), partial, dy, x, *numbers, shared_mem=tile.shared)
-    return add_slices(partial)
+    return launch_sum_slices(partial, None)
 
 
 # to few channels

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from gpucnn.device import Array, address
 from gpucnn.ops.conv_geometry import ConvGeometry
-from gpucnn.ops.reduce import launch_column_sum, launch_sum_slices
 from gpucnn.ops.tile import THREADS
 from gpucnn.recording import copied
 
@@ -30,11 +29,3 @@ def plane_numbers(s: ConvGeometry) -> tuple[int, ...]:
 def aligned(a: Array, vector: int) -> Array:
     """The array, or a copy, at a multiple of as many floats."""
     return a if address(a) % (4 * vector) == 0 else copied(a)
-
-
-def add_slices(partial: Array) -> Array:
-    """The sum over the first axis in a fixed order: by several threads where there are many."""
-    count, *shape = partial.shape
-    if count <= 64:
-        return launch_sum_slices(partial, None)
-    return launch_column_sum(partial.reshape(count, -1)).reshape(shape)

@@ -30,8 +30,8 @@ from gpucnn.ops.conv2d_tiles import (
 from gpucnn.ops.conv_geometry import ConvGeometry
 from gpucnn.ops.reduce import empty_slices, launch_sum_slices
 from gpucnn.ops.tile import GRID_YZ, slices
-from gpucnn.ops.transpose import launch_transpose
 from gpucnn.precision import precision, precision_of
+from gpucnn.weight_copies import exchanged
 
 
 def _splits(arithmetic: Macros) -> bool:
@@ -83,6 +83,9 @@ class Epilogue:
 
 PLAIN = Epilogue()
 
+# Blocks that a large GPU runs at once, two on each multiprocessor: the slices of a weight gradient
+# are written, kept and read, so that more of them cost memory and time.
+_AT_ONCE = 264
 _MOST_ROWS = 2**31 - 1 - 256  # pixels: int32 numbers those of the last tile, too
 _CAPABILITY = {"fp32": 80, "tf32": 80, "bf16": 80, "fp16": 75}  # of the GPU, × 10
 
@@ -226,7 +229,7 @@ class Rung:
     def _gather(self, dy: Array, w: Array, s: ConvGeometry) -> tuple[Kernel, Tile, Array, int, int]:
         """(kernel, tile, filter with its channels exchanged, chunks, column tiles)"""
         taps = s.KD * s.KH * s.KW
-        wt = launch_transpose(w.reshape(s.G, s.OCG, taps, s.CG), (0, 3, 2, 1))
+        wt = exchanged(w, s.G, s.OCG, taps, s.CG)
         wt = wt.reshape(s.C, *s.w_shape[1:-1], s.OCG)
         phases, largest = s.once(phases_of)
         kernel, tile = self.choose("data_gradient", s, phases * largest, s.CG, s.OCG, dy, wt)
@@ -259,7 +262,7 @@ class Rung:
         s = geometry
         # The number of slices, and with it the bits, does not depend on the tile that fits the GPU.
         blocks = -(-s.K // 128) * -(-s.OCG // 64) * s.G
-        count, each = slices(s.outputs, blocks, max(1, GRID_YZ // s.G))
+        count, each = slices(s.outputs, blocks, max(1, GRID_YZ // s.G), _AT_ONCE)
         channels = math.gcd(s.CG, s.OCG)
         kernel, tile = self.choose("weight_gradient", s, s.K * count, s.OCG, channels, x, dy)
         tiles = -(-s.K // tile.rows) * -(-s.OCG // tile.columns)

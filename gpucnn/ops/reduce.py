@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from gpucnn import buffers
 from gpucnn.device import Array, empty, result
 from gpucnn.empty_batch import nothing
+from gpucnn.flat_gradients import room_for, waits
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.channels import SHORT_ROW, fold
 from gpucnn.ops.elementwise import four_each
 from gpucnn.ops.geometry import flag, not_empty, same_float_dtype
+from gpucnn.ops.optimizer_parts import slice_elements, slice_lane_bits
 from gpucnn.ops.transpose import launch_transpose, transpose
 from gpucnn.primitive import primitive, storing_primitive
 from gpucnn.tensor import Function, Tensor, check_tensor
@@ -200,8 +202,11 @@ def launch_sum_slices(partial: Array, bias: Array | None) -> Array:
     if slices == 1 and bias is None:
         return partial.reshape(shape)
     y = result(partial, shape)
-    grid = (-(-y.size // _THREADS),)
-    _kernels["sum_slices"](grid, (_THREADS,), y, partial, bias, slices, y.size, shape[-1])
+    if bias is None and waits(partial):
+        return y
+    grid = (-(-y.size // slice_elements(slices)),)
+    numbers = (slices, y.size, shape[-1], slice_lane_bits(slices))
+    _kernels["sum_slices"](grid, (_THREADS,), y, partial, bias, *numbers)
     return y
 
 
@@ -232,8 +237,13 @@ def launch_column_sum(x: Array) -> Array:
 
 
 def empty_slices(like: Array, slices: int, shape: tuple[int, ...]) -> Array:
-    """Memory for the slices of a result, to be added by :func:`launch_sum_slices`."""
-    return result(like, (1, *shape)) if slices == 1 else empty(like, (slices, *shape))
+    """Memory for the slices of a result, to be added by :func:`launch_sum_slices`, which leaves
+    that to the step of an optimizer where they may wait for it.
+    """
+    if slices == 1:
+        return result(like, (1, *shape))
+    room = room_for(slices, math.prod(shape))
+    return empty(like, (slices, *shape)) if room is None else room.reshape(slices, *shape)
 
 
 @axis_max.kernel()

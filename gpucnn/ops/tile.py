@@ -20,8 +20,10 @@ def tile(rows: int, columns: int) -> tuple[int, int, int]:
     return index, -(-rows // (4 * THREADS // width)), -(-columns // width)
 
 
-def slices(terms: int, blocks: int, most: int = GRID_YZ) -> tuple[int, int]:
+def slices(
+    terms: int, blocks: int, most: int = GRID_YZ, busy: int = BUSY_BLOCKS
+) -> tuple[int, int]:
     """(slices, terms of each): how to cut a sum so that ``blocks`` × slices keep a GPU busy."""
-    wanted = min(-(-BUSY_BLOCKS // blocks), terms // _SLICE, most)
+    wanted = min(-(-busy // blocks), terms // _SLICE, most)
     each = -(-terms // max(1, wanted))
     return -(-terms // each), each

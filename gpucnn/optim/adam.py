@@ -9,6 +9,7 @@ from typing import Any
 from gpucnn.device import Array
 from gpucnn.ops.adam import AdamStep, adam_step, adamax_step, nadam_step
 from gpucnn.ops.geometry import flag
+from gpucnn.ops.optimizer_parts import Parts
 from gpucnn.optim.optimizer import Optimizer, check_betas, check_number
 from gpucnn.tensor import Tensor
 
@@ -62,12 +63,12 @@ class Adam(Optimizer):
         p: Array,
         g: Array,
         state: dict[str, Array],
-        group: dict[str, Any],
         numbers: Array,
+        parts: Parts,
+        scale: Array | None,
     ) -> None:
-        adam_step.on(self.device)(
-            p, state["exp_avg"], state["exp_avg_sq"], state.get("max_exp_avg_sq"), g, numbers
-        )
+        moments = state["exp_avg"], state["exp_avg_sq"], state.get("max_exp_avg_sq")
+        adam_step.on(self.device)(p, *moments, g, numbers, parts, scale)
 
 
 class AdamW(Adam):
@@ -162,10 +163,13 @@ class Nadam(Adam):
         p: Array,
         g: Array,
         state: dict[str, Array],
-        group: dict[str, Any],
         numbers: Array,
+        parts: Parts,
+        scale: Array | None,
     ) -> None:
-        nadam_step.on(self.device)(p, state["exp_avg"], state["exp_avg_sq"], g, numbers)
+        nadam_step.on(self.device)(
+            p, state["exp_avg"], state["exp_avg_sq"], g, numbers, parts, scale
+        )
 
 
 class Adamax(Adam):
@@ -196,7 +200,9 @@ class Adamax(Adam):
         p: Array,
         g: Array,
         state: dict[str, Array],
-        group: dict[str, Any],
         numbers: Array,
+        parts: Parts,
+        scale: Array | None,
     ) -> None:
-        adamax_step.on(self.device)(p, state["exp_avg"], state["exp_inf"], g, numbers)
+        moments = state["exp_avg"], state["exp_inf"]
+        adamax_step.on(self.device)(p, *moments, g, numbers, parts, scale)

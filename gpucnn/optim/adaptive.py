@@ -8,6 +8,7 @@ from typing import Any
 from gpucnn.device import Array
 from gpucnn.ops.geometry import flag
 from gpucnn.ops.optimizer import adadelta_step, adagrad_step, rmsprop_step
+from gpucnn.ops.optimizer_parts import Parts
 from gpucnn.optim.optimizer import Optimizer, check_number
 from gpucnn.tensor import Tensor
 
@@ -50,10 +51,11 @@ class Adagrad(Optimizer):
         p: Array,
         g: Array,
         state: dict[str, Array],
-        group: dict[str, Any],
         numbers: Array,
+        parts: Parts,
+        scale: Array | None,
     ) -> None:
-        adagrad_step.on(self.device)(p, state["sum"], g, numbers)
+        adagrad_step.on(self.device)(p, state["sum"], g, numbers, parts, scale)
 
 
 class Adadelta(Optimizer):
@@ -91,10 +93,13 @@ class Adadelta(Optimizer):
         p: Array,
         g: Array,
         state: dict[str, Array],
-        group: dict[str, Any],
         numbers: Array,
+        parts: Parts,
+        scale: Array | None,
     ) -> None:
-        adadelta_step.on(self.device)(p, state["square_avg"], state["acc_delta"], g, numbers)
+        adadelta_step.on(self.device)(
+            p, state["square_avg"], state["acc_delta"], g, numbers, parts, scale
+        )
 
 
 class RMSprop(Optimizer):
@@ -131,8 +136,8 @@ class RMSprop(Optimizer):
         group["centered"] = flag("centered", group["centered"])
 
     def _numbers(self, group: dict[str, Any]) -> Sequence[float]:
-        names = ("lr", "alpha", "eps", "momentum", "weight_decay")
-        return [group[name] for name in names]
+        names = ("lr", "alpha", "eps", "momentum", "weight_decay", "centered")
+        return [float(group[name]) for name in names]
 
     def _form(self, group: dict[str, Any]) -> Hashable:
         return group["centered"], group["momentum"] > 0
@@ -148,14 +153,12 @@ class RMSprop(Optimizer):
         p: Array,
         g: Array,
         state: dict[str, Array],
-        group: dict[str, Any],
         numbers: Array,
+        parts: Parts,
+        scale: Array | None,
     ) -> None:
+        mean = state["grad_avg"] if self._any("centered") else None
+        velocity = state["momentum_buffer"] if self._any("momentum") else None
         rmsprop_step.on(self.device)(
-            p,
-            state["square_avg"],
-            state["grad_avg"] if group["centered"] else None,
-            state["momentum_buffer"] if group["momentum"] else None,
-            g,
-            numbers,
+            p, state["square_avg"], mean, velocity, g, numbers, parts, scale
         )

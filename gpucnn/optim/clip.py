@@ -29,7 +29,7 @@ def _gradients(target: Optimizer | Tensor | Iterable[Tensor]) -> tuple[list[Arra
         if t.grad is None:
             continue
         array: Array = t.grad.data
-        if array is not t._gradient_home:  # the tape may hand one array to two tensors
+        if t._gradient_home is None:  # the tape may hand one array to two tensors
             array = t.grad.data = copied(array)
         found.append(array.reshape(-1))
     return found, common_device(tensors), tensors[0].data
@@ -50,6 +50,8 @@ def clip_grad_norm_(parameters: Optimizer | Tensor | Iterable[Tensor], max_norm:
     """
     if not (isinstance(max_norm, int | float | np.number) and max_norm >= 0):
         raise ValueError(f"max_norm must be a number >= 0, got {max_norm!r}")
+    if isinstance(parameters, Optimizer):
+        return Tensor._wrap(parameters._clip_norm(float(max_norm)), parameters.device)
     gradients, device, like = _gradients(parameters)
     if not gradients:
         return Tensor._wrap(module_of(like).zeros((), like.dtype), device)

@@ -54,12 +54,14 @@ class EMA:
         self._not_applied("apply()")
         self._weights = copied(self.optimizer._flat)
         assign(self.optimizer._flat, self._average)
+        self.optimizer.parameters_changed()
 
     def restore(self) -> None:
         """Put the trained parameters back, to the bit."""
         if self._weights is None:
             raise RuntimeError("restore() needs apply() before it")
         assign(self.optimizer._flat, self._weights)
+        self.optimizer.parameters_changed()
         self._weights = None
 
     @contextlib.contextmanager

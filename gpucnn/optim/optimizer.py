@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn.device import Array, module_of, to_host
-from gpucnn.recording import per_step, watch
+from gpucnn.flat_gradients import FlatGradients, GradientHome
+from gpucnn.ops.clip import clip_norm, launch_gradient_norm
+from gpucnn.ops.optimizer_parts import Parts, Stretch
+from gpucnn.recording import per_step, watch, watch_attribute
 from gpucnn.tensor import Tensor, common_device
+from gpucnn.weight_copies import WeightCopies
 
 _ALIGNMENT = 64  # elements between the starts of two parameters: whole 256-byte lines in float32
+_MOST_PARTS = 64  # of the kinds of steps, by which parameters have gradients, that are remembered
 
 
 def check_number(name: str, value: float, low: float, high: float = math.inf) -> float:
@@ -105,16 +110,17 @@ class Optimizer:
         for t in self.params:
             self._offsets.append(self._offsets[-1] + -(-t.size // _ALIGNMENT) * _ALIGNMENT)
         self._flat = self._zeros()
-        self._gradients = self._zeros()
         self._state = {name: self._zeros() for name in self._state_names}
         self._views = [self._view(self._flat, i) for i in range(len(self.params))]
+        sizes = [t.size for t in self.params]
+        self._gradients = FlatGradients(self._zeros(), self._offsets, sizes)
+        self._copies = None if self.device == "cpu" else WeightCopies(self._views)
+        self._parts: dict[Hashable, Parts] = {}
         for i, t in enumerate(self.params):
             self._views[i][...] = t.data
-            t.data = self._views[i]
-            t._gradient_home = self._view(self._gradients, i)
-            if t.grad is not None:
-                t._gradient_home[...] = t.grad.data
-                t.grad.data = t._gradient_home
+            gradient, t.data = t.grad, self._views[i]
+            t._gradient_home = GradientHome(self._gradients, i, t.shape)
+            t.grad = gradient
 
     def _group(
         self, index: int, group: Mapping[str, Any], options: Mapping[str, Any]
@@ -182,52 +188,112 @@ class Optimizer:
         for t in self.params:
             t.grad = None
 
-    def _runs(self) -> Iterator[tuple[slice, int]]:
-        """The longest stretches of the flat buffers whose parameters share a group and all have a
-        gradient, each with the index of its group.
+    def _step_parts(self) -> Parts:
+        """What a step goes through: the parameters that have a gradient, and what is to be done to
+        each of them on the way.
         """
-        i = 0
-        for index, group in enumerate(self.param_groups):
-            start: int | None = None
-            for t in group["params"]:
-                if t.data is not self._views[i]:
-                    raise RuntimeError(
-                        f"params[{i}] has been moved or given to another optimizer since this "
-                        "one was made; make the optimizer after model.to(device)"
-                    )
-                if t.grad is not None and start is None:
-                    start = self._offsets[i]
-                if t.grad is None and start is not None:
-                    yield slice(start, self._offsets[i]), index
-                    start = None
-                i += 1
-            if start is not None:
-                yield slice(start, self._offsets[i]), index
+        for i, t in enumerate(self.params):
+            if t.data is not self._views[i]:
+                raise RuntimeError(
+                    f"params[{i}] has been moved or given to another optimizer since this "
+                    "one was made; make the optimizer after model.to(device)"
+                )
+        gradients, copies = self._gradients, self._copies
+        given = tuple([t._grad is not None for t in self.params])
+        waiting = tuple(gradients.pending.items()), tuple(sorted(gradients.scaled))
+        layout = gradients.layout, None if copies is None else copies.layout
+        key = given, waiting, layout
+        parts = self._parts.get(key)
+        if parts is None:
+            if len(self._parts) >= _MOST_PARTS:
+                del self._parts[next(iter(self._parts))]
+            buffers = gradients.slices, None if copies is None else copies.buffer
+            parts = self._parts[key] = Parts(self._stretches(given), self.device, *buffers)
+        return parts
+
+    def _stretches(self, given: Sequence[bool]) -> list[Stretch]:
+        """The longest stretches that are treated alike."""
+        gradients = self._gradients
+        kept = {} if self._copies is None else self._copies.kept
+        found: list[Stretch] = []
+        groups = (g for g, group in enumerate(self.param_groups) for _ in group["params"])
+        for i, group in enumerate(groups):
+            if not given[i]:
+                continue
+            start, end, count = self._offsets[i], self._offsets[i + 1], gradients.pending.get(i, 0)
+            scaled = i in gradients.scaled
+            if count or i in kept:
+                first, _ = gradients.places[i] if count else (0, 0)
+                slices = (first, count) if count else None
+                stop = start + self.params[i].size
+                found.append(Stretch(start, stop, group, slices, scaled, kept.get(i)))
+                continue
+            before = found[-1] if found else None
+            if before is not None and before == Stretch(before.start, start, group, None, scaled):
+                start = found.pop().start
+            found.append(Stretch(start, end, group, None, scaled))
+        return found
 
     def gradient_runs(self) -> list[Array]:
         """The flat gradients that the next step will use: views of the gradient buffer."""
-        return [self._gradients[run] for run, _ in self._runs()]
+        self._gradients.settle_all()
+        return [self._gradients.buffer[s.start : s.stop] for s in self._step_parts().stretches]
 
     def step(self) -> None:
         """Update every parameter that has a gradient, in place."""
-        runs = list(self._runs())
+        gradients, copies = self._gradients, self._copies
+        parts = self._step_parts()
         watch(self._forms)
         numbers = per_step(self._next_step, self.device)
-        for run, index in runs:
-            state = {name: buffer[run] for name, buffer in self._state.items()}
-            group = self.param_groups[index]
-            self._update(self._flat[run], self._gradients[run], state, group, numbers[index])
+        if parts.stretches:
+            self._update(self._flat, gradients.buffer, self._state, numbers, parts, gradients.scale)
+        gradients.consumed()
+        moved = gradients.grow()
+        watch_attribute(gradients, "layout")
+        if copies is not None:
+            moved = copies.grow() or moved
+            watch_attribute(copies, "layout")
+        if moved:
+            self._parts.clear()
 
     def _update(
         self,
         p: Array,
         g: Array,
         state: dict[str, Array],
-        group: dict[str, Any],
         numbers: Array,
+        parts: Parts,
+        scale: Array | None,
     ) -> None:
-        """One step of the stretch p with gradients g and the numbers of its group."""
+        """One step through these parts of the flat buffers, numbers (groups, k)."""
         raise NotImplementedError
+
+    def _clip_norm(self, max_norm: float) -> Array:
+        """Scale all gradients to a common norm of at most ``max_norm`` -> the norm before, 0-d.
+
+        On ``cuda`` and ``emulated`` the next step multiplies them by the coefficient on its way.
+        """
+        gradients = self._gradients
+        gradients.settle_scale()
+        parts = self._step_parts()
+        if not parts.stretches:
+            return module_of(self._flat).zeros((), self._flat.dtype)
+        if self.device == "cpu":
+            return cast("Array", clip_norm.on("cpu")(self.gradient_runs(), max_norm))
+        norm, gradients.scale = launch_gradient_norm(gradients.buffer, parts, max_norm)
+        gradients.pending.clear()
+        gradients.scaled.update(i for i, t in enumerate(self.params) if t._grad is not None)
+        return norm
+
+    def parameters_changed(self) -> None:
+        """Say that the arrays of parameters have been written by other than :meth:`step`.
+
+        A step keeps copies of weights for the backward pass, on ``cuda`` and ``emulated``; a write
+        into ``parameter.data[...]`` cannot be seen, and they no longer fit. Everything in this
+        library that writes parameters says so itself.
+        """
+        if self._copies is not None:
+            self._copies.refresh()
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """``step`` (int64, 0-d) and each state buffer cut per parameter, ``<name>.<index>``."""

@@ -8,6 +8,7 @@ from typing import Any
 from gpucnn.device import Array
 from gpucnn.ops.geometry import flag
 from gpucnn.ops.optimizer import lion_step, sgd_step
+from gpucnn.ops.optimizer_parts import Parts
 from gpucnn.optim.optimizer import Optimizer, check_betas, check_number
 from gpucnn.tensor import Tensor
 
@@ -43,10 +44,10 @@ class SGD(Optimizer):
             raise ValueError("nesterov=True needs momentum > 0")
 
     def _numbers(self, group: dict[str, Any]) -> Sequence[float]:
-        return group["lr"], group["momentum"], group["weight_decay"]
+        return group["lr"], group["momentum"], group["weight_decay"], float(group["nesterov"])
 
     def _form(self, group: dict[str, Any]) -> Hashable:
-        return group["nesterov"], group["momentum"] > 0
+        return bool(group["momentum"])
 
     @property
     def _state_names(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -57,11 +58,12 @@ class SGD(Optimizer):
         p: Array,
         g: Array,
         state: dict[str, Array],
-        group: dict[str, Any],
         numbers: Array,
+        parts: Parts,
+        scale: Array | None,
     ) -> None:
-        velocity = state["momentum_buffer"] if group["momentum"] else None
-        sgd_step.on(self.device)(p, velocity, g, numbers, group["nesterov"])
+        velocity = state["momentum_buffer"] if self._any("momentum") else None
+        sgd_step.on(self.device)(p, velocity, g, numbers, parts, scale)
 
 
 class Lion(Optimizer):
@@ -98,7 +100,8 @@ class Lion(Optimizer):
         p: Array,
         g: Array,
         state: dict[str, Array],
-        group: dict[str, Any],
         numbers: Array,
+        parts: Parts,
+        scale: Array | None,
     ) -> None:
-        lion_step.on(self.device)(p, state["exp_avg"], g, numbers)
+        lion_step.on(self.device)(p, state["exp_avg"], g, numbers, parts, scale)
