@@ -13,13 +13,13 @@ from .rows import OK, Row
 from .scaling import point_of
 from .tables import families, machine_title, series, short, title
 
-# Okabe and Ito's palette without black (the floor's) and three more, told apart by people with any
+# Okabe and Ito's palette without black (the floor's) and four more, told apart by people with any
 # colour vision; each series also has its own marker, and bars are named.
 _COLOURS = (
     *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#777777"),
-    *("#882255", "#DDCC77"),
+    *("#882255", "#DDCC77", "#332288"),
 )
-_MARKERS = "osD^vP*X<>"
+_MARKERS = "osD^vP*X<>h"
 _MOST_BARS = 16  # groups of bars in one picture
 _BAR = 0.8  # of the distance between groups
 

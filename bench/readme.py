@@ -33,6 +33,7 @@ _NAMES = {
     "torch_compiled": "torch.compile",
     "torch_graph": "CUDA graph",
     "cupy": "CuPy",
+    "jax": "JAX",
 }
 
 

@@ -33,7 +33,9 @@ def read_csv(path: Path) -> list[Row]:
     """The rows of :func:`write_csv`; ValueError for a file that is no such table."""
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        known = reader.fieldnames or ()
+        ratios = {f"ratio_{name}" for name in RIVALS}  # rivals came one after the other
+        missing = [name for name in COLUMNS if name not in known and name not in ratios]
         if missing:
             raise ValueError(f"{path} is not a table of gpucnn bench: no {', '.join(missing[:3])}")
         rows = [dict(row) for row in reader]
@@ -47,7 +49,7 @@ def read_csv(path: Path) -> list[Row]:
             raise ValueError(f"{path}: {name} must be a number, got {text!r}") from None
         return int(value) if value.is_integer() and "." not in text and "e" not in text else value
 
-    return [{name: number(name, row[name] or "") for name in COLUMNS} for row in rows]
+    return [{name: number(name, row.get(name) or "") for name in COLUMNS} for row in rows]
 
 
 def machine_title(row: Row | Machine) -> str:

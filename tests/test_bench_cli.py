@@ -71,7 +71,10 @@ def test_the_folder_has_a_name_of_its_own(tmp_path: Path) -> None:
         (["--variant", "naive"], "'naive' is not a variant, which must be one of numpy."),
         (["--precision", "fp8"], "'fp8' is not a precision of cpu, which must be one of fp32."),
         (["--precision", "tf32"], "'tf32' is not a precision of cpu"),
-        (["--against", "jax"], "'jax' is not a rival, which must be one of torch, cupy, none."),
+        (
+            ["--against", "tvm"],
+            "'tvm' is not a rival, which must be one of torch, cupy, jax, none.",
+        ),
         (["--device", "emulated"], "'emulated' is not one of 'cpu', 'cuda'."),
         (["--minutes", "0"], "--minutes"),
         (["--compare", "missing.csv"], "'missing.csv' does not exist"),

@@ -1,7 +1,8 @@
 """The libraries that gpucnn is compared with, in the same process and in turns.
 
 To add one: a class with ``rivals(primitive, arguments, sets)``, which returns a :class:`Rival` or a
-:class:`Gap` per column, and its line in :func:`open_rivals`.
+:class:`Gap` per column, and its line in :func:`open_rivals`. ``step_rivals(step)`` does so for
+whole training steps; ``use_precision`` and ``release`` (of memory) are called where there are such.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ __all__ = ["COLUMNS", "LIBRARIES", "Gap", "Rival", "open_rivals"]
 LIBRARIES = {
     "torch": ("torch", "torch_channels_last", "torch_compiled", "torch_graph"),
     "cupy": ("cupy",),
+    "jax": ("jax",),
 }
 COLUMNS = tuple(column for columns in LIBRARIES.values() for column in columns)
 
@@ -25,6 +27,10 @@ def _open(name: str, device: str, timer: Any, compile_seconds: float) -> Any:
         from .torch_rival import Torch
 
         return Torch(device, timer, compile_seconds)
+    if name == "jax":
+        from .jax_rival import Jax
+
+        return Jax(device)
     if device == "cpu":
         return Gap(name, "CuPy computes on a GPU only")
     from .cupy_rival import Cupy
