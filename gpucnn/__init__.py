@@ -2,6 +2,7 @@
 
 from gpucnn import functional, models, nn, optim
 from gpucnn import tuning as tuning  # primitives ask it which kernel to take
+from gpucnn.bfloat16 import BFLOAT16 as bfloat16
 from gpucnn.device import DeviceError, cuda_available, default_device, use_device, why_cpu
 from gpucnn.fusion import fusion
 from gpucnn.gradcheck import gradcheck
@@ -25,6 +26,7 @@ __all__ = [
     "MisuseWarning",
     "Tensor",
     "__version__",
+    "bfloat16",
     "conv_output_size",
     "conv_transpose_output_size",
     "convert_pool_indices",

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from gpucnn import buffers
 from gpucnn.threads import map_chunks, scratch
 
-in_use = False  # whether there may be such an array
-
 _BITS = np.dtype(np.uint16)
 _CHUNK = 1 << 16  # elements
 
@@ -30,6 +28,7 @@ class BFloat16:
     itemsize = 2
     kind = "f"
     char = _BITS.char
+    in_use = False  # whether there may be such an array
 
     def __repr__(self) -> str:
         return self.name
@@ -40,8 +39,7 @@ BFLOAT16 = BFloat16()
 
 def use() -> None:
     """From now on look for arrays of bfloat16."""
-    global in_use
-    in_use = True
+    BFLOAT16.in_use = True
 
 
 def is_bfloat16(array: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn.bfloat16 import is_bfloat16
 from gpucnn.device import Array, to_device
 from gpucnn.tensor import Function, Tensor, no_grad
 
@@ -15,6 +16,8 @@ Filled = tuple[tuple[int, ...], Any, float]  # shape, dtype and value of an arra
 
 class Nothing(Function):
     """Constants in the place of a computation on an empty batch; every gradient is 0."""
+
+    activations = ()  # inputs stay in the storage they have
 
     def forward(self, *arrays: Array | None, outputs: list[Filled]) -> Any:
         self.inputs = [None if a is None else (a.shape, a.dtype) for a in arrays]
@@ -32,9 +35,13 @@ class Nothing(Function):
 
 
 def nothing(inputs: Iterable[Tensor | None], shape: tuple[int, ...], value: float = 0) -> Tensor:
-    """A constant with the dtype of the first input, in the place of a function of the inputs."""
+    """A constant with the dtype of the first input, in the place of a function of the inputs.
+
+    In float32 beside bfloat16 unless it is 0.
+    """
     inputs = tuple(inputs)
-    dtype = next(t.dtype for t in inputs if t is not None)
+    first = next(t.data for t in inputs if t is not None)
+    dtype = np.float32 if value and is_bfloat16(first) else first.dtype
     made: Tensor = Nothing.apply(*inputs, outputs=[(shape, dtype, value)])
     return made
 
@@ -56,9 +63,9 @@ def of_no_images(
     for i, t in images:
         if t.shape[:1] == (0,):
             value = -1 if t.dtype == np.int32 else 0  # no winner, where it is an index
-            array = to_device(np.full((count, *t.shape[1:]), value, t.dtype), t.device)
+            array = to_device(np.full((count, *t.shape[1:]), value, t.data.dtype), t.device)
             blank[i] = Tensor._wrap(array, t.device)
     with no_grad():
         found = function.apply(*blank, **options)
     made = found if isinstance(found, tuple) else (found,)
-    return Nothing.apply(*inputs, outputs=[((0, *y.shape[1:]), y.dtype, 0) for y in made])
+    return Nothing.apply(*inputs, outputs=[((0, *y.shape[1:]), y.data.dtype, 0) for y in made])

@@ -40,6 +40,7 @@ from gpucnn.ops.avg_unpool2d import avg_unpool2d, sum_unpool2d
 from gpucnn.ops.batch_norm import batch_norm
 from gpucnn.ops.binary_cross_entropy import binary_cross_entropy_with_logits
 from gpucnn.ops.broadcast import broadcast_to
+from gpucnn.ops.cast import to_bfloat16, to_float32
 from gpucnn.ops.class_loss import multi_margin_loss, nll_loss
 from gpucnn.ops.concatenate import concatenate
 from gpucnn.ops.conv1d import conv1d
@@ -161,5 +162,7 @@ __all__ = [
     "sum_unpool2d",
     "sum_unpool3d",
     "tanh",
+    "to_bfloat16",
+    "to_float32",
     "transpose",
 ]

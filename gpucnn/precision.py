@@ -6,8 +6,7 @@ import functools
 
 import numpy as np
 
-from gpucnn import bfloat16
-from gpucnn.bfloat16 import is_bfloat16
+from gpucnn.bfloat16 import is_bfloat16, use
 from gpucnn.device import Array
 
 _chosen: str | None = None
@@ -37,12 +36,11 @@ class precision:
 
     def __init__(self, mode: str | None) -> None:
         global _chosen
-        if mode is not None and mode not in self.modes:
-            raise ValueError(f"precision is one of {', '.join(self.modes)}, or None, got {mode!r}")
+        check_precision(mode)
         self._previous = _chosen
         _chosen = mode
         if mode == "bf16":
-            bfloat16.use()
+            use()
 
     def __enter__(self) -> None:
         pass
@@ -50,6 +48,12 @@ class precision:
     def __exit__(self, *_: object) -> None:
         global _chosen
         _chosen = self._previous
+
+
+def check_precision(mode: str | None) -> None:
+    """Raise ValueError unless :class:`precision` takes the mode."""
+    if mode is not None and mode not in precision.modes:
+        raise ValueError(f"precision is one of {', '.join(precision.modes)}, or None, got {mode!r}")
 
 
 def chosen_precision() -> str | None:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn import bfloat16, launch_plan, recording, storage
-from gpucnn.bfloat16 import is_bfloat16
+from gpucnn import launch_plan, recording, storage
+from gpucnn.bfloat16 import BFLOAT16, is_bfloat16, narrowed, storing, widened
 
 PRIMITIVES: dict[str, Primitive] = {}
 
@@ -35,7 +35,7 @@ class Primitive:
     ) -> None:
         functools.update_wrapper(self, definition)
         self.stores = stores
-        self.on_cpu = self._storing(definition, bfloat16.widened, bfloat16.narrowed)
+        self.on_cpu = self._storing(definition, widened, narrowed)
         self.name = definition.__name__
         self.family = definition.__module__.rsplit(".", 1)[-1]
         self.definition = definition
@@ -60,11 +60,11 @@ class Primitive:
 
         @functools.wraps(body)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if not bfloat16.in_use or not any(_holds_bfloat16(a) for a in args):
+            if not BFLOAT16.in_use or not any(_holds_bfloat16(a) for a in args):
                 return body(*args, **kwargs)
             if self.stores is None:
                 raise TypeError(f"{self.name} does not take bfloat16")
-            with bfloat16.storing():
+            with storing():
                 results = body(*[_widened(a, widen) for a in args], **kwargs)
             if not isinstance(results, tuple):
                 return narrow(results) if self.stores else results
@@ -110,7 +110,7 @@ class Primitive:
 
     def _body(self, device: str) -> Callable[..., Any]:
         if device == "cpu":
-            return self.on_cpu if bfloat16.in_use else self.definition
+            return self.on_cpu if BFLOAT16.in_use else self.definition
         if _variant_of and (variant := _variant_of.get(self.family)) in self.launchers:
             return self.launchers[variant]
         if self.tuned is not None and device == "cuda":

@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from gpucnn import bfloat16, recording
+from gpucnn import recording
 from gpucnn.backward import BackwardPass, added, walk_back
 from gpucnn.bfloat16 import BFLOAT16, is_bfloat16, is_float, narrowed, widened
 from gpucnn.device import (
@@ -393,7 +393,7 @@ class Function:
         """Run forward on tensors (None passes through) and record it where a gradient is needed."""
         if recording.active is not None:
             recording.using(inputs)
-        if bfloat16.in_use:
+        if BFLOAT16.in_use:
             inputs = prepared(cls, inputs)
         device, one_device, absent, strange = "", True, False, False
         arrays: list[Array | None] = []

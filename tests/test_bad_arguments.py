@@ -85,6 +85,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "dropout2d": {"x": X2, "training": True},
     **{name: {"a": X2, "b": X2} for name in ("add", "subtract", "multiply")},
     "negate": {"a": X2},
+    **{name: {"x": X2} for name in ("to_bfloat16", "to_float32")},
     "broadcast_to": {"x": (5, 1), "shape": [2, 5, 4]},
     "concatenate": {"tensors": [tensor(*ROWS), tensor(*ROWS)]},
     **{name: {"x": X2} for name in ("transpose", "sum", "mean", "max", "softmax", "log_softmax")},

@@ -25,8 +25,7 @@ from bench.cases import (
     LocalResponseNormCase,
     Pool2dCase,
 )
-from gpucnn import bfloat16
-from gpucnn.bfloat16 import narrowed, widened
+from gpucnn.bfloat16 import narrowed, use, widened
 from gpucnn.device import to_device, to_host
 from gpucnn.kernel import observe_launches
 from gpucnn.ops import adaptive_pool2d as adaptive
@@ -74,7 +73,7 @@ from tests.support import check_stored, randn
 
 @pytest.fixture(autouse=True)
 def _in_use() -> None:
-    bfloat16.use()
+    use()
 
 
 def rounded(a: np.ndarray) -> np.ndarray:

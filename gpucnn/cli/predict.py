@@ -41,7 +41,8 @@ def predict(run: Path, images: tuple[str, ...], device: str | None, as_json: boo
         gpucnn.use_device(device)
     model, config, _ = training.load_model(run)
     levels = np.stack([read_picture(path, config.image_shape) for path in images])
-    shares = training.predict(model, normalize(levels, config.mean, config.std))
+    with gpucnn.precision(config.precision):
+        shares = training.predict(model, normalize(levels, config.mean, config.std))
     masks: list[str | None] = [None] * len(images)
     if shares.ndim == 4:
         labels = shares.argmax(axis=-1)

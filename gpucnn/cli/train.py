@@ -19,6 +19,7 @@ from gpucnn.cli.options import (
     model_names,
     optimizer_names,
     parsed_augmentation,
+    precisions,
     program,
 )
 
@@ -89,6 +90,12 @@ _RESUMABLE: Final = {"dataset", "resume", "data_dir", "device", "graph", "as_jso
     type=click.FloatRange(min=0),
     callback=finite,
     help="Default: 5e-4 for sgd, momentum and nesterov, 0.01 for adamw, else 0.",
+)
+@click.option(
+    "--precision",
+    type=Name("precision", precisions),
+    help="fp32, tf32, bf16 or fp16: how matrix products compute, and with bf16 what activations "
+    "are stored in. Kept with the run. Default: tf32 on GPUs that have it, else fp32.",
 )
 @click.option(
     "--augment",

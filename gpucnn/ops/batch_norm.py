@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn import buffers
+from gpucnn.bfloat16 import is_bfloat16
 from gpucnn.device import Array, empty
 from gpucnn.empty_batch import nothing
 from gpucnn.fusion import fuses
@@ -408,7 +409,8 @@ def batch_norm(
     inputs = (x, gamma, beta, running_mean, running_var)
     if isinstance(x, Tensor) and x.shape[:1] == (0,):
         # Two blank images pass the checks; what they do to the statistics is thrown away.
-        blank = Tensor(np.zeros((2, *x.shape[1:]), x.dtype), device=x.device)
+        dtype = np.float32 if is_bfloat16(x.data) else x.dtype
+        blank = Tensor(np.zeros((2, *x.shape[1:]), dtype), device=x.device)
         copies = [
             Tensor._wrap(copied(t.data), t.device) if isinstance(t, Tensor) else t
             for t in (running_mean, running_var)

@@ -6,8 +6,7 @@ from typing import cast
 
 import numpy as np
 
-from gpucnn import bfloat16
-from gpucnn.bfloat16 import is_bfloat16, narrowed, widened
+from gpucnn.bfloat16 import is_bfloat16, narrowed, use, widened
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.elementwise import THREADS, four_each
@@ -102,5 +101,5 @@ def to_bfloat16(x: Tensor) -> Tensor:
         return x
     if x.data.dtype != np.float32:
         raise TypeError(f"x must be float32 or bfloat16, got {x.dtype}")
-    bfloat16.use()
+    use()
     return cast("Tensor", Narrow.apply(x))

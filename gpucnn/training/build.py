@@ -13,6 +13,7 @@ import gpucnn
 from gpucnn import data, models, optim
 from gpucnn.data.pictures import pictures_available, write_picture
 from gpucnn.nn import Module
+from gpucnn.precision import check_precision
 from gpucnn.threads import thread_count
 from gpucnn.training.checkpoint import load_checkpoint
 from gpucnn.training.recipes import OPTIMIZERS, learning_rate, optimizer_options, recipe
@@ -71,6 +72,7 @@ def _make_trainer(
         run=run,
         device=config.device,
         graph=graph,
+        precision=config.precision,
     )
     # A cycle of a single step would be its own end, where the rate is next to nothing.
     trainer.scheduler = optim.OneCycleLR(optimizer, config.lr, max(trainer.total_steps, 2))
@@ -94,10 +96,12 @@ def start(
     augmentation: data.Augmentation | None = None,
     out: str | os.PathLike[str] | None = None,
     graph: bool | None = None,
+    precision: str | None = None,
 ) -> Trainer:
     """Make a new run folder and the trainer that fills it; what is None comes from the recipe.
 
     graph: as of :class:`Trainer`; it changes no result and is not kept in the run folder.
+    precision: as of :class:`Trainer`; kept with the run, which is resumed in it.
 
     Raises:
         ValueError: an argument out of range, an unknown name, a momentum for an optimizer without
@@ -110,6 +114,7 @@ def start(
     options = optimizer_options(optimizer, momentum, weight_decay)
     model = model or defaults.model
     models.input_shape(model)
+    check_precision(precision)
     thread_count()  # a wrong GPUCNN_THREADS is an error before there is a folder
     if device is not None:
         gpucnn.use_device(device)
@@ -136,6 +141,7 @@ def start(
         mean=train.mean,
         std=train.std,
         augmentation=str(train.augmentation or data.Augmentation()),
+        precision=precision,
     )
     trainer = _make_trainer(config, None, train, test, graph)
     path = make_default_folder(dataset, model) if out is None else out

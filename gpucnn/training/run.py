@@ -28,6 +28,7 @@ import numpy as np
 
 from gpucnn.device import default_device, why_cpu
 from gpucnn.ops.augmentation import Augmentation
+from gpucnn.precision import check_precision
 from gpucnn.training.checkpoint import write_atomically
 
 KEPT_CHECKPOINTS: Final = 2
@@ -51,6 +52,7 @@ class Config:
         classes, image_shape, mean, std: of the dataset, which ``gpucnn predict`` needs; mean and
             std are one number, or one for each channel.
         augmentation: as ``Augmentation.parse`` reads it, or None: the dataset's own.
+        precision: one of ``gpucnn.precision.modes``, or None: the device's own.
     """
 
     dataset: str
@@ -69,6 +71,7 @@ class Config:
     mean: float | tuple[float, ...]
     std: float | tuple[float, ...]
     augmentation: str | None = None
+    precision: str | None = None
 
 
 class RunFolder:
@@ -142,7 +145,8 @@ class RunFolder:
         try:
             values = json.loads(path.read_text("utf-8"))
             known = {field.name for field in fields(Config)}
-            values.setdefault("augmentation", None)  # which older runs do not have
+            for name in ("augmentation", "precision"):  # which older runs do not have
+                values.setdefault(name, None)
             if values.keys() != known:
                 differing = ", ".join(sorted(values.keys() ^ known))
                 raise ValueError(f"missing or unknown: {differing}")
@@ -157,6 +161,7 @@ class RunFolder:
                 values[name] = tuple(map(float, values[name])) if several else float(values[name])
             if values["augmentation"] is not None:
                 values["augmentation"] = str(Augmentation.parse(values["augmentation"]))
+            check_precision(values["precision"])
             values["optimizer_options"] = dict(values["optimizer_options"])
             return Config(**values)
         except (OSError, ValueError, TypeError, AttributeError) as error:

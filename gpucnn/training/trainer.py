@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -27,6 +27,8 @@ from gpucnn.misuse import warn_once
 from gpucnn.nn import Module
 from gpucnn.ops.loss import IGNORE_INDEX
 from gpucnn.optim import LRScheduler, Optimizer
+from gpucnn.precision import check_precision
+from gpucnn.precision import precision as choose_precision
 from gpucnn.tensor import Tensor
 from gpucnn.threads import single_threaded_blas
 from gpucnn.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -75,6 +77,8 @@ class Trainer:
         device: where the model is; the default device if None.
         graph: whether a step is recorded once and replayed (:func:`gpucnn.cuda_graph`), which
             changes no bit of it; None for yes on ``cuda`` and no elsewhere.
+        precision: of training and evaluation, as :class:`gpucnn.precision` takes it, and kept in
+            checkpoints; None for what is chosen where ``fit`` is called.
 
     Attributes:
         batches: the training batches; ``batches.data`` tells where the images are.
@@ -97,7 +101,9 @@ class Trainer:
         run: RunFolder | None = None,
         device: str | None = None,
         graph: bool | None = None,
+        precision: str | None = None,
     ) -> None:
+        check_precision(precision)
         for name, value in (("epochs", epochs), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
@@ -117,6 +123,7 @@ class Trainer:
         self.seed = seed
         self.run = run
         self.device = device
+        self.precision = precision
         self.graph = (device or default_device()) == "cuda" if graph is None else graph
         self._train_on_batch: Callable[..., tuple[Tensor, Tensor, Tensor]] = self._batch_step
         if self.graph:
@@ -160,6 +167,7 @@ class Trainer:
         state = {
             "progress": asdict(self.progress),
             "seed": self.seed,
+            "precision": self.precision,
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             **{
                 name: {"seed": generator.seed, "position": generator.position}
@@ -183,6 +191,8 @@ class Trainer:
         try:
             if state["seed"] != self.seed:
                 raise ValueError(f"its seed is {state['seed']}, the run's is {self.seed}")
+            if (kept := state.get("precision")) != self.precision:
+                raise ValueError(f"its precision is {kept}, the run's is {self.precision}")
             self.model.load_state_dict(checkpoint.group("model"))
             self.optimizer.load_state_dict(checkpoint.group("optimizer"))
             if self.scheduler is not None:
@@ -221,7 +231,7 @@ class Trainer:
         self.model.train()
         lock = nullcontext() if self.run is None else self.run.locked()
         # Switched once here: to switch BLAS at each operation costs more than many operations do.
-        with lock, StopRequest() as stop, reporter, single_threaded_blas():
+        with lock, StopRequest() as stop, reporter, single_threaded_blas(), self._in_precision():
             if self.run is not None:
                 self.run.rewind_metrics(self.progress.step, self.progress.epoch)
             if self.run is not None and self.progress.step > 0:
@@ -243,6 +253,9 @@ class Trainer:
                         self.save()
                     self._stop_if_asked(stop)
         return self.test_accuracy
+
+    def _in_precision(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.precision is None else choose_precision(self.precision)
 
     def _stop_if_asked(self, stop: StopRequest) -> None:
         if stop.signal is not None:
@@ -302,7 +315,8 @@ class Trainer:
                 continue
             if not math.isfinite(loss):
                 raise Diverged(f"the loss became {loss} at step {result.step}")
-            correct = int((to_host(result.logits).argmax(axis=-1) == labels).sum())
+            predicted = Tensor._wrap(result.logits, "").numpy().argmax(axis=-1)
+            correct = int((predicted == labels).sum())
             progress.loss_sum += loss * n
             progress.correct += correct
             progress.seen += n
