@@ -13,7 +13,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -35,34 +35,46 @@ def thread_count() -> int:
 
 
 @functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=max(1, thread_count() - 1), thread_name_prefix="gpucnn")
+def _jobs() -> SimpleQueue[Callable[[], None]]:
+    """What is put here a helping thread calls; there is one thread less than is used."""
+    jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+
+    def helper() -> None:
+        while True:
+            jobs.get()()
+
+    for i in range(max(1, thread_count() - 1)):
+        threading.Thread(target=helper, name=f"gpucnn-{i}", daemon=True).start()
+    return jobs
 
 
 @functools.cache
-def _blas() -> Any:
+def _blas() -> list[Any]:
     try:
         from threadpoolctl import ThreadpoolController
     except ImportError:
-        return None
-    return ThreadpoolController()
+        return []
+    return list(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)
+os.register_at_fork(after_in_child=_jobs.cache_clear)
 
 
 @contextlib.contextmanager
 def single_threaded_blas() -> Iterator[None]:
     """BLAS uses one thread inside; without threadpoolctl it keeps its own count."""
-    controller = _blas()
-    if controller is None or getattr(_local, "limited", False):
+    if getattr(_local, "limited", False):
         yield
         return
+    many = [(library, n) for library in _blas() if (n := library.get_num_threads()) > 1]
     _local.limited = True
     try:
-        with controller.limit(limits=1, user_api="blas"):
-            yield
+        for library, _ in many:
+            library.set_num_threads(1)
+        yield
     finally:
+        for library, n in many:
+            library.set_num_threads(n)
         _local.limited = False
 
 
@@ -97,13 +109,25 @@ def map_chunks(work: Callable[[int, int], T], n: int, chunk: int) -> list[T]:
             finally:
                 _local.inside = False
 
+        ends: SimpleQueue[BaseException | None] = SimpleQueue()
+
+        def help_out() -> None:
+            try:
+                drain()
+            except BaseException as error:  # raised where the chunks are wanted
+                ends.put(error)
+            else:
+                ends.put(None)
+
         helpers = min(thread_count(), len(spans)) - 1
-        futures = [_pool().submit(drain) for _ in range(helpers)]
+        for _ in range(helpers):
+            _jobs().put(help_out)
         try:
             drain()
         finally:
-            for future in futures:
-                future.result()
+            errors = [error for _ in range(helpers) if (error := ends.get()) is not None]
+        if errors:
+            raise errors[0]
         return results
 
 

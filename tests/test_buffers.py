@@ -84,6 +84,20 @@ def test_map_chunks_keeps_order_and_raises() -> None:
         threads.map_chunks(fail, 10, 3)
 
 
+def test_map_chunks_raises_what_a_helping_thread_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUCNN_THREADS", "2")
+    both, caller = threading.Barrier(2, timeout=30), threading.current_thread()
+
+    def fail(start: int, stop: int) -> None:
+        both.wait()
+        if threading.current_thread() is not caller:
+            raise KeyError(start)
+
+    with pytest.raises(KeyError):
+        threads.map_chunks(fail, 2, 1)
+    assert threads.map_chunks(lambda a, b: a, 2, 1) == [0, 1]
+
+
 def test_the_number_of_threads_does_not_change_the_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     x, w = randn(9, 20, 21, 7), randn(5, 3, 3, 7)
     s = conv2d_geometry(x, w, None, 1, 1, 1, 1)

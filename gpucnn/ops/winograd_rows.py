@@ -14,6 +14,7 @@ Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", arX
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -64,6 +65,26 @@ def images_per_chunk(s: ConvGeometry) -> int:
     return max(1, min(_UNIT // each, -(-s.N // 2)))
 
 
+@functools.cache
+def _alike(
+    tiles: int, step: int, count: int, top: int, high: int
+) -> tuple[tuple[int, int, int, int], ...]:
+    """Tiles of which an image of ``high`` rows has the same rows: (first, how many, rows from, to).
+
+    Tile t begins in row step·t − top and has ``count`` rows.
+    """
+    spans = [
+        (begin := min(max(0, top - step * t), count), max(begin, min(count, high + top - step * t)))
+        for t in range(tiles)
+    ]
+    found, first = [], 0
+    for rows, alike in itertools.groupby(spans):
+        number = len(list(alike))
+        found.append((first, number, *rows))
+        first += number
+    return tuple(found)
+
+
 def _tiles(
     images: Floats, columns: int, tiles: int, step: int, count: int, top: int
 ) -> Iterator[tuple[slice, slice, Floats | None]]:
@@ -74,16 +95,13 @@ def _tiles(
     """
     n, high, _, channels = images.shape
     image, row, _, item = images.strides
-    spans = [(max(0, top - step * t), min(count, high + top - step * t)) for t in range(tiles)]
-    t = 0
-    for (begin, end), alike in itertools.groupby(spans):
-        number, view = len(list(alike)), None
+    for first, number, begin, end in _alike(tiles, step, count, top, high):
+        view = None
         if begin < end:
             shape = (number, n, end - begin, columns * channels)
-            strides, at = (step * row, image, row, item), (step * t - top + begin) * row
+            strides, at = (step * row, image, row, item), (step * first - top + begin) * row
             view = np.ndarray(shape, images.dtype, images, at, strides)
-        yield slice(t, t + number), slice(begin, max(begin, end)), view
-        t += number
+        yield slice(first, first + number), slice(begin, end), view
 
 
 def _parts(name: str, s: ConvGeometry, shape: tuple[int, int, int], C: int, dtype: Any) -> Any:
