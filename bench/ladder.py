@@ -22,6 +22,7 @@ from gpucnn.ops.conv2d_pipeline import IMPLICIT_GEMM, REGISTER_TILED, use_tile
 from gpucnn.ops.conv_geometry import ConvGeometry, conv_geometry
 from gpucnn.precision import precision
 from gpucnn.primitive import PRIMITIVES
+from gpucnn.storage import handed_over
 from gpucnn.xray import sass
 from gpucnn.xray.compiled import compiled
 from gpucnn.xray.counters import LaunchCounters, count
@@ -104,7 +105,7 @@ def see(direction: str) -> list[Seen]:
     for rung, mode, name in STEPS:
         launcher = PRIMITIVES[f"conv2d_{direction}"].launchers[rung]
         with _widest_tile(rung, mode), precision(mode), count() as counted:
-            launcher(*inputs[direction], s)
+            launcher(*handed_over("conv2d", inputs[direction]), s)
         (counters,) = (c for c in counted.launches if c.kernel == f"conv2d_{rung}_{direction}")
         assert counters.spec is not None
         module = compiled(counters.spec, ARCH)

@@ -30,8 +30,9 @@ import numpy as np
 import gpucnn
 from gpucnn.device import to_device, to_host
 from gpucnn.primitive import PRIMITIVES
+from gpucnn.storage import handed_over
 
-from .harness.arguments import flat, map_arrays, results
+from .harness.arguments import flat, in_float32, map_arrays, results
 from .harness.verify import Reference, same_bits
 from .problems import Problem, select
 from .series import series
@@ -107,9 +108,10 @@ def _errors(actual: Any, expected: Any, terms: int, inputs: float) -> _Errors:
 def _computed(
     problem: Problem, arguments: tuple[Any, ...], run: Callable[..., Any], device: str
 ) -> list[Any]:
+    arguments = handed_over(problem.family, arguments)
     on_device = map_arrays(arguments, lambda a: to_device(a.copy(), device))
     made = results(run(*on_device), on_device, problem.updated)
-    return [np.array(to_host(a), order="C") for a in made]
+    return [np.array(in_float32(to_host(a)), order="C") for a in made]
 
 
 def _growth(primitive: str, run: Callable[..., Any], device: str, longest: int) -> float | None:

@@ -62,7 +62,8 @@ def chosen_precision() -> str | None:
 
 
 @functools.cache
-def _has_tf32(gpu: int) -> bool:
+def has_tf32(gpu: int) -> bool:
+    """Whether the tensor cores of a GPU take TF32 and bfloat16."""
     import cupy
 
     return int(cupy.cuda.Device(gpu).compute_capability) >= 80
@@ -72,6 +73,8 @@ def precision_of(x: Array) -> str:
     """The precision of matrix products whose operands live where ``x`` does."""
     if is_bfloat16(x):
         return "bf16"
-    if _chosen is not None:
+    if _chosen is not None and _chosen != "bf16":
         return _chosen
-    return "tf32" if not isinstance(x, np.ndarray) and _has_tf32(x.device.id) else "fp32"
+    # In "bf16" the products of what is stored in float32 lose nothing that matters beside it.
+    tf32 = _chosen == "bf16" if isinstance(x, np.ndarray) else has_tf32(x.device.id)
+    return "tf32" if tf32 else "fp32"

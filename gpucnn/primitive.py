@@ -54,9 +54,16 @@ class Primitive:
         return self.definition(*args, **kwargs)
 
     def _storing(
-        self, body: Callable[..., Any], widen: Callable[..., Any], narrow: Callable[..., Any]
+        self,
+        body: Callable[..., Any],
+        widen: Callable[..., Any],
+        narrow: Callable[..., Any],
+        takes: Callable[..., bool] | None = None,
     ) -> Callable[..., Any]:
-        """A body of float32 that also takes bfloat16: widened before it, narrowed after it."""
+        """A body of float32 that also takes bfloat16: widened before it, narrowed after it.
+
+        takes: whether the body takes these arguments in bfloat16 as they are.
+        """
 
         @functools.wraps(body)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -64,6 +71,8 @@ class Primitive:
                 return body(*args, **kwargs)
             if self.stores is None:
                 raise TypeError(f"{self.name} does not take bfloat16")
+            if takes is not None and takes(*args, **kwargs):
+                return body(*args, **kwargs)
             with storing():
                 results = body(*[_widened(a, widen) for a in args], **kwargs)
             if not isinstance(results, tuple):
@@ -76,11 +85,12 @@ class Primitive:
         return call
 
     def kernel(
-        self, variant: str = "", *, native: bool = False
+        self, variant: str = "", *, native: bool | Callable[..., bool] = False
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Register a launcher. The first registered variant is the one used by default.
 
-        native: it takes bfloat16 as it is; for others kernels widen and narrow what is stored.
+        native: it takes bfloat16 as it is, always or where this holds of its arguments; for others
+        kernels widen and narrow what is stored.
         Raises TypeError if the launcher's signature is not the definition's.
         """
 
@@ -91,8 +101,9 @@ class Primitive:
                     f"launcher {launcher.__name__}{got} must have the signature of "
                     f"{self.name}{want}"
                 )
-            if self.stores is not None and not native:
-                launcher = self._storing(launcher, storage.widen_there, storage.narrow_there)
+            if self.stores is not None and native is not True:
+                takes = native or None
+                launcher = self._storing(launcher, storage.widen_there, storage.narrow_there, takes)
             if not self.launchers:
                 self.default = launcher
             self.launchers[variant] = launcher

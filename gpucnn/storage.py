@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from gpucnn.bfloat16 import is_bfloat16
+import numpy as np
+
+from gpucnn.bfloat16 import is_bfloat16, narrowed
 from gpucnn.device import Array
 from gpucnn.precision import chosen_precision
 
@@ -73,6 +75,22 @@ def stored_weight(function: Function, x: Array, weight: Array) -> Array:
     from gpucnn.ops.cast import narrow
 
     return function.run(narrow, weight)
+
+
+_PRODUCTS = ("conv2d", "conv2d_fused", "conv_transpose2d", "linear")
+
+
+def handed_over(family: str, arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """Arguments of a primitive, NumPy arrays of float32, as the chosen precision hands them to it.
+
+    In "bf16" activations and weights of products are narrowed.
+    """
+    if family not in _PRODUCTS or chosen_precision() != "bf16":
+        return tuple(arguments)
+    return tuple(
+        narrowed(a) if isinstance(a, np.ndarray) and _is_float32_activation(a) else a
+        for a in arguments
+    )
 
 
 def _is_float32_activation(array: Array) -> bool:

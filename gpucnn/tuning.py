@@ -40,12 +40,14 @@ from gpucnn.ops.conv2d_pipeline import (
     REGISTER_TILED,
     TiledLauncher,
     use_tile,
+    vectors,
 )
 from gpucnn.ops.conv2d_winograd import WINOGRAD
 from gpucnn.ops.conv_geometry import ConvGeometry
 from gpucnn.ops.linear import LinearGeometry
 from gpucnn.precision import precision, precision_of
 from gpucnn.primitive import PRIMITIVES, Primitive
+from gpucnn.storage import handed_over
 
 FAMILIES = ("conv2d", "conv_transpose2d", "linear")
 RUNGS = {rung.name: rung for rung in (REGISTER_TILED, IMPLICIT_GEMM)}
@@ -119,7 +121,8 @@ def rules_choice(primitive: str, arguments: Sequence[Any], moved: Callable[[Any]
 
     arguments: host arrays, which ``moved`` brings to the device; the call runs there.
     """
-    there = [moved(a) if isinstance(a, np.ndarray) else a for a in arguments]
+    given = handed_over(PRIMITIVES[primitive].family, arguments)
+    there = [moved(a) if isinstance(a, np.ndarray) else a for a in given]
     launches: list[Launch] = []
     with observe_launches(launches.append):
         next(iter(PRIMITIVES[primitive].launchers.values()))(*there)
@@ -159,7 +162,8 @@ def _tiles(primitive: str, mode: str, geometry: Geometry, variant: str) -> list[
     else:
         gathers = primitive.endswith("data_gradient") or primitive.startswith("conv_transpose2d")
         channels = outputs if gathers else inputs
-    rung, vector = RUNGS[variant], 4 if channels % 4 == 0 else 1
+    rung, (most, least) = RUNGS[variant], vectors(mode)
+    vector = most if channels % most == 0 else least
     known = [t for i, t in enumerate(rung.tiles) if (i, mode, vector, dims) in rung.index]
     return [str(tile) for tile in known] if len(known) > 1 else []
 

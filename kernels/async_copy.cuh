@@ -8,9 +8,9 @@
 // multiples of the size, also where nothing is read: there `from` may lie outside its array. Before
 // sm_80 the copy is done at once.
 
-template <int BYTES>
-__device__ __forceinline__ void copy_async(float* to, const float* from, bool inside) {
-    static_assert(BYTES == 4 || BYTES == 16, "one float or four");
+template <int BYTES, class T>
+__device__ __forceinline__ void copy_async(T* to, const T* from, bool inside) {
+    static_assert(BYTES == 4 || BYTES == 16, "a word or four");
 #ifdef GPUCNN_EMULATED
     gpucnn_copy_async<BYTES>(to, from, inside ? BYTES : 0);
 #elif __CUDA_ARCH__ >= 800
@@ -27,7 +27,7 @@ __device__ __forceinline__ void copy_async(float* to, const float* from, bool in
         *reinterpret_cast<float4*>(to) = inside ? *reinterpret_cast<const float4*>(from)
                                                 : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     else
-        *to = inside ? *from : 0.0f;
+        *reinterpret_cast<float*>(to) = inside ? *reinterpret_cast<const float*>(from) : 0.0f;
 #endif
 }
 

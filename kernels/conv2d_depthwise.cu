@@ -38,7 +38,8 @@
 // input channel are added through shared memory. The weight gradient is cut into slices of runs, one per
 // block; in a block lanes that share channels and filter row are added pairwise (block_sums.cuh), slices
 // by a second launch. No atomics. Any sizes; the launcher refuses filters of more than 48 KiB a block, and
-// passes arrays at multiples of 16 bytes where VECTOR is 4.
+// passes arrays at multiples of four numbers where VECTOR is 4. With BFLOAT16 x, y, dy, dx and w are
+// bfloat16, an access half as wide; shared memory, sums and the slices of dw are float.
 
 #include "common.cuh"
 #include "block_sums.cuh"
@@ -72,7 +73,7 @@ __device__ __forceinline__ constexpr int input_of(int i, int j) { return i / OUT
 
 // The V channels at column `column` of a row of `columns` pixels of C channels; zero outside.
 template <int V>
-__device__ __forceinline__ Channels<float, V> pixel_at(const float* row, int column, int columns, int C) {
+__device__ __forceinline__ Channels<float, V> pixel_at(const stored* row, int column, int columns, int C) {
     if (column < 0 || column >= columns) return all_channels<float, V>(0.0f);
     return load_vector<V>(row + (long long)column * C);
 }
@@ -83,11 +84,11 @@ __device__ __forceinline__ int pitch_of(int count) { return count + VECTOR; }
 
 // filters[k * pitch + i] = w[(first + i) * K + k] for the block's `count` output channels below OC, and
 // K = KH * KW * IN_GROUP
-__device__ __forceinline__ void stage_filters(float* filters, const float* w, int first, int count, int OC,
+__device__ __forceinline__ void stage_filters(float* filters, const stored* w, int first, int count, int OC,
                                               int K) {
     for (int i = threadIdx.x; i < count * K; i += THREADS) {
         const int channel = i / K, k = i % K;
-        filters[k * pitch_of(count) + channel] = first + channel < OC ? w[(long long)first * K + i] : 0.0f;
+        filters[k * pitch_of(count) + channel] = first + channel < OC ? to_float(w[(long long)first * K + i]) : 0.0f;
     }
 }
 
@@ -123,10 +124,10 @@ extern __shared__ __align__(16) float shared_floats[];
 
 // grid (blocks of runs, blocks of lanes_c * VECTOR output channels)
 extern "C" __global__ void __launch_bounds__(256, 2) conv2d_depthwise_forward(
-    float* __restrict__ y,        // (N, OH, OW, OC)
-    const float* __restrict__ x,  // (N, H, W, C)
-    const float* __restrict__ w,  // (OC, KH, KW, CG)
-    const float* __restrict__ b,  // (OC) or null
+    stored* __restrict__ y,        // (N, OH, OW, OC)
+    const stored* __restrict__ x,  // (N, H, W, C)
+    const stored* __restrict__ w,  // (OC, KH, KW, CG)
+    const float* __restrict__ b,   // (OC) or null
     int N, int H, int W, int C, int OC, int KH, int KW_, int OH, int OW,
     int SH, int SW_, int PT, int PL, int DH, int DW_, int lanes_c, int strip) {
     WIDTHS;
@@ -139,7 +140,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) conv2d_depthwise_forward(
     if (band.n >= N || band.column >= OW || oc >= OC) return;
     const Filters filters(shared_floats + lane * VECTOR, pitch, KH);
     const int c = VECTOR == 4 ? oc / VECTOR * INPUTS : oc / (OC / C);
-    const float* image = x + (long long)band.n * H * W * C + c;
+    const stored* image = x + (long long)band.n * H * W * C + c;
     const Outputs bias = b ? load_vector<VECTOR>(b + oc) : all_channels<float, VECTOR>(0.0f);
     const int left = band.column * SW - PL;
 
@@ -151,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) conv2d_depthwise_forward(
         for (int kh = 0; kh < (KEEP_FILTERS ? FILTER_W : KH); ++kh) {
             const int ih = oh * SH - PT + kh * DH;
             if (kh >= KH || ih < 0 || ih >= H) continue;
-            const float* row = image + (long long)ih * W * C;
+            const stored* row = image + (long long)ih * W * C;
 #if FILTER_W
             Inputs window[WINDOW];
 #pragma unroll
@@ -176,7 +177,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) conv2d_depthwise_forward(
                 }
             }
         }
-        float* to = y + (((long long)band.n * OH + oh) * OW + band.column) * OC + oc;
+        stored* to = y + (((long long)band.n * OH + oh) * OW + band.column) * OC + oc;
 #pragma unroll
         for (int p = 0; p < RUN; ++p)
             if (band.column + p < OW) store_vector(to + (long long)p * OC, sums[p]);
@@ -187,7 +188,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) conv2d_depthwise_forward(
 // PHASE: of `column + PL - (KW - 1)` by the stride, where that is fixed; of KW taps those are read that
 // meet an output.
 template <int PHASE>
-__device__ __forceinline__ void add_row(Inputs (&sums)[RUN], const Filters& filters, const float* row, int kh,
+__device__ __forceinline__ void add_row(Inputs (&sums)[RUN], const Filters& filters, const stored* row, int kh,
                                         int column, int OW, int OC, int KW_, int SW_, int PL, int DW_) {
     WIDTHS;
 #if FILTER_W
@@ -223,10 +224,10 @@ __device__ __forceinline__ void add_row(Inputs (&sums)[RUN], const Filters& filt
 // grid (blocks of runs, blocks of channels): lanes_c * VECTOR output channels; with VECTOR = 1 those of
 // `inputs` input channels, no more than lanes_c, or else of one, whose outputs then take turns
 extern "C" __global__ void __launch_bounds__(256, 2) conv2d_depthwise_data_gradient(
-    float* __restrict__ dx,        // (N, H, W, C)
-    const float* __restrict__ dy,  // (N, OH, OW, OC)
-    const float* __restrict__ w,   // (OC, KH, KW, CG)
-    const float* __restrict__ b,   // (C) or null
+    stored* __restrict__ dx,        // (N, H, W, C)
+    const stored* __restrict__ dy,  // (N, OH, OW, OC)
+    const stored* __restrict__ w,   // (OC, KH, KW, CG)
+    const float* __restrict__ b,    // (C) or null
     int N, int H, int W, int C, int OC, int KH, int KW_, int OH, int OW,
     int SH, int SW_, int PT, int PL, int DH, int DW_, int lanes_c, int strip, int inputs) {
     WIDTHS;
@@ -255,14 +256,14 @@ extern "C" __global__ void __launch_bounds__(256, 2) conv2d_depthwise_data_gradi
             for (int kh = 0; kh < (KEEP_FILTERS ? FILTER_W : KH); ++kh) {
                 const int h = ih + PT - kh * DH;
                 if (kh >= KH || h < 0 || h % SH || h / SH >= OH) continue;  // no output row reads ih through kh
-                const float* from = dy + ((long long)band.n * OH + h / SH) * OW * OC + first + o;
+                const stored* from = dy + ((long long)band.n * OH + h / SH) * OW * OC + first + o;
                 if (phase)
                     add_row<STEP_W == 2>(sums, filters, from, kh, band.column, OW, OC, KW, SW, PL, DW);
                 else
                     add_row<0>(sums, filters, from, kh, band.column, OW, OC, KW, SW, PL, DW);
             }
         }
-        float* to = dx + (((long long)band.n * H + ih) * W + band.column) * C;
+        stored* to = dx + (((long long)band.n * H + ih) * W + band.column) * C;
         if (M > 1) {  // only with VECTOR = 1
             // parts[m][p][i], apart so that neither side meets in a bank
             const int each = min(M, lanes_c), apart = (RUN + 1) * inputs;
@@ -275,7 +276,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) conv2d_depthwise_data_gradi
                 const int p = e / inputs, channel = blockIdx.y * inputs + e % inputs;
                 float sum = b && channel < C ? b[channel] : 0.0f;
                 for (int m = 0; m < each; ++m) sum += parts[m * apart + e];
-                if (owner && ih < H && band.column + p < W && channel < C) to[(long long)p * C + channel] = sum;
+                if (owner && ih < H && band.column + p < W && channel < C)
+                    set(to[(long long)p * C + channel], sum);
             }
             __syncwarp();  // the parts were read
             continue;
@@ -298,9 +300,9 @@ constexpr int SUMS = TAPS * IN_GROUP * VECTOR;
 // grid (slices, blocks of lanes_c * VECTOR output channels); slice s takes the runs of RUN pixels
 // s * slice_runs and following
 extern "C" __global__ void __launch_bounds__(256, 2) conv2d_depthwise_weight_gradient(
-    float* __restrict__ partial,   // (slices, OC, KH, KW, CG)
-    const float* __restrict__ dy,  // (N, OH, OW, OC)
-    const float* __restrict__ x,   // (N, H, W, C)
+    float* __restrict__ partial,    // (slices, OC, KH, KW, CG)
+    const stored* __restrict__ dy,  // (N, OH, OW, OC)
+    const stored* __restrict__ x,   // (N, H, W, C)
     int N, int H, int W, int C, int OC, int KH, int KW_, int OH, int OW,
     int SH, int SW_, int PT, int PL, int DH, int DW_, int lanes_c, int slice_runs) {
     WIDTHS;
@@ -318,8 +320,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) conv2d_depthwise_weight_gra
         const int ow = run % across * RUN, oh = run / across % OH, n = run / across / OH;
         const int ih = oh * SH - PT + kh * DH, left = ow * SW - PL + kw0 * DW;
         if (ih < 0 || ih >= H) continue;
-        const float* row = x + ((long long)n * H + ih) * W * C + c;
-        const float* from = dy + (((long long)n * OH + oh) * OW) * OC + oc;
+        const stored* row = x + ((long long)n * H + ih) * W * C + c;
+        const stored* from = dy + (((long long)n * OH + oh) * OW) * OC + oc;
         Outputs gradient[RUN];
 #pragma unroll
         for (int p = 0; p < RUN; ++p) gradient[p] = pixel_at<VECTOR>(from, ow + p, OW, OC);

@@ -32,6 +32,9 @@
 // Weight gradient: 8 reads of 16 bytes of dy (from L1 for all rows of the filter but one) and 30 of x
 // for 288 multiply-adds.
 //
+// With BFLOAT16 x, y, dy and w are bfloat16: half the bytes, so that arithmetic is the bound in both
+// passes; shared memory, sums and the slices of dw are float.
+//
 // Where four does not divide OC, outputs (dy) pass through lines in shared memory instead, one for each
 // row of the tile's outputs, so that a warp still moves neighbours.
 //
@@ -61,6 +64,7 @@ constexpr int KW_FIXED = FILTER_W, C_FIXED = CHANNELS, SW_FIXED = STEP_W;
 #endif
 
 constexpr int RUN = 8, THREADS = 256;
+constexpr int SECTOR = 32 / sizeof(stored);  // numbers of it
 constexpr int RESIDENT_BLOCKS = FILTER_W > 5 ? 2 : 3;  // the window of a wide filter takes its registers
 
 // What a block takes of the output: images x rows x (runs of RUN pixels), and quads of four channels;
@@ -89,7 +93,7 @@ __device__ __forceinline__ int placed(int e) {
 }
 
 // Stages what the tile reads of x: a warp takes a row. Its lanes start where a sector does.
-__device__ __forceinline__ void stage_tile(float* staged, const float* x, const Tile& tile, int N, int H,
+__device__ __forceinline__ void stage_tile(float* staged, const stored* x, const Tile& tile, int N, int H,
                                            int W, int C, int KH, int KW, int SH, int SW, int PT, int PL,
                                            int DH, int DW) {
     const int lane = threadIdx.x % 32;
@@ -100,10 +104,10 @@ __device__ __forceinline__ void stage_tile(float* staged, const float* x, const 
         const int n = tile.n0 + row / rows, ih = tile.oh0 * SH - PT + row % rows;
         const bool inside = n < N && ih >= 0 && ih < H;
         const long long first = ((long long)n * H + ih) * W * C + left;
-        for (int e = lane - (int)(first & 7); e < floats; e += 32)
+        for (int e = lane - (int)(first & (SECTOR - 1)); e < floats; e += 32)
             if (e >= 0)
                 staged[row * tile.pitch + placed(e)] =
-                    inside && left + e >= 0 && left + e < (long long)W * C ? x[first + e] : 0.0f;
+                    inside && left + e >= 0 && left + e < (long long)W * C ? to_float(x[first + e]) : 0.0f;
     }
 }
 
@@ -128,7 +132,7 @@ __device__ __forceinline__ int line_length(const Tile& tile, int channels) {
     return in_line(tile.runs * RUN, channels);
 }
 
-// copy(at, e) for every float of y in the tile and the place `at` of its copy: a warp takes a line, its
+// copy(at, e) for every number of y in the tile and the place `at` of its copy: a warp takes a line, its
 // lanes start where a sector does.
 template <class F>
 __device__ __forceinline__ void for_each_output(const Tile& tile, int N, int OH, int OW, int OC, int oc0,
@@ -138,7 +142,7 @@ __device__ __forceinline__ void for_each_output(const Tile& tile, int N, int OH,
         const int n = tile.n0 + line / tile.rows, oh = tile.oh0 + line % tile.rows;
         if (n >= N || oh >= OH) continue;
         const long long first = (((long long)n * OH + oh) * OW + tile.ow0) * OC + oc0;
-        for (int e = (int)(threadIdx.x % 32) - (int)(first & 7); e < pixels * channels; e += 32)
+        for (int e = (int)(threadIdx.x % 32) - (int)(first & (SECTOR - 1)); e < pixels * channels; e += 32)
             if (e >= 0)
                 copy(line * line_length(tile, channels) + in_line(e / channels, channels) + e % channels,
                      first + (long long)(e / channels) * OC + e % channels);
@@ -157,10 +161,10 @@ extern __shared__ __align__(16) float shared_floats[];
 // grid (blocks, tiles of 4 * quads channels); block k takes the tiles k * each and following, one where
 // four does not divide OC
 extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS) conv2d_direct_forward(
-    float* __restrict__ y,        // (N, OH, OW, OC)
-    const float* __restrict__ x,  // (N, H, W, C)
-    const float* __restrict__ w,  // (OC, KH, KW, C)
-    const float* __restrict__ b,  // (OC) or null
+    stored* __restrict__ y,        // (N, OH, OW, OC)
+    const stored* __restrict__ x,  // (N, H, W, C)
+    const stored* __restrict__ w,  // (OC, KH, KW, C)
+    const float* __restrict__ b,   // (OC) or null
     int N, int H, int W, int C_, int OC, int KH, int KW_, int OH, int OW,
     int SH, int SW_, int PT, int PL, int DH, int DW_, int images, int rows, int runs, int quads, int pitch,
     int tiles, int each, int exchanged, int activation, float negative_slope) {
@@ -173,7 +177,7 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS) conv2d_direct
     for (int i = threadIdx.x; i < 4 * quads * K; i += THREADS) {
         const int o = turn ? i % (4 * quads) : i / K, k = turn ? i / (4 * quads) : i % K;
         const int at = turn ? turned(k, K, C) * OC + oc0 + o : oc0 * K + i;
-        filters[k * width + o] = oc0 + o < OC ? w[at] : 0.0f;
+        filters[k * width + o] = oc0 + o < OC ? to_float(w[at]) : 0.0f;
     }
     for (int o = threadIdx.x; o < 4 * quads; o += THREADS)
         filters[K * width + o] = b && oc0 + o < OC ? b[oc0 + o] : 0.0f;
@@ -246,7 +250,7 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS) conv2d_direct
                     if (owner && oc + j < OC) line[in_line(own.column + p * own.step, channels) + j] = sums[p][j];
             __syncthreads();  // the lines are complete
             for_each_output(tile, N, OH, OW, OC, oc0, channels,
-                            [&](int at, long long e) { y[e] = shared_floats[at]; });
+                            [&](int at, long long e) { set(y[e], shared_floats[at]); });
             return;
         }
         if (!owner || n >= N || oh >= OH || oc >= OC) continue;
@@ -271,9 +275,9 @@ constexpr int TAPS = 8;
 
 // grid (slices, tiles of 4 * quads channels); slice s takes the tiles s * slice_tiles and following
 extern "C" __global__ void __launch_bounds__(256, 2) conv2d_direct_weight_gradient(
-    float* __restrict__ partial,   // (slices, OC, KH, KW, C)
-    const float* __restrict__ dy,  // (N, OH, OW, OC)
-    const float* __restrict__ x,   // (N, H, W, C)
+    float* __restrict__ partial,    // (slices, OC, KH, KW, C)
+    const stored* __restrict__ dy,  // (N, OH, OW, OC)
+    const stored* __restrict__ x,   // (N, H, W, C)
     int N, int H, int W, int C_, int OC, int KH, int KW_, int OH, int OW,
     int SH, int SW_, int PT, int PL, int DH, int DW_, int images, int rows, int runs, int quads, int pitch,
     int tiles, int slice_tiles, int exchanged) {
@@ -309,14 +313,14 @@ extern "C" __global__ void __launch_bounds__(256, 2) conv2d_direct_weight_gradie
         stage_tile(shared_floats, x, tile, N, H, W, C, KH, KW, SH, SW, PT, PL, DH, DW);
         if (OC % 4)
             for_each_output(tile, N, OH, OW, OC, oc0, channels,
-                            [&](int at, long long e) { lines[at] = dy[e]; });
+                            [&](int at, long long e) { lines[at] = to_float(dy[e]); });
         __syncthreads();  // the tile is complete
         if (lane >= lanes || oc >= OC) continue;
         for (int run = lane; run < tile.all_runs(); run += lanes) {
             const Pixels own = pixels_of(run, tile, staged_rows, C, SH, SW);
             const int n = tile.n0 + own.i, oh = tile.oh0 + own.r, ow = tile.ow0 + own.column;
             if (n >= N || oh >= OH) continue;
-            const float* from = dy + (((long long)n * OH + oh) * OW + ow) * OC + oc;
+            const stored* from = dy + (((long long)n * OH + oh) * OW + ow) * OC + oc;
             const float* line = lines + (own.i * rows + own.r) * line_length(tile, channels) + 4 * q;
             Channels<float, 4> gradient[RUN];
 #pragma unroll

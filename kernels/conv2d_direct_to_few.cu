@@ -34,8 +34,11 @@
 // Where four does not divide M, a lane owns one channel and reads each tap by itself, and the pixels of a
 // request lie apart: of LeNet's 6 channels it touches 5.5 sectors where 2.8 would hold the words.
 //
+// With BFLOAT16 x, w and y (dy, dx) are bfloat16, a lane's four channels 8 bytes; filters in shared memory
+// and sums are float.
+//
 // Sums have a fixed order, which `lanes` alone decides. Refuses groups and F > 4; the launcher refuses
-// what needs more than 48 KiB, and passes arrays at multiples of 16 bytes where VECTOR is 4.
+// what needs more than 48 KiB, and passes arrays at multiples of four numbers where VECTOR is 4.
 
 #define DIMS 2
 #include "common.cuh"
@@ -68,7 +71,7 @@ __device__ __forceinline__ Side side_of(bool backward, int phase, int size, int 
 
 // filters[((th * KW + kw) * F + f) * pitch + m], of the rows th of h and of `width` channels from m0 on.
 // many_last: w is (F, KH, KW, M), else (M, KH, KW, F).
-__device__ __forceinline__ void stage_filters(float* filters, const float* w, int m0, int M, int F, int KH,
+__device__ __forceinline__ void stage_filters(float* filters, const stored* w, int m0, int M, int F, int KH,
                                               int KW, const Side& h, int width, bool many_last) {
     const int row = KW * F, rows = h.taps * row;
     for (int i = threadIdx.x; i < width * rows; i += THREADS) {
@@ -78,7 +81,7 @@ __device__ __forceinline__ void stage_filters(float* filters, const float* w, in
         const int kw = many_last ? rest % KW : rest / F % KW, kh = h.tap + th * h.hop;
         const int from = many_last ? ((f * KH + kh) * KW + kw) * M + m0 + m
                                    : (((m0 + m) * KH + kh) * KW + kw) * F + f;
-        filters[((th * KW + kw) * F + f) * (width + VECTOR) + m] = m0 + m < M ? w[from] : 0.0f;
+        filters[((th * KW + kw) * F + f) * (width + VECTOR) + m] = m0 + m < M ? to_float(w[from]) : 0.0f;
     }
 }
 
@@ -93,7 +96,7 @@ __device__ __forceinline__ int opaque(int x) {
 // Adds TAPS taps of one filter row, `hop` apart in shared memory, that read neighbouring columns: output p
 // those from left + p * step on.
 template <int TAPS>
-__device__ __forceinline__ void add_taps(float (&sums)[RUN][FEW], const float* row, int left, int step,
+__device__ __forceinline__ void add_taps(float (&sums)[RUN][FEW], const stored* row, int left, int step,
                                          int columns, int M, const float* filters, int hop, int pitch,
                                          int F) {
     step = opaque(step), M = opaque(M);
@@ -138,10 +141,10 @@ extern __shared__ __align__(16) float shared_floats[];
 // grid (blocks * phases of the rows): a phase of the tiles k * each and following, of N / images * across *
 // down; they go down first, then across, then from image to image. Forward is one phase.
 extern "C" __global__ void __launch_bounds__(256, 2) conv2d_direct_to_few(
-    float* __restrict__ out,       // (N, H, W, F): y, or backward dx
-    const float* __restrict__ in,  // (N, IH, IW, M): x, or backward dy
-    const float* __restrict__ w,   // (F, KH, KW, M), or backward (M, KH, KW, F)
-    const float* __restrict__ b,   // (F) or null
+    stored* __restrict__ out,       // (N, H, W, F): y, or backward dx
+    const stored* __restrict__ in,  // (N, IH, IW, M): x, or backward dy
+    const stored* __restrict__ w,   // (F, KH, KW, M), or backward (M, KH, KW, F)
+    const float* __restrict__ b,    // (F) or null
     int N, int H, int W, int F, int IH, int IW, int M, int KH, int KW, int SH, int SW, int PT, int PL, int DH,
     int DW, int images, int rows, int runs, int lanes, int down, int across, int each, int tap_rows,
     int backward) {
@@ -182,7 +185,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) conv2d_direct_to_few(
                 for (int th = 0; th < h.taps; ++th) {
                     const int from = h.start + ih * h.step + th * h.reach;
                     if (from < 0 || from >= IH) continue;
-                    const float* row = in + ((long long)n * IH + from) * IW * M + m0 + m;
+                    const stored* row = in + ((long long)n * IH + from) * IW * M + m0 + m;
                     const float* taps = filters + (th * KW + v.tap) * F * pitch + m;
                     int left = first, tw = 0;
                     if (VECTOR == 4 && v.step == 1 && v.reach == 1) {
@@ -227,7 +230,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) conv2d_direct_to_few(
         for (int e0 = 0; e0 < all; e0 += 32) {
             const int e = e0 + threadIdx.x % 32, leader = min(e / each_run, 32 / lanes - 1) * lanes;
             const int base = __shfl_sync(~0u, to, leader), most = __shfl_sync(~0u, floats, leader);
-            if (e < all && e % each_run < most) out[base + e % each_run] = own[e];
+            if (e < all && e % each_run < most) set(out[base + e % each_run], own[e]);
         }
         __syncwarp();  // the lines were read
     }

@@ -12,8 +12,9 @@
 // cache.
 //
 // Where the outputs make too few blocks for a GPU, also the sums over k of the first two passes are
-// cut into slices, of slice_k each, a multiple of the slab. Slices are added in order by sum_slices
-// in reduce.cu, which adds the bias then; the epilogue (epilogue.cuh) needs the whole sum.
+// cut into slices, of slice_k each, a multiple of 32, which are stored in float (Epilogue::slices).
+// sum_slices in reduce.cu adds them in order, and the bias then; the rest of the epilogue
+// (epilogue.cuh) needs the whole sum.
 
 #include "common.cuh"
 #include "conv2d_phases.cuh"
@@ -34,9 +35,9 @@ __device__ __forceinline__ int forgotten(int i) {
 // grid (pixel tiles * channel tiles, G * slices)
 template <class Multiplier>
 __device__ __forceinline__ void forward_pass(
-    float* __restrict__ y,        // (slices, N, OD, OH, OW, OC)
-    const float* __restrict__ x,  // (N, D, H, W, C)
-    const float* __restrict__ w,  // (OC, KD, KH, KW, CG)
+    stored* __restrict__ y,        // (N, OD, OH, OW, OC)
+    const stored* __restrict__ x,  // (N, D, H, W, C)
+    const stored* __restrict__ w,  // (OC, KD, KH, KW, CG)
     const Epilogue& epilogue, CONV2D_SIZES, int slice_k) {
     IMAGES_HAVE_NO_DEPTH;
     const int P = N * OD * OH * OW, CG = C / G, OCG = OC / G, K = KD * KH * KW * CG;
@@ -46,10 +47,9 @@ __device__ __forceinline__ void forward_pass(
     const Lattice lattice = convolution_lattice(
         x + g * CG, D, H, W, C, CG, KD, KH, KW, OD, OH, OW, SD, SH, SW, PF, PT, PL, DD, DH, DW);
     const Filter filter{w + (long long)oc0 * K, OCG, K, KH * KW * CG, KW * CG, CG};
-    float* out = y + (long long)slice * P * OC;
     pipeline_rows<Multiplier>(
         tile_m, tile_n, P, slice * slice_k, slice_k, lattice, filter, [&](const Multiplier& sums) {
-            store_tile(epilogue, sums, out, tile_n, oc0, OCG, OC, tile_m, gridDim.x / tiles_n,
+            store_tile(epilogue, sums, y, (long long)slice * P * OC, tile_n, oc0, OCG, OC, tile_m, gridDim.x / tiles_n,
                        [&](int m) {
                            const int p = tile_m * TILE_GM + m;
                            return p < P ? p * OC : -1;
@@ -60,9 +60,9 @@ __device__ __forceinline__ void forward_pass(
 // grid (phases * tiles of the largest phase's pixels * channel tiles, G * slices)
 template <class Multiplier>
 __device__ __forceinline__ void data_gradient_pass(
-    float* __restrict__ dx,        // (slices, N, D, H, W, C)
-    const float* __restrict__ dy,  // (N, OD, OH, OW, OC)
-    const float* __restrict__ wt,  // (C, KD, KH, KW, OCG): w with the channels of a group exchanged
+    stored* __restrict__ dx,        // (N, D, H, W, C)
+    const stored* __restrict__ dy,  // (N, OD, OH, OW, OC)
+    const stored* __restrict__ wt,  // (C, KD, KH, KW, OCG): w with the channels of a group exchanged
     const Epilogue& epilogue, CONV2D_SIZES, int slice_k) {
     IMAGES_HAVE_NO_DEPTH;
     const int CG = C / G, OCG = OC / G;
@@ -83,8 +83,7 @@ __device__ __forceinline__ void data_gradient_pass(
             const int x = forgotten(blockIdx.x), y = forgotten(blockIdx.y), chunk = x / tiles_n;
             const PhasedPixels own(chunk, chunks, N, D, H, W, KD, KH, KW, SD, SH, SW, PF, PT, PL,
                                    DD, DH, DW);
-            float* out = dx + (long long)(y / G) * N * D * H * W * C;
-            store_tile(epilogue, sums, out, x % tiles_n, y % G * CG, CG, C, chunk, chunks, [&](int m) {
+            store_tile(epilogue, sums, dx, (long long)(y / G) * N * D * H * W * C, x % tiles_n, y % G * CG, CG, C, chunk, chunks, [&](int m) {
                 const int p = own.tile * TILE_GM + m;
                 return p < own.count ? own.offset(p, D, H, W, C) : -1;
             });
@@ -94,9 +93,9 @@ __device__ __forceinline__ void data_gradient_pass(
 // grid (filter tiles * channel tiles, G * slices)
 template <class Multiplier>
 __device__ __forceinline__ void weight_gradient_pass(
-    float* __restrict__ partial,   // (slices, OC, KD, KH, KW, CG)
-    const float* __restrict__ dy,  // (N, OD, OH, OW, OC)
-    const float* __restrict__ x,   // (N, D, H, W, C)
+    float* __restrict__ partial,    // (slices, OC, KD, KH, KW, CG)
+    const stored* __restrict__ dy,  // (N, OD, OH, OW, OC)
+    const stored* __restrict__ x,   // (N, D, H, W, C)
     CONV2D_SIZES, int slice_pixels) {
     IMAGES_HAVE_NO_DEPTH;
     const int CG = C / G, OCG = OC / G, K = KD * KH * KW * CG;

@@ -36,7 +36,7 @@ struct PhasedPixels {
 
     // The windows on dy that the phase's pixels gather from; dy points to the group's channels.
     __device__ __forceinline__ Lattice lattice(
-        const float* dy, int OD, int OH, int OW, int OC, int OCG) const {
+        const stored* dy, int OD, int OH, int OW, int OC, int OCG) const {
         return {DIMS == 3 ? Axis{OD, d.cells, d.taps, d.origin, 1, -d.hop} : flat_axis(),
                 Axis{OH, h.cells, h.taps, h.origin, 1, -h.hop},
                 Axis{OW, w.cells, w.taps, w.origin, 1, -w.hop}, OC, OCG, dy};

@@ -15,17 +15,18 @@
 
 // grid (pixel tiles * channel tiles, G * slices)
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, RESIDENT_BLOCKS) conv2d_register_tiled_forward(
-    float* __restrict__ y,        // (slices, N, OD, OH, OW, OC)
-    const float* __restrict__ x,  // (N, D, H, W, C)
-    const float* __restrict__ w,  // (OC, KD, KH, KW, CG)
-    const float* __restrict__ b, const float* __restrict__ residual,
-    const float* __restrict__ activated, const float* __restrict__ normalised,
+    stored* __restrict__ y,        // (N, OD, OH, OW, OC), or null beside
+    float* __restrict__ slices,    // (slices, N, OD, OH, OW, OC), or null
+    const stored* __restrict__ x,  // (N, D, H, W, C)
+    const stored* __restrict__ w,  // (OC, KD, KH, KW, CG)
+    const float* __restrict__ b, const stored* __restrict__ residual,
+    const stored* __restrict__ activated, const stored* __restrict__ normalised,
     const float* __restrict__ delta, float* __restrict__ partials,  // null or as in epilogue.cuh
     int N, int D, int H, int W, int C, int OC, int KD, int KH, int KW, int OD, int OH, int OW,
     int SD, int SH, int SW, int PF, int PT, int PL, int DD, int DH, int DW, int G,
     int slice_k, int activation, float negative_slope) {
-    const Epilogue epilogue{b,     residual, activated,  normalised,
-                            delta, partials, activation, negative_slope};
+    const Epilogue epilogue{slices, b,        residual,   activated,     normalised,
+                            delta,  partials, activation, negative_slope};
     forward_pass<RegisterMultiplier>(
         y, x, w, epilogue, N, D, H, W, C, OC, KD, KH, KW, OD, OH, OW, SD, SH, SW, PF, PT,
         PL, DD, DH, DW, G, slice_k);
@@ -33,17 +34,18 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, RESIDENT_BLOCKS) conv
 
 // grid (phases * tiles of the largest phase's pixels * channel tiles, G * slices)
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, RESIDENT_BLOCKS) conv2d_register_tiled_data_gradient(
-    float* __restrict__ dx,        // (slices, N, D, H, W, C)
-    const float* __restrict__ dy,  // (N, OD, OH, OW, OC)
-    const float* __restrict__ wt,  // (C, KD, KH, KW, OCG): w with the channels of a group exchanged
-    const float* __restrict__ b, const float* __restrict__ residual,
-    const float* __restrict__ activated, const float* __restrict__ normalised,
+    stored* __restrict__ dx,        // (N, D, H, W, C), or null beside
+    float* __restrict__ slices,     // (slices, N, D, H, W, C), or null
+    const stored* __restrict__ dy,  // (N, OD, OH, OW, OC)
+    const stored* __restrict__ wt,  // (C, KD, KH, KW, OCG): w with the channels of a group exchanged
+    const float* __restrict__ b, const stored* __restrict__ residual,
+    const stored* __restrict__ activated, const stored* __restrict__ normalised,
     const float* __restrict__ delta, float* __restrict__ partials,  // null or as in epilogue.cuh
     int N, int D, int H, int W, int C, int OC, int KD, int KH, int KW, int OD, int OH, int OW,
     int SD, int SH, int SW, int PF, int PT, int PL, int DD, int DH, int DW, int G,
     int slice_k, int activation, float negative_slope) {
-    const Epilogue epilogue{b,     residual, activated,  normalised,
-                            delta, partials, activation, negative_slope};
+    const Epilogue epilogue{slices, b,        residual,   activated,     normalised,
+                            delta,  partials, activation, negative_slope};
     data_gradient_pass<RegisterMultiplier>(
         dx, dy, wt, epilogue, N, D, H, W, C, OC, KD, KH, KW, OD, OH, OW, SD, SH, SW, PF, PT,
         PL, DD, DH, DW, G, slice_k);
@@ -51,9 +53,9 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, RESIDENT_BLOCKS) conv
 
 // grid (filter tiles * channel tiles, G * slices)
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, RESIDENT_BLOCKS) conv2d_register_tiled_weight_gradient(
-    float* __restrict__ partial,   // (slices, OC, KD, KH, KW, CG)
-    const float* __restrict__ dy,  // (N, OD, OH, OW, OC)
-    const float* __restrict__ x,   // (N, D, H, W, C)
+    float* __restrict__ partial,    // (slices, OC, KD, KH, KW, CG)
+    const stored* __restrict__ dy,  // (N, OD, OH, OW, OC)
+    const stored* __restrict__ x,   // (N, D, H, W, C)
     int N, int D, int H, int W, int C, int OC, int KD, int KH, int KW, int OD, int OH, int OW,
     int SD, int SH, int SW, int PF, int PT, int PL, int DD, int DH, int DW, int G,
     int slice_pixels) {

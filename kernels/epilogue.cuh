@@ -12,21 +12,23 @@
 //
 // The sums lie across the warp as the multiplication left them. They are laid down in the ring of
 // slabs, which is free by then, and taken up again by rows: a thread keeps four channels and walks
-// down the rows of the tile, so that every array is read and written 16 bytes at a time and a channel's
+// down the rows of the tile, so that every array is read and written 16 bytes at a time (8 in bfloat16) and a channel's
 // partials grow in registers. Pieces of four channels are swizzled, so that neither the laying down,
 // 4 rows x 8 channels by a warp (or half a warp, two channels a lane), nor the taking up meets a bank
-// twice. A tile with a bias only is stored straight from the registers.
+// twice. A tile of floats with a bias only is stored straight from the registers; in bfloat16 a warp would
+// write half sectors from there.
 
 #include "activation.cuh"
 #include "gemm_pipeline.cuh"
 #include "moments.cuh"
 
 struct Epilogue {
-    const float* bias;        // (channels) or null
-    const float* residual;    // as the output, or null
-    const float* activated;   // as the output, or null
-    const float* normalised;  // as the output, or null: input of a batch normalisation, see partials
-    const float* delta;       // (channels): the mean of normalised is normalised[c] + delta[c]
+    float* slices;             // (slices, output) or null: the sums as they are, and nothing of this
+    const float* bias;         // (channels) or null
+    const stored* residual;    // as the output, or null
+    const stored* activated;   // as the output, or null
+    const stored* normalised;  // as the output, or null: input of a batch normalisation, see partials
+    const float* delta;        // (channels): the mean of normalised is normalised[c] + delta[c]
     // Per channel and tile, or null. With normalised (2, channels, chunks): sum of v * (normalised -
     // mean), sum of v. Else moments (4, channels, chunks): count; pivot, one of the values; mean as
     // distance from it; sum of squared deviations from the mean.
@@ -67,15 +69,26 @@ __device__ __forceinline__ void store_run(
     store_run(to, count, sum);
 }
 
+__device__ __forceinline__ void store_run(bfloat16* to, int count, const float (&v)[4]) {
+    if (count >= 4 && aligned4(to)) {
+        write_four(to, make_float4(v[0], v[1], v[2], v[3]));
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+        if (i < count) set(to[i], v[i]);
+}
+
 // Four neighbours, of which `count` exist; 0 for the others.
-__device__ __forceinline__ void load_run(float (&v)[4], const float* from, int count) {
-    if (count >= 4 && aligned16(from)) {
-        const float4 u = *reinterpret_cast<const float4*>(from);
+template <class T>
+__device__ __forceinline__ void load_run(float (&v)[4], const T* from, int count) {
+    if (count >= 4 && aligned4(from)) {
+        const float4 u = read_four(from);
         v[0] = u.x, v[1] = u.y, v[2] = u.z, v[3] = u.w;
         return;
     }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) v[i] = i < count ? from[i] : 0.0f;
+    for (int i = 0; i < 4; ++i) v[i] = i < count ? to_float(from[i]) : 0.0f;
 }
 
 // Where row m, column n of the tile is laid down.
@@ -87,8 +100,8 @@ __device__ __forceinline__ int laid_down(int m, int n) {
 // How the threads of a block take the tile up: PIECES of four channels, WALKERS rows at a time.
 constexpr int PIECES = TILE_GN / 4, WALKERS = TILE_THREADS / PIECES;
 static_assert(TILE_GM % WALKERS == 0 && (WALKERS & (WALKERS - 1)) == 0, "whole, halvable portions");
-static_assert(STAGES * (TILE_GM + TILE_GN) * TILE_GK >= TILE_GM * TILE_GN &&
-              STAGES * (TILE_GM + TILE_GN) * TILE_GK >= 12 * TILE_THREADS + TILE_GN,
+static_assert(STAGES * (TILE_GM + TILE_GN) * 32 >= TILE_GM * TILE_GN &&
+              STAGES * (TILE_GM + TILE_GN) * 32 >= 12 * TILE_THREADS + TILE_GN,
               "the ring holds the tile, and later the partials of all threads");
 
 // One of the partials' planes.
@@ -122,11 +135,11 @@ __device__ __forceinline__ void join_walkers(float (&mine)[VALUES], Join join) {
 
 // Sends the tile whose sums the multiplier holds through the epilogue. Its first column is channel
 // `channel` of `channels`, of which `columns` belong to the group from there on; place(m) says how
-// many floats before its first channel row m of the tile begins in out, or -1 past the last row. The
+// many numbers before its first channel row m of the tile begins in out, or -1 past the last row. The
 // tile is number `chunk` of `chunks`.
 template <class Multiplier, class Place>
 __device__ __forceinline__ void store_through(
-    const Epilogue& e, const Multiplier& multiplier, float* out, int channel, int columns, int channels,
+    const Epilogue& e, const Multiplier& multiplier, stored* out, int channel, int columns, int channels,
     int chunk, int chunks, Place place) {
     __syncthreads();  // everyone has left the last slab
     multiplier.store_rows(0, 0, [&](int m, int n, const auto& v) {
@@ -169,6 +182,8 @@ __device__ __forceinline__ void store_through(
 #pragma unroll
             for (int i = 0; i < 4; ++i) v[i] = activate(v[i], e.activation, e.negative_slope);
         }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) v[i] = as_stored(v[i]);  // what a later pass will read
         store_run(out + at, count, v);
         if (moments) {
 #pragma unroll
@@ -235,19 +250,25 @@ __device__ __forceinline__ void store_through(
 }
 
 // Stores tile number tile_n of the columns: `columns` of a group, which begins at channel `channel` of
-// `channels`. Straight from the registers where nothing but a bias is added.
+// `channels`. Straight from the registers where nothing but a bias is added to floats; slice_begin: where
+// those of this slice begin.
 template <class Multiplier, class Place>
 __device__ __forceinline__ void store_tile(
-    const Epilogue& e, const Multiplier& multiplier, float* out, int tile_n, int channel, int columns,
-    int channels, int chunk, int chunks, Place place) {
+    const Epilogue& e, const Multiplier& multiplier, stored* out, long long slice_begin, int tile_n,
+    int channel, int columns, int channels, int chunk, int chunks, Place place) {
     const int first = tile_n * TILE_GN, count = columns - first;
-    if (!e.only_bias()) {
+    if (!e.slices && (BFLOAT16 || !e.only_bias())) {
         store_through(e, multiplier, out, channel + first, count, channels, chunk, chunks, place);
         return;
     }
+#if BFLOAT16
+    float* to = e.slices + slice_begin;
+#else
+    float* to = e.slices ? e.slices + slice_begin : out;
+#endif
     multiplier.store_rows(0, 0, [&](int m, int n, const auto& v) {
         const int offset = place(m), c = channel + first + n;
         if (offset >= 0 && n < count)
-            store_run(out + (offset + c), count - n, v, e.bias ? e.bias + c : nullptr);
+            store_run(to + (offset + c), count - n, v, e.bias ? e.bias + c : nullptr);
     });
 }

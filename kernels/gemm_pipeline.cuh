@@ -1,7 +1,7 @@
 // The pipelined tile loop: out(m, n) = sum over k of a(m, k) * b(k, n), where a is windows on images.
 //
 // A block of WARPS_M x WARPS_N warps computes TILE_GM x TILE_GN outputs. It walks over k in slabs of
-// 32, through a ring of STAGES slabs in shared memory: while the warps multiply one, the copies of
+// 32, or of 64 where operands are stored in bfloat16: rows of 128 bytes, through a ring of STAGES slabs in shared memory: while the warps multiply one, the copies of
 // the next ones are under way, so that one barrier a slab is enough.
 //
 //        TILE_GN                  a warp owns a (TILE_GM / WARPS_M) x (TILE_GN / WARPS_N) part and
@@ -9,8 +9,8 @@
 //      | w 0 | w 1 |  TILE_GM     Multiplier (register_multiply.cuh, tensor_multiply.cuh):
 //      +-----+-----+
 //      | w 2 | w 3 |                void clear();
-//      +-----+-----+                void rows(const float* a, const float* b);      adds one slab
-//                                   void columns(const float* a, const float* b);
+//      +-----+-----+                void rows(const stored* a, const stored* b);    adds one slab
+//                                   void columns(const stored* a, const stored* b);
 //                                   void store_rows(int first_m, int first_n, store);
 //                                   void store_columns(int first_m, int first_n, store);
 //                                   PLACES_AT_ONCE                               see copy_windows
@@ -18,8 +18,9 @@
 // store(m, n, v) takes an array v of neighbours, of which the first is output (m, n), and checks the
 // range itself. Neighbours lie in n, of store_columns in m: along what is contiguous in memory.
 //
-// VECTOR = 4 copies 16 bytes at a time: every channel count and every address is a multiple of four
-// floats; VECTOR = 1 takes any. A tap that leaves the image is copied as zeros.
+// VECTOR numbers are copied at a time: 16 bytes, where every channel count and every address is a
+// multiple of them, or 4 bytes: one float, which takes any, or two of bfloat16, which take even channel
+// counts. A tap that leaves the image is copied as zeros.
 
 #include "async_copy.cuh"
 #include "windows.cuh"
@@ -27,11 +28,15 @@
 #if !defined(TILE_GM) || !defined(TILE_GN) || !defined(WARPS_M) || !defined(WARPS_N)
 #error "TILE_GM, TILE_GN, WARPS_M and WARPS_N say how a block's outputs are shared out"
 #endif
-constexpr int TILE_GK = 32;
+constexpr int PIECE = 16 / sizeof(stored), TILE_GK = 8 * PIECE;  // numbers in 16 bytes; k of a slab
 constexpr int TILE_THREADS = 32 * WARPS_M * WARPS_N;
 constexpr int WARP_GM = TILE_GM / WARPS_M, WARP_GN = TILE_GN / WARPS_N;
 
+// The ring, later the tile on its way through the epilogue.
 extern __shared__ __align__(16) float slab_ring[];
+__device__ __forceinline__ stored* slab_of_ring(int slab, int stage) {
+    return reinterpret_cast<stored*>(slab_ring) + slab % STAGES * stage;
+}
 
 // Where the calling warp's part of the tile begins.
 __device__ __forceinline__ int warp_m() { return (int)threadIdx.x / 32 / WARPS_N * WARP_GM; }
@@ -85,8 +90,9 @@ __device__ __forceinline__ void copy_windows(
         for (int i = 0; i < AT_ONCE; ++i) at[i] = read_place(place(first + i));
 #pragma unroll
         for (int i = 0; i < AT_ONCE; ++i)
-            copy_async<4 * VECTOR>(to(first + i), lattice.x + (at[i].offset + reach.offset),
-                                   reach.inside(lattice, at[i]));
+            copy_async<VECTOR * sizeof(stored)>(to(first + i),
+                                                lattice.x + (at[i].offset + reach.offset),
+                                                reach.inside(lattice, at[i]));
     }
 }
 
@@ -117,17 +123,17 @@ struct TapCursor {
 // The filter as a matrix: column n, tap and channel at
 // base[n * column + d * tap_d + h * tap_h + w * tap_w + c].
 struct Filter {
-    const float* base;
+    const stored* base;
     int columns, column, tap_d, tap_h, tap_w;
 };
 
-// Shared layout of a slab: rows of 32 floats. The 16-byte piece q of row r lies at place q ^ (r & 7):
+// Shared layout of a slab: rows of 128 bytes. The 16-byte piece q of row r lies at place q ^ (r & 7):
 // eight consecutive rows have a given piece in eight different sets of four banks.
 __device__ __forceinline__ int swizzled(int row, int piece) {
-    return row * TILE_GK + ((piece ^ (row & 7)) << 2);
+    return row * TILE_GK + (piece ^ (row & 7)) * PIECE;
 }
 
-constexpr int ROW_STAGE = (TILE_GM + TILE_GN) * TILE_GK;  // floats
+constexpr int ROW_STAGE = (TILE_GM + TILE_GN) * TILE_GK;
 
 // Rows are the windows of a lattice (P in all images), columns those of the filter; the sum goes over
 // first_k .. first_k + count_k - 1, as far as there are. At its end finish(multiplier) has the sums.
@@ -153,22 +159,25 @@ __device__ __forceinline__ void pipeline_rows(
     cursor.begin(lattice, first_k + k0);
 
     auto copy_slab = [&](int slab) {
-        float* tile_a = slab_ring + slab % STAGES * ROW_STAGE;
-        float* tile_b = tile_a + TILE_GM * TILE_GK;
+        stored* tile_a = slab_of_ring(slab, ROW_STAGE);
+        stored* tile_b = tile_a + TILE_GM * TILE_GK;
         const bool inside_k = cursor.k < K;
         const Reach reach(lattice, cursor.d * lattice.d.tap_step, cursor.h * lattice.h.tap_step,
                           cursor.w * lattice.w.tap_step, cursor.c, inside_k);
+        const auto to_a = [&](int i) {
+            return tile_a + swizzled(row0 + i * STEP, k0 / PIECE) + k0 % PIECE;
+        };
         copy_windows<Multiplier, TILE_GM / STEP>(
             [&](int i) { return places + row0 + i * STEP; },
-            [&](int i) { return tile_a + swizzled(row0 + i * STEP, k0 / 4) + k0 % 4; }, lattice, reach);
+            to_a, lattice, reach);
         const int tap = cursor.d * filter.tap_d + cursor.h * filter.tap_h +
                         cursor.w * filter.tap_w + cursor.c;
 #pragma unroll
         for (int i = 0; i < TILE_GN / STEP; ++i) {
             const int row = row0 + i * STEP, n = first_n + row;
-            copy_async<4 * VECTOR>(tile_b + swizzled(row, k0 / 4) + k0 % 4,
-                                   filter.base + (n * filter.column + tap),
-                                   inside_k && n < filter.columns);
+            copy_async<VECTOR * sizeof(stored)>(
+                tile_b + swizzled(row, k0 / PIECE) + k0 % PIECE,
+                filter.base + (n * filter.column + tap), inside_k && n < filter.columns);
         }
         cursor.next(lattice);
     };
@@ -185,7 +194,7 @@ __device__ __forceinline__ void pipeline_rows(
         __syncthreads();  // everyone's part of this slab is here, and everyone left the one before
         if (slab + STAGES - 1 < slabs) copy_slab(slab + STAGES - 1);
         commit_copies();
-        const float* tile_a = slab_ring + slab % STAGES * ROW_STAGE;
+        const stored* tile_a = slab_of_ring(slab, ROW_STAGE);
         multiplier.rows(tile_a, tile_a + TILE_GM * TILE_GK);
     }
     finish(multiplier);
@@ -193,17 +202,28 @@ __device__ __forceinline__ void pipeline_rows(
 
 // ---- m and n are the fast directions: weight gradient -----------------------------------------------
 
-// Rows of a slab are its k. Eight more floats a row put the 4 k x 8 m that a warp reads at once into
-// 32 different banks.
+// Rows of a slab are its k. Eight more numbers a row put the 4 k x 8 m floats, or the eight k of eight
+// m in bfloat16, that a warp reads at once into 32 different banks.
 constexpr int STRIDE_M = TILE_GM + 8, STRIDE_N = TILE_GN + 8;
-constexpr int COLUMN_STAGE = TILE_GK * (STRIDE_M + STRIDE_N);  // floats
+constexpr int COLUMN_STAGE = TILE_GK * (STRIDE_M + STRIDE_N);
+
+// Eight lanes copy 16 bytes at once. Where they cover two or four rows, `row` of these is the k with
+// which they do not share banks: in floats of 16 columns k and k + 2, in bfloat16 of 32 columns k and
+// k + 4, of 16 every other k.
+template <int LANES>
+__device__ __forceinline__ int row_apart(int row) {
+    if (LANES == 4 && PIECE == 4) return (row & ~3) | (row & 1) << 1 | (row >> 1 & 1);
+    if (LANES == 4) return (row & ~7) | (row & 1) << 2 | (row >> 1 & 3);
+    if (LANES == 2) return (row & ~7) | (row & 3) << 1 | (row >> 2 & 1);
+    return row;
+}
 
 // Rows m are the elements of a filter, k the windows first .. end - 1 it is laid on, columns those of
-// the matrix b (window, n), whose rows are b_stride floats apart.
+// the matrix b (window, n), whose rows are b_stride numbers apart.
 template <class Multiplier, class Store>
 __device__ __forceinline__ void pipeline_columns(
     int tile_m, int tile_n, int columns, int first, int end, const Lattice& lattice,
-    const float* b_base, int b_stride, Store store) {
+    const stored* b_base, int b_stride, Store store) {
     __shared__ __align__(16) Place places[2][TILE_GK];  // of the slabs that are copied next
     const int thread = threadIdx.x;
     const int first_m = tile_m * TILE_GM, first_n = tile_n * TILE_GN;
@@ -214,9 +234,7 @@ __device__ __forceinline__ void pipeline_columns(
     constexpr int LANES_N = TILE_GN / VECTOR, STEP_N = TILE_THREADS / LANES_N;
     static_assert(STEP_M >= 1 && STEP_N >= 1 && TILE_GK % STEP_M == 0, "every thread copies the same");
     const int m0 = thread % LANES_M * VECTOR, n0 = thread % LANES_N * VECTOR;
-    // Eight lanes copy at once. Where they cover two rows, these are k and k + 2: k and k + 1 share banks.
-    const int row = thread / LANES_N;
-    const int k_n = LANES_N == 4 ? (row & ~3) | (row & 1) << 1 | (row >> 1 & 1) : row;
+    const int k_n = row_apart<LANES_N>(thread / LANES_N);
     const Tap tap = lattice.tap_at(first_m + m0, lattice.taps() * lattice.CG);
     const Reach reach(lattice, tap.d, tap.h, tap.w, max(tap.c, 0), tap.c >= 0);
 
@@ -225,8 +243,8 @@ __device__ __forceinline__ void pipeline_columns(
             places[slab & 1][thread] = place_of(lattice, first + slab * TILE_GK + thread, end);
     };
     auto copy_slab = [&](int slab) {
-        float* tile_a = slab_ring + slab % STAGES * COLUMN_STAGE;
-        float* tile_b = tile_a + TILE_GK * STRIDE_M;
+        stored* tile_a = slab_of_ring(slab, COLUMN_STAGE);
+        stored* tile_b = tile_a + TILE_GK * STRIDE_M;
         copy_windows<Multiplier, TILE_GK / STEP_M>(
             [&](int i) { return places[slab & 1] + thread / LANES_M + i * STEP_M; },
             [&](int i) { return tile_a + (thread / LANES_M + i * STEP_M) * STRIDE_M + m0; }, lattice,
@@ -235,9 +253,9 @@ __device__ __forceinline__ void pipeline_columns(
 #pragma unroll
         for (int i = 0; i < TILE_GK / STEP_N; ++i) {
             const int k = k_n + i * STEP_N;
-            copy_async<4 * VECTOR>(tile_b + k * STRIDE_N + n0,
-                                   b_base + ((p + k) * b_stride + first_n + n0),
-                                   p + k < end && first_n + n0 < columns);
+            copy_async<VECTOR * sizeof(stored)>(tile_b + k * STRIDE_N + n0,
+                                                b_base + ((p + k) * b_stride + first_n + n0),
+                                                p + k < end && first_n + n0 < columns);
         }
     };
 
@@ -257,7 +275,7 @@ __device__ __forceinline__ void pipeline_columns(
         if (slab + STAGES - 1 < slabs) copy_slab(slab + STAGES - 1);
         commit_copies();
         find_places(slab + STAGES);
-        const float* tile_a = slab_ring + slab % STAGES * COLUMN_STAGE;
+        const stored* tile_a = slab_of_ring(slab, COLUMN_STAGE);
         multiplier.columns(tile_a, tile_a + TILE_GK * STRIDE_M);
     }
     multiplier.store_columns(first_m, first_n, store);

@@ -119,11 +119,23 @@ __device__ __forceinline__ void mma_half(float (&d)[4], const unsigned (&a)[4], 
 // Four 8 x 8 matrices of 16-bit elements, or 8 x 4 of 32-bit ones, from shared memory: lane 8 j + i
 // points to row i of matrix j, and receives of each matrix the 32 bits number lane % 4 of row
 // lane / 4.
-__device__ __forceinline__ void load_matrices(unsigned (&r)[4], const float* row) {
+__device__ __forceinline__ void load_matrices(unsigned (&r)[4], const void* row) {
 #if defined(GPUCNN_EMULATED)
     gpucnn_matrix_load(r, row, false);
 #else
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"((unsigned)__cvta_generic_to_shared(row)) : "memory");
+#endif
+}
+
+// The same of 16-bit elements, transposed: it receives of each matrix the elements 2t and 2t + 1 of
+// column g, with g = lane / 4 and t = lane % 4.
+__device__ __forceinline__ void load_transposed(unsigned (&r)[4], const void* row) {
+#if defined(GPUCNN_EMULATED)
+    gpucnn_matrix_load(r, row, true);
+#else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"((unsigned)__cvta_generic_to_shared(row)) : "memory");
 #endif

@@ -12,7 +12,8 @@
 // launch reduces the partial results in the same way; rows too short for a block (C = 1) are
 // transposed first, so that lanes run along o. sum_slices: slices.cuh, four elements per thread.
 // spread: four consecutive elements per thread. No atomics: the order of operations depends on the
-// shape alone. 4 bytes per element: memory-bound. Any O, R, C.
+// shape alone. 4 bytes per element: memory-bound. Any O, R, C. With BFLOAT16 the x of axis_sum and the
+// y of sum_slices are bfloat16; all else is float.
 
 #include "common.cuh"
 #include "column_sum.cuh"
@@ -33,8 +34,8 @@ __device__ __forceinline__ Part part_of_block(int rows, int C, int chunks, int c
 }
 
 extern "C" __global__ void __launch_bounds__(256) axis_sum(
-    float* __restrict__ partial,  // (O, chunks, C)
-    const float* __restrict__ x,  // (O, rows, C)
+    float* __restrict__ partial,   // (O, chunks, C)
+    const stored* __restrict__ x,  // (O, rows, C)
     int rows, int C, int chunks, int chunk_rows, float factor) {
     __shared__ float sums[256];
     const int TY = blockDim.y;
@@ -43,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(256) axis_sum(
 
     float sum = 0.0f;
     if (c < C)
-        for (long long r = part.begin + threadIdx.y; r < part.end; r += TY) sum += x[r * C + c];
+        for (long long r = part.begin + threadIdx.y; r < part.end; r += TY) sum += to_float(x[r * C + c]);
     sum = sum_of_column(sums, sum);
     if (threadIdx.y == 0 && c < C) partial[part.result * C + c] = factor * sum;
 }
@@ -110,7 +111,7 @@ extern "C" __global__ void spread(
 }
 
 extern "C" __global__ void __launch_bounds__(256) sum_slices(
-    float* __restrict__ y,              // (n)
+    stored* __restrict__ y,             // (n)
     const float* __restrict__ partial,  // (slices, n)
     const float* __restrict__ bias,     // (C) or null
     int slices, int n, int C, int lane_bits) {
@@ -121,5 +122,5 @@ extern "C" __global__ void __launch_bounds__(256) sum_slices(
     if (threadIdx.x >= quads || !left) return;
     if (bias)
         add_quad(sum, make_float4(bias[i % C], bias[(i + 1) % C], bias[(i + 2) % C], bias[(i + 3) % C]));
-    store_quad(y + i, left, sum);
+    store_four(y, i, n, sum);
 }

@@ -37,7 +37,7 @@ struct RegisterMultiplier {
             for (int j = 0; j < TN; ++j) sums[i][j] = 0.0f;
     }
 
-    __device__ __forceinline__ void rows(const float* tile_a, const float* tile_b) {
+    __device__ __forceinline__ void rows(const stored* tile_a, const stored* tile_b) {
         const int tm = warp_m() + threadIdx.x % 32 / 8, tn = warp_n() + threadIdx.x % 8;
 #pragma unroll (TM * TN > 16 ? 1 : 2)  // more, and the next k crowd the sums out of the registers
         for (int k0 = 0; k0 < TILE_GK; k0 += 2) {
@@ -57,7 +57,7 @@ struct RegisterMultiplier {
         }
     }
 
-    __device__ __forceinline__ void columns(const float* tile_a, const float* tile_b) {
+    __device__ __forceinline__ void columns(const stored* tile_a, const stored* tile_b) {
         const int m = warp_m() + threadIdx.x % 32 / 8 * 4, n = warp_n() + threadIdx.x % 8 * RUN;
 #pragma unroll 2
         for (int k = 0; k < TILE_GK; ++k) {

@@ -44,6 +44,13 @@ __device__ __forceinline__ void set(bfloat16& place, float x) {
     place.bits = (unsigned short)bfloat16_pair(x, 0.0f);
 }
 
+// x as it is read again after it was stored.
+__device__ __forceinline__ float as_stored(float x) {
+    stored place;
+    set(place, x);
+    return to_float(place);
+}
+
 // Four neighbours at once: 16 or 8 bytes, to which `a` is aligned (see aligned4).
 __device__ __forceinline__ float4 read_four(const float* a) {
     return *reinterpret_cast<const float4*>(a);

@@ -9,6 +9,7 @@
 // Images are (N, D, H, W, C) with D = 1 where DIMS is 2.
 
 #include "depth.cuh"
+#include "storage.cuh"
 
 struct Axis {
     int cells, windows, taps, start, window_step, tap_step;
@@ -30,7 +31,7 @@ struct Tap {
 struct Lattice {
     Axis d, h, w;
     int C, CG;       // channels of a pixel, and those of the group
-    const float* x;  // the first image, at the first channel of the group
+    const stored* x;  // the first image, at the first channel of the group
 
     __device__ __forceinline__ int windows() const { return d.windows * h.windows * w.windows; }
     __device__ __forceinline__ int taps() const { return d.taps * h.taps * w.taps; }
@@ -55,13 +56,13 @@ struct Lattice {
         const int id = at.d + tap.d, ih = at.h + tap.h, iw = at.w + tap.w;
         const bool inside = at.image >= 0 && tap.c >= 0 && ih >= 0 && ih < h.cells && iw >= 0 &&
                             iw < w.cells && (DIMS == 2 || (id >= 0 && id < d.cells));
-        return inside ? x[at.image + ((id * h.cells + ih) * w.cells + iw) * C + tap.c] : 0.0f;
+        return inside ? to_float(x[at.image + ((id * h.cells + ih) * w.cells + iw) * C + tap.c]) : 0.0f;
     }
 };
 
 // The windows that a convolution reads of x, which points to the first channel of a group of CG.
 __device__ __forceinline__ Lattice convolution_lattice(
-    const float* x, int D, int H, int W, int C, int CG, int KD, int KH, int KW, int OD, int OH, int OW,
+    const stored* x, int D, int H, int W, int C, int CG, int KD, int KH, int KW, int OD, int OH, int OW,
     int SD, int SH, int SW, int PF, int PT, int PL, int DD, int DH, int DW) {
     return {DIMS == 3 ? Axis{D, OD, KD, -PF, SD, DD} : flat_axis(), Axis{H, OH, KH, -PT, SH, DH},
             Axis{W, OW, KW, -PL, SW, DW}, C, CG, x};

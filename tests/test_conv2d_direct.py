@@ -13,6 +13,7 @@ import gpucnn
 from bench.cases import Conv2dCase, ConvCase
 from gpucnn import emulator, kernel, nn, optim
 from gpucnn import functional as F
+from gpucnn.bfloat16 import use
 from gpucnn.device import to_host
 from gpucnn.kernel import FILES, Launch, observe_launches, standing_in, without_running
 from gpucnn.ops import conv2d_depthwise, conv2d_direct
@@ -25,7 +26,16 @@ from gpucnn.ops.conv2d import (
 from gpucnn.ops.conv2d_direct import direct_tile, to_few
 from gpucnn.ops.conv_transpose2d import conv_transpose2d_forward, conv_transpose2d_geometry
 from tests.few_channels import PASSES, VARIANTS, problem, taken
-from tests.support import assert_close, check_kernel, gradients, needs_torch, on, randn, torch
+from tests.support import (
+    assert_close,
+    check_kernel,
+    check_stored,
+    gradients,
+    needs_torch,
+    on,
+    randn,
+    torch,
+)
 
 # Each specialisation: tiles of several images, of several rows and across; few and many filters.
 DIRECT = [
@@ -97,6 +107,18 @@ def test_kernels(variant: str, case: Conv2dCase, kernel_device: str) -> None:
     given = problem(case.x, case.weight, case.bias, case.options)
     strided = max(given[3].SH, given[3].SW) > 1
     assert check(variant, kernel_device, given) == (1 if case in TO_FEW and strided else 3)
+
+
+@both
+def test_kernels_in_bfloat16(variant: str, case: Conv2dCase, kernel_device: str) -> None:
+    use()
+    given = problem(case.x, case.weight, case.bias, case.options)
+    for made, arrays, terms in taken(variant, given):
+        launches: list[Launch] = []
+        with gpucnn.use_variant(conv2d=variant), observe_launches(launches.append):
+            check_stored(made, kernel_device, arrays, given[3], stored=(0, 1), terms=terms)
+        assert launches[0].kernel.name.startswith(f"conv2d_{variant}"), made.name
+        assert ("BFLOAT16", 1) in launches[0].kernel.spec.macros
 
 
 @both

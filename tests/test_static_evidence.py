@@ -45,7 +45,7 @@ def test_nothing_spills_and_enough_is_resident(pipeline: Pipeline, arch: str) ->
 
 def specialisations(arch: str) -> list[tuple[str, Specialisation]]:
     """All for sm_90; for sm_80, since disassembling takes time, the widest and the narrowest."""
-    found = {p.spec: p.index for p in tensor_core_kernels() if p.dims == 2 and p.vector == 4}
+    found = {p.spec: p.index for p in tensor_core_kernels() if p.dims == 2 and p.copied == 16}
     ends = (min(found.values()), max(found.values()))
     every = dict.fromkeys(p.spec for p in tensor_core_kernels())
     return [(arch, s) for s in every if arch == "sm_90" or found.get(s) in ends]
@@ -62,9 +62,9 @@ def test_the_main_loop_holds_what_the_tile_predicts(arch: str, spec: Specialisat
     for pipeline in (p for p in tensor_core_kernels() if p.spec == spec):
         mix, want = mixes[pipeline.kernel].loop, pipeline.loop
         assert mix["HMMA"] == want.math > 0, pipeline
-        assert mix.get(f"LDGSTS.{32 * pipeline.vector}", 0) == want.copies, pipeline
+        assert mix.get(f"LDGSTS.{8 * pipeline.copied}", 0) == want.copies, pipeline
         assert mix.get("LDS.128", 0) == want.places, pipeline
-        if pipeline.by_rows:
+        if pipeline.by_rows or pipeline.transposes:
             assert mix["LDSM"] == want.operands, pipeline
         else:  # and a few that say which windows come next
             assert want.operands <= mix["LDS.32"] <= want.operands + 6, pipeline

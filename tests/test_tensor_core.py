@@ -11,7 +11,9 @@ import gpucnn
 from bench.cases import CONV2D, Conv2dCase
 from gpucnn import functional as F
 from gpucnn import kernel
+from gpucnn.bfloat16 import BFLOAT16
 from gpucnn.device import DeviceError, to_host
+from gpucnn.ops.cast import to_bfloat16
 from gpucnn.ops.conv2d import (
     conv2d_data_gradient,
     conv2d_forward,
@@ -23,18 +25,13 @@ from gpucnn.ops.conv2d_pipeline import (
     REGISTER_TILED,
     Rung,
     _limits,
+    pipelined,
     use_tile,
 )
 from gpucnn.ops.conv2d_tiles import Tile
 from gpucnn.ops.conv_geometry import ConvGeometry
-from gpucnn.precision import _has_tf32, precision_of
-from tests.support import assert_close, gradients, on, randn, tf32
-
-
-def bf16(a: np.ndarray) -> np.ndarray:
-    """The nearest numbers with 7 bits of mantissa, halves to even, by arithmetic."""
-    mantissa, exponent = np.frexp(a.astype(np.float64))
-    return np.ldexp(np.rint(mantissa * 2**8), exponent - 8).astype(np.float32)
+from gpucnn.precision import has_tf32, precision_of
+from tests.support import assert_close, check_stored, gradients, on, randn, tf32
 
 
 def fp16(a: np.ndarray) -> np.ndarray:
@@ -42,7 +39,8 @@ def fp16(a: np.ndarray) -> np.ndarray:
     return a.astype(np.float16).astype(np.float32)
 
 
-ROUNDED = {"tf32": tf32, "bf16": bf16, "fp16": fp16}
+ROUNDED = {"tf32": tf32, "fp16": fp16}
+COARSE = (*ROUNDED, "bf16")
 
 
 def moved_off_halves(a: np.ndarray) -> np.ndarray:
@@ -52,7 +50,10 @@ def moved_off_halves(a: np.ndarray) -> np.ndarray:
 
 
 def check_passes(device: str, x: np.ndarray, w: np.ndarray, s: ConvGeometry, mode: str) -> None:
-    """All three passes against float64 products of operands rounded by NumPy."""
+    """All three passes against float64 products of operands rounded by NumPy, or as stored."""
+    if mode == "bf16":
+        check_stored_passes(device, x, w, s)
+        return
     rounded = ROUNDED.get(mode, lambda a: a)
     bar = "tensor core" if mode in ROUNDED else "float32"
     x, w, dy = (moved_off_halves(a) for a in (x, w, randn(*s.y_shape, seed=2)))
@@ -66,7 +67,15 @@ def check_passes(device: str, x: np.ndarray, w: np.ndarray, s: ConvGeometry, mod
         assert_close(to_host(actual), primitive(*wide, s), bar, terms, primitive.name)
 
 
-@pytest.mark.parametrize("mode", ROUNDED)
+def check_stored_passes(device: str, x: np.ndarray, w: np.ndarray, s: ConvGeometry) -> None:
+    dy, terms = randn(*s.y_shape, seed=2), s.K // s.CG * s.OCG
+    given = {"stored": (0, 1)}
+    check_stored(conv2d_forward, device, [x, w, randn(s.OC, seed=3)], s, terms=s.K, **given)
+    check_stored(conv2d_data_gradient, device, [dy, w], s, terms=terms, **given)
+    check_stored(conv2d_weight_gradient, device, [dy, x], s, terms=s.outputs, **given)
+
+
+@pytest.mark.parametrize("mode", COARSE)
 @pytest.mark.parametrize("case", [c for c in CONV2D if c.weight[3] > 2], ids=str)
 def test_operands_are_rounded_and_nothing_else(
     case: Conv2dCase, mode: str, kernel_device: str
@@ -83,7 +92,7 @@ def test_operands_are_rounded_and_nothing_else(
     [
         *((REGISTER_TILED, i, "fp32") for i in range(5)),
         *((IMPLICIT_GEMM, i, "fp32") for i in range(1, 6)),
-        *((IMPLICIT_GEMM, i, mode) for i in range(6) for mode in ROUNDED),
+        *((IMPLICIT_GEMM, i, mode) for i in range(6) for mode in COARSE),
     ],
     ids=lambda v: getattr(v, "name", str(v)),
 )
@@ -92,7 +101,8 @@ def test_every_tile(
 ) -> None:
     """Rows and columns that fill no tile, more than one tile of both, several slabs of k."""
     monkeypatch.setattr(rung, "tile", lambda *_: index)
-    x, w = randn(1, 17, 18, 8), randn(rung.tiles[index].columns + 4, 3, 2, 8, seed=1)
+    more = 8 if mode == "bf16" else 4
+    x, w = randn(1, 17, 18, 8), randn(rung.tiles[index].columns + more, 3, 2, 8, seed=1)
     s = conv2d_geometry(x, w, None, (1, 2), (1, 0), 1, 1)
     with gpucnn.use_variant(conv2d=rung.name), gpucnn.precision(mode):
         check_passes(kernel_device, x, w, s, mode)
@@ -184,17 +194,24 @@ def test_gpus_without_tensor_cores_are_told(
         cuda_path.cuda.Device, "attributes", {"MaxSharedMemoryPerBlockOptin": 64 * 1024}
     )
     _limits.cache_clear()
-    _has_tf32.cache_clear()
+    has_tf32.cache_clear()
     x, w = (gpucnn.Tensor(a, device="cuda") for a in (randn(1, 5, 5, 8), randn(8, 3, 3, 8)))
     with gpucnn.precision(None):
         assert precision_of(x.data) == "fp32"
+    with gpucnn.precision("bf16"):  # by itself what is stored so is widened
+        assert pipelined(to_bfloat16(x).data, conv2d_geometry(x, w, None, 1, 0, 1, 1)) == (
+            "register_tiled"
+        )
+        assert F.conv2d(x, w).dtype == BFLOAT16
     with gpucnn.use_variant(conv2d="implicit_gemm"):
+        with gpucnn.precision("bf16"), pytest.raises(DeviceError, match=r"in bf16 needs .* 8\.0"):
+            F.conv2d(x, w)
         with pytest.raises(DeviceError, match=r"in fp32 needs .* 8\.0 or newer, this one has 7\.5"):
             F.conv2d(x, w)
         with gpucnn.precision("fp16"):
             F.conv2d(x, w)
     _limits.cache_clear()
-    _has_tf32.cache_clear()
+    has_tf32.cache_clear()
 
 
 def test_more_pixels_than_int32_numbers_are_refused() -> None:

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn.bfloat16 import is_bfloat16
+from gpucnn.bfloat16 import widened as values
+
 
 def map_arrays(arguments: tuple[Any, ...], change: Callable[[Any], Any]) -> tuple[Any, ...]:
     """The arguments with every NumPy array changed, also those in lists."""
@@ -24,6 +27,11 @@ def widened(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return map_arrays(
         arguments, lambda a: a.astype(np.float64) if a.dtype.kind == "f" else a.copy()
     )
+
+
+def in_float32(array: Any) -> Any:
+    """A host array, the values of one in bfloat16."""
+    return values(array) if is_bfloat16(array) else array
 
 
 def flat(values: Any) -> Iterator[Any]:

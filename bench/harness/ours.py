@@ -12,8 +12,9 @@ import numpy as np
 from gpucnn.device import to_device, to_host
 from gpucnn.kernel import Launch, observe_launches
 from gpucnn.primitive import PRIMITIVES
+from gpucnn.storage import handed_over
 
-from .arguments import flat, map_arrays, results
+from .arguments import flat, in_float32, map_arrays, results
 from .cuda_timer import Workspace
 from .timing import Contender
 from .verify import Reference, same_bits
@@ -30,6 +31,10 @@ def variants_of(primitive: str, device: str) -> tuple[str, ...]:
     if device == "cpu":
         return (DEFINITION,)
     return tuple(name or DEFAULT for name in PRIMITIVES[primitive].launchers)
+
+
+def _on_host(array: Any) -> Any:
+    return np.array(in_float32(to_host(array)), order="C")
 
 
 def implementation(primitive: str, variant: str, device: str) -> Callable[..., Any]:
@@ -65,7 +70,8 @@ class Ours:
 
     def _fresh(self) -> tuple[Any, ...]:
         copy = np.copy if self._device == "cpu" else lambda a: to_device(a, self._device)
-        return map_arrays(self._reference.arguments, copy)
+        family = self._reference.problem.family
+        return map_arrays(handed_over(family, self._reference.arguments), copy)
 
     @contextlib.contextmanager
     def _place(self) -> Iterator[None]:
@@ -81,7 +87,7 @@ class Ours:
 
     def _host_results(self, i: int) -> list[Any]:
         made = results(self._last, self._sets[i], self._reference.problem.updated)
-        return [np.array(to_host(a), order="C") for a in made]
+        return [_on_host(a) for a in made]
 
     def _restore(self, i: int) -> None:
         """Give the arguments that calls update their first values again."""
@@ -123,7 +129,7 @@ class Ours:
             if not self._reference.problem.updated:
                 if self._last is None:
                     return False
-                made = [np.array(to_host(a), order="C") for a in flat(self._last)]
+                made = [_on_host(a) for a in flat(self._last)]
                 return same_bits(self._first, made)
             context = contextlib.nullcontext()
             if self._workspace is not None:

@@ -19,7 +19,12 @@ from gpucnn.device import Array, empty
 from gpucnn.fusion import fuses
 from gpucnn.kernel import Kernel, KernelFile
 from gpucnn.ops import conv2d_taps, depthwise, winograd, winograd_rows
-from gpucnn.ops.conv2d_few_channels import FEW_CHANNELS, FewChannels, where_it_fits
+from gpucnn.ops.conv2d_few_channels import (
+    FEW_CHANNELS,
+    FewChannels,
+    stores_where_it_fits,
+    where_it_fits,
+)
 from gpucnn.ops.conv2d_pipeline import (
     IMPLICIT_GEMM,
     REGISTER_TILED,
@@ -297,12 +302,15 @@ def _naive_weight_gradient(dy: Array, x: Array, geometry: ConvGeometry) -> Array
 
 
 for _rung in (REGISTER_TILED, IMPLICIT_GEMM):
-    conv2d_forward.kernel(_rung.name)(_rung.forward)
-    conv2d_data_gradient.kernel(_rung.name)(_rung.data_gradient)
-    conv2d_weight_gradient.kernel(_rung.name)(_rung.weight_gradient)
+    conv2d_forward.kernel(_rung.name, native=_rung.stores_forward)(_rung.forward)
+    conv2d_data_gradient.kernel(_rung.name, native=_rung.stores_gather)(_rung.data_gradient)
+    conv2d_weight_gradient.kernel(_rung.name, native=_rung.stores_weight_gradient)(
+        _rung.weight_gradient
+    )
 for _partial in (*FEW_CHANNELS, WINOGRAD):
     for _primitive in (conv2d_forward, conv2d_data_gradient, conv2d_weight_gradient):
-        _primitive.kernel(_partial.name)(where_it_fits(_primitive, _partial))
+        _stores = stores_where_it_fits(_primitive, _partial)
+        _primitive.kernel(_partial.name, native=_stores)(where_it_fits(_primitive, _partial))
 
 
 # tape

@@ -37,7 +37,9 @@ _SPECIALISATIONS = (
     (3, 2, 4, 4, 4),
 )
 _depthwise = KernelFile(
-    "conv2d_depthwise", *(dict(zip(_MACROS, given, strict=True)) for given in _SPECIALISATIONS)
+    "conv2d_depthwise",
+    *(dict(zip(_MACROS, given, strict=True)) for given in _SPECIALISATIONS),
+    storage=True,
 )
 
 
@@ -127,9 +129,9 @@ def depthwise_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometr
     s = geometry
     how = depthwise_lanes(s)
     assert how is not None
-    y, strip = empty(x, s.y_shape), _strip(s.OW, how.lanes)
+    y, strip = empty(x, s.y_shape, x.dtype), _strip(s.OW, how.lanes)
     grid = (_bands(s, s.OH, s.OW, how.lanes, strip), how.columns(s))
-    launch = _depthwise["conv2d_depthwise_forward", how.index]
+    launch = _depthwise.storing(x, "conv2d_depthwise_forward", how.index)
     given = (aligned(x, how.vector), w, None if b is None else aligned(b, how.vector))
     numbers = (*s.once(plane_numbers), how.lanes, strip)
     launch(grid, (THREADS,), y, *given, *numbers, shared_mem=how.filters(s, False))
@@ -141,10 +143,10 @@ def depthwise_gather(dy: Array, w: Array, b: Array | None, geometry: ConvGeometr
     s = geometry
     how = depthwise_lanes(s)
     assert how is not None
-    dx, strip = empty(dy, s.x_shape), _strip(s.W, how.lanes)
+    dx, strip = empty(dy, s.x_shape, dy.dtype), _strip(s.W, how.lanes)
     columns = how.columns(s) if how.vector == 4 else up(s.C, how.inputs(s))
     grid = (_bands(s, s.H, s.W, how.lanes, strip), columns)
-    launch = _depthwise["conv2d_depthwise_data_gradient", how.index]
+    launch = _depthwise.storing(dy, "conv2d_depthwise_data_gradient", how.index)
     given = (aligned(dy, how.vector), w, None if b is None else aligned(b, how.vector))
     numbers = (*s.once(plane_numbers), how.lanes, strip, how.inputs(s))
     launch(grid, (THREADS,), dx, *given, *numbers, shared_mem=how.filters(s, True))
@@ -164,7 +166,7 @@ def depthwise_weight_gradient(dy: Array, x: Array, geometry: ConvGeometry) -> Ar
     each = up(runs, max(1, min(up(runs, 4 * lanes), up(2 * BLOCKS, columns))))
     count = up(runs, each)
     partial = empty_slices(x, count, s.w_shape)
-    launch = _depthwise["conv2d_depthwise_weight_gradient", how.index]
+    launch = _depthwise.storing(x, "conv2d_depthwise_weight_gradient", how.index)
     sums = how.taps * s.CG * how.vector * SCRATCH
     shared = 4 * max(sums, how.lanes * how.vector * s.K)
     given = (aligned(dy, how.vector), aligned(x, how.vector))

@@ -38,6 +38,7 @@ _DIRECT = ((0, 0, 0), (3, 1, 1), (3, 3, 1), (5, 1, 1), (5, 3, 1), (7, 3, 2))  # 
 _direct = KernelFile(
     "conv2d_direct",
     *({"FILTER_W": kw, "CHANNELS": c, "STEP_W": sw} for kw, c, sw in _DIRECT),
+    storage=True,
 )
 
 
@@ -165,8 +166,8 @@ def _launch_from_few(
 ) -> Array:
     tile = direct_tile(s, False)
     assert tile is not None
-    y = empty(x, y_shape)
-    launch = _direct["conv2d_direct_forward", _specialisation(s)]
+    y = empty(x, y_shape, x.dtype)
+    launch = _direct.storing(x, "conv2d_direct_forward", _specialisation(s))
     columns = up(s.OC, 4 * tile.quads)
     each = _tiles_each(tile.count * columns) if s.OC % 4 == 0 else 1  # else outputs replace filters
     grid = (up(tile.count, each), columns)
@@ -185,7 +186,7 @@ def _launch_weight_gradient(
     each = up(tile.count, min(tile.count, max(1, BLOCKS // columns)))
     count = up(tile.count, each)
     partial = empty_slices(x, count, w_shape)
-    launch = _direct["conv2d_direct_weight_gradient", _specialisation(s)]
+    launch = _direct.storing(x, "conv2d_direct_weight_gradient", _specialisation(s))
     numbers = (*s.once(plane_numbers), *tile.numbers, tile.count, each, exchanged)
     launch((count, columns), (THREADS,), partial, dy, x, *numbers, shared_mem=tile.shared)
     return launch_sum_slices(partial, None)
@@ -194,7 +195,7 @@ def _launch_weight_gradient(
 # to few channels
 
 _SIDE = 6  # words of a Side
-_to_few = KernelFile("conv2d_direct_to_few", {"VECTOR": 1}, {"VECTOR": 4})
+_to_few = KernelFile("conv2d_direct_to_few", {"VECTOR": 1}, {"VECTOR": 4}, storage=True)
 
 
 @dataclass(frozen=True)
@@ -281,8 +282,8 @@ def _launch_to_few(
 ) -> Array:
     work = to_few(s, backward)
     assert work is not None
-    y = empty(x, y_shape)
-    launch = _to_few["conv2d_direct_to_few", int(work.vector == 4)]
+    y = empty(x, y_shape, x.dtype)
+    launch = _to_few.storing(x, "conv2d_direct_to_few", int(work.vector == 4))
     sides = (s.H, s.W, s.C), (s.OH, s.OW, s.OC)
     of_y, of_x = sides if backward else sides[::-1]
     filters = (s.KH, s.KW, s.SH, s.SW, s.PT, s.PL, s.DH, s.DW)

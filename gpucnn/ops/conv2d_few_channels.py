@@ -36,6 +36,7 @@ class FewChannels:
     name: str
     fits: Callable[[str, ConvGeometry], bool]  # by the name of one of its primitives
     launchers: Mapping[str, Callable[..., Array]]
+    storage: bool = True  # whether its kernels take bfloat16
 
     def takes(self, primitive: str, s: ConvGeometry) -> bool:
         """Whether it does this pass of a problem."""
@@ -64,6 +65,11 @@ FEW_CHANNELS = (
         },
     ),
 )
+
+
+def stores_where_it_fits(primitive: Primitive, few: FewChannels) -> Callable[..., bool]:
+    """Whether what :func:`where_it_fits` makes takes bfloat16 as it is; the default does."""
+    return lambda *arguments: few.storage or not few.takes(primitive.name, arguments[-1])
 
 
 def where_it_fits(primitive: Primitive, few: FewChannels) -> Callable[..., Array]:

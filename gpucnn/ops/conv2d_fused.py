@@ -41,7 +41,6 @@ from gpucnn.ops.conv2d_pipeline import (
     IMPLICIT_GEMM,
     REGISTER_TILED,
     Epilogue,
-    Rung,
     fuses_forward,
     fuses_gather,
 )
@@ -67,12 +66,6 @@ def fusible(activation: str, negative_slope: float = 0.0) -> bool:
 # primitives
 
 _RUNGS = {rung.name: rung for rung in (REGISTER_TILED, IMPLICIT_GEMM)}
-
-
-def _rung(name: str, x: Array) -> Rung | None:
-    """The rung of this name, if its kernels take what is stored like x through an epilogue."""
-    rung = _RUNGS.get(name)
-    return None if rung is None or (is_bfloat16(x) and not rung.storage) else rung
 
 
 def _parameters(activation: str, negative_slope: float) -> tuple[float, ...]:
@@ -211,9 +204,10 @@ def _launch_forward(
     moments: bool,
 ) -> tuple[Array, Array | None]:
     chosen, tile = chosen_variant(conv2d_forward, x, w, b, geometry)
-    rung = _rung(chosen, x) if fuses_forward(geometry) else None
-    alone = residual is None and not is_bfloat16(x)
-    if chosen == "direct" and alone and direct_activates(geometry):
+    rung = _RUNGS.get(chosen) if fuses_forward(geometry) else None
+    if rung is not None and is_bfloat16(x) and not rung.stores_forward(x, w, b, geometry):
+        rung = None
+    if chosen == "direct" and residual is None and direct_activates(geometry):
         return direct_activated(x, w, b, geometry, activation, negative_slope), None
     if rung is None:
         rest = (residual, geometry, activation, negative_slope)
@@ -241,7 +235,9 @@ def _launch_data_gradient(
     negative_slope: float,
 ) -> tuple[Array, Array | None]:
     chosen, tile = chosen_variant(conv2d_data_gradient, dy, w, geometry)
-    rung = _rung(chosen, dy) if fuses_gather(geometry) else None
+    rung = _RUNGS.get(chosen) if fuses_gather(geometry) else None
+    if rung is not None and is_bfloat16(dy) and not rung.stores_gather(dy, w, geometry):
+        rung = None
     if rung is None:
         rest = (activated, geometry, activation, negative_slope)
         return _data_gradient(_kernels(dy), dy, w, residual, *rest), None

@@ -27,5 +27,5 @@ def plane_numbers(s: ConvGeometry) -> tuple[int, ...]:
 
 
 def aligned(a: Array, vector: int) -> Array:
-    """The array, or a copy, at a multiple of as many floats."""
-    return a if address(a) % (4 * vector) == 0 else copied(a)
+    """The array, or a copy, at a multiple of as many numbers."""
+    return a if address(a) % (a.itemsize * vector) == 0 else copied(a)

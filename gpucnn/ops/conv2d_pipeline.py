@@ -28,9 +28,9 @@ from gpucnn.ops.conv2d_tiles import (
     whole,
 )
 from gpucnn.ops.conv_geometry import ConvGeometry
-from gpucnn.ops.reduce import empty_slices, launch_sum_slices
+from gpucnn.ops.reduce import empty_slices, launch_stored_slices, launch_sum_slices
 from gpucnn.ops.tile import GRID_YZ, slices
-from gpucnn.precision import precision, precision_of
+from gpucnn.precision import has_tf32, precision, precision_of
 from gpucnn.weight_copies import exchanged
 
 
@@ -68,7 +68,10 @@ class Epilogue:
         numbers: tuple[int, ...],
         chunks: int,
     ) -> Array | None:
-        """Launch a forward pass or data gradient -> the partials (planes, channels, chunks)."""
+        """Launch a forward pass or data gradient -> the partials (planes, channels, chunks).
+
+        arrays: the output and its slices, one of which is None, then the inputs.
+        """
         partials = None
         if self.partials is not None:
             planes = 4 if self.partials == "moments" else 2
@@ -90,25 +93,35 @@ _MOST_ROWS = 2**31 - 1 - 256  # pixels: int32 numbers those of the last tile, to
 _CAPABILITY = {"fp32": 80, "tf32": 80, "bf16": 80, "fp16": 75}  # of the GPU, × 10
 
 
+def vectors(mode: str) -> tuple[int, int]:
+    """The numbers of a precision's operands in memory that come in a copy of 16 bytes, or of 4."""
+    return (8, 2) if mode == "bf16" else (4, 1)
+
+
 class Rung:
     """One file of pipelined kernels: its tiles, the widest first, and their specialisations.
 
     The last two tiles are for up to 32 and 16 columns; the one before them, the smallest of the
-    others, is also that of volumes and of channels that do not come in fours. arithmetic: how
-    products are made, by precision: the macros of its Multiplier.
+    others, is also that of volumes and of channels that do not come in copies of 16 bytes.
+    arithmetic: how products are made, by precision: the macros of its Multiplier. In "bf16" it
+    takes bfloat16 as it is stored, but for odd channels, and volumes whose channels do not come in
+    eights.
     """
 
     def __init__(
         self, name: str, tiles: tuple[Tile, ...], arithmetic: dict[str, dict[str, int]]
     ) -> None:
         self.name, self.tiles, self.arithmetic = name, tiles, arithmetic
-        self.storage = False  # whether its kernels take bfloat16
+        self.storage = "bf16" in arithmetic
         self.smallest = len(tiles) - 3
         self.index: dict[tuple[int, str, int, int], int] = {}  # (tile, precision, vector, dims)
         macros: list[dict[str, int]] = []
         for mode, chosen in arithmetic.items():
-            generic = ((self.smallest, 1, 2), (self.smallest, 4, 3), (self.smallest, 1, 3))
-            fast = ((t, 4, 2) for t in range(self.widest(mode), len(tiles)))
+            most, least = vectors(mode)
+            generic = [(self.smallest, least, 2), (self.smallest, most, 3)]
+            if mode != "bf16":
+                generic.append((self.smallest, least, 3))
+            fast = ((t, most, 2) for t in range(self.widest(mode), len(tiles)))
             for tile, vector, dims in (*fast, *generic):
                 made = tiles[tile].macros(chosen, vector, dims)
                 if made not in macros:
@@ -134,7 +147,7 @@ class Rung:
         which makes enough blocks, as the last one need not, and finds the ``shared`` bytes of
         memory; else the smallest.
         """
-        if vector == 1 or s.dims == 3:
+        if vector < 4 or s.dims == 3:
             return self.smallest
         names = [str(tile) for tile in self.tiles]
         listed = next(tiles for most, tiles in TILES if columns <= most)
@@ -152,14 +165,16 @@ class Rung:
     ) -> tuple[Kernel, Tile]:
         """The kernel for a product of ``rows`` × ``columns``, and its tile.
 
-        channels: a number that four divides if every run of channels that the kernel reads is made
-        of fours; arrays: what it reads.
+        channels: a number that eight divides if every run of channels that the kernel reads is made
+        of eights, and likewise; arrays: what it reads.
         """
         like = arrays[0]
-        vector = 4 if channels % 4 == 0 and _aligned(arrays) else 1
+        mode = precision_of(like)
+        most, least = vectors(mode)
+        vector = most if channels % most == 0 and _aligned(arrays, 16) else least
         forced = _forced.tiles.get(self.name)
         limits = None if isinstance(like, np.ndarray) else _limits(like.device.id)
-        key = (self.name, name, vector, precision_of(like), forced, limits)
+        key = (self.name, name, vector, mode, forced, limits)
         found = s.known.get(key)
         if found is None:
             found = s.known[key] = self._choose(*key[1:], s, rows, columns)
@@ -170,7 +185,7 @@ class Rung:
         name: str,
         vector: int,
         mode: str,
-        forced: tuple[int, int] | None,
+        forced: tuple[int, bool] | None,
         limits: tuple[int, int] | None,
         s: ConvGeometry,
         rows: int,
@@ -193,8 +208,8 @@ class Rung:
                 )
         index = self.tile(rows, columns, s, mode, vector, shared, name != "weight_gradient")
         if forced is not None:
-            wanted, most = forced
-            narrower = min(vector, most)
+            wanted, by_words = forced
+            narrower = vectors(mode)[1] if by_words else vector
             if (wanted, mode, narrower, dims) in self.index:
                 index, vector = wanted, narrower
                 if not self.tiles[index].fits(shared, name != "weight_gradient"):
@@ -205,15 +220,51 @@ class Rung:
         kernel = self.kernels[f"conv2d_{self.name}_{name}", self.index[index, mode, vector, dims]]
         return kernel, self.tiles[index]
 
+    def _stores(self, channels: int, s: ConvGeometry, *arrays: Array) -> bool:
+        most, least = vectors("bf16")
+        in_eights = channels % most == 0 and _aligned(arrays, 16)
+        even = s.dims != 3 and channels % least == 0 and _aligned(arrays, 4)
+        return self.storage and (in_eights or even)
+
+    def stores_forward(self, x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> bool:
+        """Whether :meth:`forward` takes these x and w in bfloat16 as they are."""
+        return self._stores(geometry.CG, geometry, x, w)
+
+    def stores_gather(self, dy: Array, w: Array, *rest: Any) -> bool:
+        """Whether :meth:`gather` and :meth:`data_gradient` do."""
+        return self._stores(rest[-1].OCG, rest[-1], dy)
+
+    def stores_weight_gradient(self, dy: Array, x: Array, geometry: ConvGeometry) -> bool:
+        """Whether :meth:`weight_gradient` does."""
+        return self._stores(math.gcd(geometry.CG, geometry.OCG), geometry, dy, x)
+
+    def _product(
+        self,
+        kernel: Kernel,
+        tile: Tile,
+        grid: tuple[int, int],
+        slices: tuple[int, int],
+        shape: tuple[int, ...],
+        inputs: tuple[Array, Array, Array | None],
+        s: ConvGeometry,
+    ) -> Array:
+        """Launch a forward pass or data gradient that makes ``shape``, and add its slices."""
+        (a, w, b), (count, each), (blocks, planes) = inputs, slices, grid
+        grid, numbers = (blocks, planes * count), (*s.numbers, each)
+        if count == 1:
+            y = empty(a, shape, a.dtype)
+            PLAIN.launch(kernel, grid, tile, (y, None, a, w, b), numbers, 0)
+            return y
+        partial = empty(a, (count, *shape))
+        PLAIN.launch(kernel, grid, tile, (None, partial, a, w, None), numbers, 0)
+        return launch_stored_slices(partial, b, a)
+
     def forward(self, x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
         s = geometry
         kernel, tile = self.choose("forward", s, s.outputs, s.OCG, s.CG, x, w)
-        chunks, columns = -(-s.outputs // tile.rows), -(-s.OCG // tile.columns)
-        count, each = s.once(forward_slices)
-        y = empty(x, (count, *s.y_shape))
-        grid, numbers = (chunks * columns, s.G * count), (*s.numbers, each)
-        PLAIN.launch(kernel, grid, tile, (y, x, w, b if count == 1 else None), numbers, chunks)
-        return launch_sum_slices(y, b if count > 1 else None)
+        grid = (-(-s.outputs // tile.rows) * -(-s.OCG // tile.columns), s.G)
+        slices = s.once(forward_slices)
+        return self._product(kernel, tile, grid, slices, s.y_shape, (x, w, b), s)
 
     def fused_forward(
         self, x: Array, w: Array, b: Array | None, geometry: ConvGeometry, epilogue: Epilogue
@@ -222,9 +273,9 @@ class Rung:
         s = geometry
         kernel, tile = self.choose("forward", s, s.outputs, s.OCG, s.CG, x, w)
         chunks, columns = -(-s.outputs // tile.rows), -(-s.OCG // tile.columns)
-        y, grid = empty(x, s.y_shape), (chunks * columns, s.G)
+        y, grid = empty(x, s.y_shape, x.dtype), (chunks * columns, s.G)
         numbers = (*s.numbers, whole(s.K))
-        return y, epilogue.launch(kernel, grid, tile, (y, x, w, b), numbers, chunks)
+        return y, epilogue.launch(kernel, grid, tile, (y, None, x, w, b), numbers, chunks)
 
     def _gather(self, dy: Array, w: Array, s: ConvGeometry) -> tuple[Kernel, Tile, Array, int, int]:
         """(kernel, tile, filter with its channels exchanged, chunks, column tiles)"""
@@ -239,11 +290,8 @@ class Rung:
         """The data gradient, with a bias: also the forward pass of a transposed convolution."""
         s = geometry
         kernel, tile, wt, chunks, columns = self._gather(dy, w, s)
-        count, each = s.once(gather_slices)
-        dx = empty(dy, (count, *s.x_shape))
-        grid, numbers = (chunks * columns, s.G * count), (*s.numbers, each)
-        PLAIN.launch(kernel, grid, tile, (dx, dy, wt, b if count == 1 else None), numbers, chunks)
-        return launch_sum_slices(dx, b if count > 1 else None)
+        grid, slices = (chunks * columns, s.G), s.once(gather_slices)
+        return self._product(kernel, tile, grid, slices, s.x_shape, (dy, wt, b), s)
 
     def fused_gather(
         self, dy: Array, w: Array, b: Array | None, geometry: ConvGeometry, epilogue: Epilogue
@@ -251,9 +299,9 @@ class Rung:
         """:meth:`gather` through an epilogue -> dx and its partials."""
         s = geometry
         kernel, tile, wt, chunks, columns = self._gather(dy, w, s)
-        dx, grid = empty(dy, s.x_shape), (chunks * columns, s.G)
+        dx, grid = empty(dy, s.x_shape, dy.dtype), (chunks * columns, s.G)
         numbers = (*s.numbers, whole(s.once(gathered_terms)))
-        return dx, epilogue.launch(kernel, grid, tile, (dx, dy, wt, b), numbers, chunks)
+        return dx, epilogue.launch(kernel, grid, tile, (dx, None, dy, wt, b), numbers, chunks)
 
     def data_gradient(self, dy: Array, w: Array, geometry: ConvGeometry) -> Array:
         return self.gather(dy, w, None, geometry)
@@ -291,21 +339,21 @@ class _Forced(threading.local):
     """What a thread's launches take."""
 
     def __init__(self) -> None:
-        self.tiles: dict[str, tuple[int, int]] = {}  # rung -> (tile, the widest vector)
+        self.tiles: dict[str, tuple[int, bool]] = {}  # rung -> (tile, whether by 4 bytes)
 
 
 _forced = _Forced()
 
 
 @contextlib.contextmanager
-def use_tile(rung: Rung, index: int, vector: int = 4) -> Iterator[None]:
+def use_tile(rung: Rung, index: int, by_words: bool = False) -> Iterator[None]:
     """Inside the ``with`` block the rung's launches take the tile of this index.
 
-    vector: 1 for copies of single numbers also where four at a time would do. Where there is no
-    such specialisation (``rung.index``), the rung chooses as always.
+    by_words: copies of 4 bytes also where 16 at a time would do. Where there is no such
+    specialisation (``rung.index``), the rung chooses as always.
     """
     before = _forced.tiles
-    _forced.tiles = {**before, rung.name: (index, vector)}
+    _forced.tiles = {**before, rung.name: (index, by_words)}
     try:
         with without_plans():
             yield
@@ -330,12 +378,12 @@ class TiledLauncher:
             return self.launcher(*arguments)
 
 
-def _aligned(arrays: tuple[Array, ...]) -> bool:
-    """Whether four numbers can be read at once from the start of each."""
+def _aligned(arrays: tuple[Array, ...], size: int) -> bool:
+    """Whether as many bytes can be read at once from the start of each."""
     together = 0
     for a in arrays:
         together |= address(a)
-    return together % 16 == 0
+    return together % size == 0
 
 
 @functools.cache
@@ -357,7 +405,7 @@ REGISTER_TILED = Rung(
         Tile(128, 32, 4, 1, 4, 2),
         Tile(128, 16, 4, 1, 4, 2),
     ),
-    {mode: {} for mode in precision.modes},
+    {mode: {} for mode in precision.modes if mode != "bf16"},
 )
 IMPLICIT_GEMM = Rung(
     "implicit_gemm",
@@ -372,7 +420,7 @@ IMPLICIT_GEMM = Rung(
     {
         "fp32": {"TERMS": 3, "HALF": 0},
         "tf32": {"TERMS": 1, "HALF": 0},
-        "bf16": {"TERMS": 1, "HALF": 1},
+        "bf16": {"TERMS": 1, "HALF": 1, "BFLOAT16": 1},
         "fp16": {"TERMS": 1, "HALF": 2},
     },
 )
@@ -385,4 +433,7 @@ def pipelined(x: Array, s: ConvGeometry) -> str | None:
     """
     if min(s.CG, s.OCG) < 8 or s.G > GRID_YZ:
         return None
-    return (REGISTER_TILED if precision_of(x) == "fp32" else IMPLICIT_GEMM).name
+    mode = precision_of(x)
+    if mode == "bf16" and not isinstance(x, np.ndarray) and not has_tf32(x.device.id):
+        mode = "fp32"  # of what is widened
+    return (REGISTER_TILED if mode == "fp32" else IMPLICIT_GEMM).name

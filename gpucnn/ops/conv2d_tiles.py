@@ -9,8 +9,8 @@ from gpucnn.kernel import Macros
 from gpucnn.ops.conv_geometry import ConvGeometry
 from gpucnn.ops.tile import GRID_YZ
 
-SLAB = 32  # terms of the sums that a block multiplies at once
-_LEAST_TERMS = 256  # of a slice: eight slabs, so that filling the pipeline does not take most of it
+SLAB = 32  # terms of the sums that a block multiplies at once; 64 where they lie in bfloat16
+_LEAST_TERMS = 256  # of a slice: several slabs, so that filling the pipeline is not most of it
 _PLACE = 16  # bytes of a Place of gemm_pipeline.cuh, in static shared memory
 
 
@@ -30,12 +30,15 @@ class Tile:
         return 32 * self.warps_m * self.warps_n
 
     def ring(self, by_rows: bool) -> int:
-        """Bytes of dynamic shared memory: the slabs of pipeline_rows, or of pipeline_columns."""
+        """Bytes of dynamic shared memory: the slabs of pipeline_rows, or of pipeline_columns.
+
+        32 floats to a row, or as many bytes of bfloat16.
+        """
         return 4 * self.stages * (self.rows + self.columns + (0 if by_rows else 16)) * 32
 
     def fits(self, shared: int, by_rows: bool) -> bool:
         """Whether a block finds its memory: the ring, and places of its rows or of two slabs."""
-        return self.ring(by_rows) + _PLACE * (self.rows if by_rows else 64) <= shared
+        return self.ring(by_rows) + _PLACE * (self.rows if by_rows else 2 * 64) <= shared
 
     def macros(self, arithmetic: Macros, vector: int, dims: int) -> dict[str, int]:
         return {

@@ -159,4 +159,5 @@ WINOGRAD = FewChannels(
     "winograd",
     lambda primitive, s: winograd_fits(s),
     {"conv2d_forward": winograd_forward, "conv2d_data_gradient": winograd_data_gradient},
+    storage=False,
 )

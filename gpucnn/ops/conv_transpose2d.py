@@ -141,13 +141,15 @@ def _register_tiled_forward(x: Array, w: Array, b: Array | None, geometry: ConvG
     return REGISTER_TILED.gather(x, w, b, geometry)
 
 
-@conv_transpose2d_forward.kernel("implicit_gemm")
+@conv_transpose2d_forward.kernel("implicit_gemm", native=IMPLICIT_GEMM.stores_gather)
 def _implicit_gemm_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
     return IMPLICIT_GEMM.gather(x, w, b, geometry)
 
 
 for _few in FEW_CHANNELS:
-    conv_transpose2d_forward.kernel(_few.name)(where_it_fits(conv_transpose2d_forward, _few))
+    conv_transpose2d_forward.kernel(_few.name, native=True)(
+        where_it_fits(conv_transpose2d_forward, _few)
+    )
 
 
 # tape

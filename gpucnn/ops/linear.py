@@ -177,15 +177,18 @@ def pointwise(s: LinearGeometry) -> ConvGeometry:
 def _register_rung(rung: Rung) -> None:
     """Make a rung of the convolutions a variant of the three passes."""
 
-    @linear_forward.kernel(rung.name)
+    def of_convolution(stores: Callable[..., bool]) -> Callable[..., bool]:
+        return lambda *arguments: stores(*arguments[:-1], arguments[-1].once(pointwise))
+
+    @linear_forward.kernel(rung.name, native=of_convolution(rung.stores_forward))
     def forward(x: Array, w: Array, b: Array | None, geometry: LinearGeometry) -> Array:
         return rung.forward(x, w, b, geometry.once(pointwise)).reshape(geometry.M, geometry.O)
 
-    @linear_data_gradient.kernel(rung.name)
+    @linear_data_gradient.kernel(rung.name, native=of_convolution(rung.stores_gather))
     def data_gradient(dy: Array, w: Array, geometry: LinearGeometry) -> Array:
         return rung.data_gradient(dy, w, geometry.once(pointwise)).reshape(geometry.M, geometry.I)
 
-    @linear_weight_gradient.kernel(rung.name)
+    @linear_weight_gradient.kernel(rung.name, native=of_convolution(rung.stores_weight_gradient))
     def weight_gradient(dy: Array, x: Array, geometry: LinearGeometry) -> Array:
         dw = rung.weight_gradient(dy, x, geometry.once(pointwise))
         return dw.reshape(geometry.O, geometry.I)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn import buffers
+from gpucnn.bfloat16 import is_bfloat16
 from gpucnn.device import Array, empty, result
 from gpucnn.empty_batch import nothing
 from gpucnn.flat_gradients import room_for, waits
@@ -161,7 +162,7 @@ def sum_slices(partial: Array, bias: Array | None) -> Array:
 _THREADS = 256
 _MOST_CHUNKS = 256
 
-_kernels = KernelFile("reduce")
+_kernels = KernelFile("reduce", storage=True)
 
 
 @functools.lru_cache(4096)
@@ -202,15 +203,25 @@ def launch_sum_slices(partial: Array, bias: Array | None) -> Array:
     if slices == 1 and bias is None:
         return partial.reshape(shape)
     y = result(partial, shape)
-    if bias is None and waits(partial):
-        return y
+    return y if bias is None and waits(partial) else _sum_slices(y, partial, bias)
+
+
+def launch_stored_slices(partial: Array, bias: Array | None, like: Array) -> Array:
+    """:func:`sum_slices`, stored as ``like`` is: in float32, or rounded to bfloat16."""
+    if not is_bfloat16(like):
+        return cast("Array", launch_sum_slices(partial, bias))
+    return _sum_slices(empty(partial, partial.shape[1:], like.dtype), partial, bias)
+
+
+def _sum_slices(y: Array, partial: Array, bias: Array | None) -> Array:
+    slices = partial.shape[0]
     grid = (-(-y.size // slice_elements(slices)),)
-    numbers = (slices, y.size, shape[-1], slice_lane_bits(slices))
-    _kernels["sum_slices"](grid, (_THREADS,), y, partial, bias, *numbers)
+    numbers = (slices, y.size, y.shape[-1], slice_lane_bits(slices))
+    _kernels.storing(y, "sum_slices")(grid, (_THREADS,), y, partial, bias, *numbers)
     return y
 
 
-@axis_sum.kernel()
+@axis_sum.kernel(native=True)
 def _launch_axis_sum(x: Array, factor: float) -> Array:
     return _axis_sum(x, factor, empty)
 
@@ -220,18 +231,18 @@ def _axis_sum(x: Array, factor: float, made: Callable[..., Array]) -> Array:
     x = _short_rows_as_columns(x)
     O, rows, C = x.shape
     (chunks, groups), block, each = column_blocks(rows, C)
-    launch = _kernels["axis_sum"]
+    launch = _kernels.storing(x, "axis_sum")
     partial = (made if chunks == 1 else empty)(x, (O, chunks, C))
     first = factor if chunks == 1 else 1.0
     launch((O * chunks * groups,), block, partial, x, rows, C, chunks, each, first)
     if chunks == 1:
         return partial.reshape(shape)
-    y = made(x, shape)
+    y, launch = made(x, shape), _kernels["axis_sum"]
     launch((O * groups,), block, y, partial, chunks, C, 1, chunks, factor)
     return y
 
 
-@column_sum.kernel()
+@column_sum.kernel(native=True)
 def launch_column_sum(x: Array) -> Array:
     return _axis_sum(x.reshape(1, -1, x.shape[-1]), 1.0, result).reshape(x.shape[-1])
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from gpucnn.kernel import Launch, Specialisation, observe_launches, without_running
 from gpucnn.precision import precision
 from gpucnn.primitive import PRIMITIVES
+from gpucnn.storage import handed_over
 from gpucnn.xray.counters import LaunchCounters, Site, count
 
 
@@ -87,7 +88,7 @@ def planned(problem: Problem) -> list[Call]:
         for mode in precision.modes:
             launches: list[Launch] = []
             with precision(mode), without_running(), observe_launches(launches.append):
-                launcher(*arguments)
+                launcher(*handed_over(problem.family, arguments))
             if tuple(launches) not in known:
                 calls.append(Call(problem, variant, tuple(launches), mode))
             known.add(tuple(launches))
@@ -127,8 +128,10 @@ def counted(call: Call) -> dict[KernelKey, LaunchCounters]:
 
     Raises RuntimeError if the emulator cannot run here, KernelFault if a kernel is faulty.
     """
+    problem = call.problem
     with precision(call.precision), count() as found:
-        PRIMITIVES[call.problem.primitive].launchers[call.variant](*call.problem.make(0))
+        arguments = handed_over(problem.family, problem.make(0))
+        PRIMITIVES[problem.primitive].launchers[call.variant](*arguments)
     by_kernel: dict[KernelKey, list[LaunchCounters]] = {}
     for launch in found.launches:
         if launch.spec is not None:
