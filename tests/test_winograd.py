@@ -94,7 +94,7 @@ def test_is_the_formula(case: Any, wherever_it_can: Any) -> None:
     check(*problem(case, np.float64), bar="float64")
 
 
-@pytest.mark.parametrize("channels", [16, 32, 64, 128])
+@pytest.mark.parametrize("channels", [15, 16, 32, 64, 128])
 def test_keeps_the_bar_of_float32(channels: int) -> None:
     """Where it is taken by itself."""
     check(*problem(((16, 12, 12, channels), channels, 1), np.float32))
@@ -162,6 +162,8 @@ def test_each_way_is_taken_where_it_pays() -> None:
     for sizes in ((16, 16, 32), (16, 32, 14), (16, 32, 18)):
         assert _fewer_products(geometry(*sizes)) is winograd_rows
     assert by_definition(geometry(3, 16, 32)), "too few channels"
+    for sizes in ((14, 512, 28), (512, 14, 28)):
+        assert by_definition(geometry(*sizes)), "too few terms for such rounding"
     assert by_definition(geometry(16, 32, 1)), "mostly cells that are cut off"
     assert by_definition(geometry(512, 512, 4)), "mostly transforms of the filters"
 

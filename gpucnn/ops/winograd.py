@@ -41,6 +41,7 @@ _POINTS = (0, math.sqrt(0.5), -math.sqrt(0.5), math.sqrt(2), -math.sqrt(2))  # t
 _SIZES = (3, 4)  # m
 
 _SUMS = 3  # multiply-adds of a matrix product in the time of one element's transforms
+_CHANNELS = 15  # rounding errors are hidden among those of a sum of 9·15 terms, not of fewer
 _PIXELS = 16  # per channel: enough for the time of the filters not to count
 _UNIT = 1 << 19  # elements of the products' inputs of a piece
 _RUN = 256  # numbers: enough for a small matrix times a run of memory
@@ -82,9 +83,10 @@ def is_plain_3x3(s: ConvGeometry) -> bool:
     return (s.dims, s.G, s.KH, s.KW, s.SH, s.SW, s.DH, s.DW) == (2, 1, 3, 3, 1, 1, 1, 1)
 
 
-def filters_count(s: ConvGeometry) -> bool:
-    """Whether there are so few pixels that the time goes into the filters."""
-    return s.outputs < _PIXELS * max(s.C, s.OC)
+def may_pay(s: ConvGeometry) -> bool:
+    """Whether there are pixels enough for the filters, and terms enough for the rounding."""
+    enough = s.outputs >= _PIXELS * max(s.C, s.OC) and min(s.C, s.OC) >= _CHANNELS
+    return enough and is_plain_3x3(s)
 
 
 def cost(s: ConvGeometry) -> float:
@@ -92,7 +94,7 @@ def cost(s: ConvGeometry) -> float:
 
     The definition takes C·OC, and its windows have to be unfolded.
     """
-    if not is_plain_3x3(s) or filters_count(s):
+    if not may_pay(s):
         return math.inf
     products = math.prod(a.r * a.tiles for a in _axes(s, np.float32))
     return products / (s.OH * s.OW) * (s.C * s.OC / 9 + _SUMS * (s.C + s.OC))

@@ -24,19 +24,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn.ops.conv_geometry import ConvGeometry
-from gpucnn.ops.winograd import Axis, K, axis, bands, filters_count, is_plain_3x3
+from gpucnn.ops.winograd import Axis, K, axis, bands, may_pay
 from gpucnn.threads import scratch
 
 Floats = NDArray[Any]
 
-_CHANNELS = 8  # for fewer there is little to multiply
 _SUMS = 1.7  # multiply-adds of a matrix product in the time of one element's transforms
 _UNIT = 1 << 19  # elements of the products' inputs or outputs of a piece
 
 
 def cost(s: ConvGeometry) -> float:
     """As :func:`gpucnn.ops.winograd.cost`."""
-    if not is_plain_3x3(s) or filters_count(s) or min(s.C, s.OC) < _CHANNELS:
+    if not may_pay(s):
         return math.inf
     down = axis(s.OH, np.float32)
     cells = down.r * down.tiles * _period(s) / (s.OH * s.OW)
