@@ -62,6 +62,18 @@ __device__ __forceinline__ Channels<float, V> of_channels(
     return p && c < C ? load_channels<V>(p + c) : all_channels<float, V>(otherwise);
 }
 
+// The first row where it is `own`, else the given mean.
+template <int V>
+__device__ __forceinline__ Channels<float, V> first_or_mean(
+    const float* x, const float* mean, bool own, int C, int c) {
+    return of_channels<V>(own ? x : mean, C, c, 0.0f);
+}
+template <int V>
+__device__ __forceinline__ Channels<float, V> first_or_mean(
+    const bfloat16* x, const float* mean, bool own, int C, int c) {
+    return own ? of_channels<V>(x, C, c, 0.0f) : of_channels<V>(mean, C, c, 0.0f);
+}
+
 // z = (x - center) * scale + shift of V channels. The mean is the first row's value + delta, or it is
 // given, and delta null. spread and eps as in inverse_deviation.
 template <int V>
@@ -70,7 +82,7 @@ struct Normaliser {
     __device__ __forceinline__ Normaliser(
         const stored* x, const float* mean, const float* delta, const float* spread,
         const float* gamma, const float* beta, int C, int c, float eps)
-        : center(delta ? of_channels<V>(x, C, c, 0.0f) : of_channels<V>(mean, C, c, 0.0f)),
+        : center(first_or_mean<V>(x, mean, delta, C, c)),
           scale(of_channels<V>(gamma, C, c, 1.0f)),
           shift(of_channels<V>(beta, C, c, 0.0f)) {
         const auto d = of_channels<V>(delta, C, c, 0.0f), s = of_channels<V>(spread, C, c, 1.0f);
