@@ -23,7 +23,7 @@ from tests.support import needs_onnxruntime
 
 CHECKOUT = str(Path(gpucnn.__file__).parents[1])
 ENVIRONMENT = {**os.environ, "GPUCNN_DEVICE": "cpu", "PYTHONPATH": CHECKOUT}
-TINY = ["--images", "64", "--epochs", "1", "--batch-size", "16", "--device", "cpu"]
+TINY = ["--images", "64", "--epochs", "1", "--batch-size", "16", "--device", "cpu", "--no-report"]
 
 
 def fails(capsys: pytest.CaptureFixture[str], *args: str, code: int = 2) -> str:

@@ -23,6 +23,7 @@ from gpucnn.cli.shape import shape
 from gpucnn.cli.summary import summary
 from gpucnn.cli.train import train
 from gpucnn.cli.tune import tune
+from gpucnn.cli.visualize import visualize
 from gpucnn.device import DeviceError
 
 
@@ -37,17 +38,8 @@ def cli(ctx: click.Context) -> None:
 
 
 for _command in (
-    train,
-    predict,
-    export,
-    summary,
-    shape,
-    doctor,
-    bench,
-    kernels,
-    check,
-    parity,
-    tune,
+    *(train, predict, visualize, export, summary, shape, doctor),
+    *(bench, kernels, check, parity, tune),
 ):
     cli.add_command(_command)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 from pathlib import Path
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from gpucnn import training
 
 # What may stand beside --resume: it changes where the run happens, not what it computes.
-_RESUMABLE: Final = {"dataset", "resume", "data_dir", "device", "graph", "as_json"}
+_RESUMABLE: Final = {"dataset", "resume", "data_dir", "device", "graph", "report", "as_json"}
 
 
 @click.command(short_help="Train a network on a dataset.")
@@ -124,6 +125,12 @@ _RESUMABLE: Final = {"dataset", "resume", "data_dir", "device", "graph", "as_jso
     help="Record a training step and replay it, as one CUDA graph over memory planned once; no "
     "result changes. Default: on cuda.",
 )
+@click.option(
+    "--report/--no-report",
+    default=True,
+    show_default=True,
+    help="Write report.html at the end, where matplotlib and jinja2 are installed.",
+)
 @json_option
 @click.pass_context
 def train(
@@ -131,6 +138,7 @@ def train(
     /,
     dataset: str | None,
     resume: Path | None,
+    report: bool,
     as_json: bool,
     **arguments: Any,
 ) -> None:
@@ -204,8 +212,11 @@ def train(
             ctx.exit(3)
     accuracy, seconds = trainer.test_accuracy, round(trainer.progress.seconds, 3)
     examples = training.write_examples(run, trainer.test)
+    page = _report(trainer) if report else None
     if as_json:
         result = {"run": str(run.path), "test_accuracy": accuracy, "seconds": seconds}
+        if page is not None:
+            result["report"] = str(page)
         if trainer.test.per_pixel:
             result["test_mean_iou"] = trainer.test_mean_iou
         click.echo(json.dumps(result))
@@ -216,7 +227,7 @@ def train(
     click.echo(
         f"{score} on {len(trainer.test):,} images, "
         f"epochs: {trainer.epochs}, {seconds:.1f} s\n"
-        f"run folder     {run.path}"
+        f"run folder     {run.path}" + (f"\nreport         {page}" if page else "")
     )
     if examples:
         files = " ".join(shlex.quote(str(path)) for path in examples[:3])
@@ -226,6 +237,17 @@ def train(
             f"try next       {program()} predict {folder} IMAGE.png"
             "   (reading pictures needs: pip install 'gpucnn[plot]')"
         )
+
+
+def _report(trainer: training.Trainer) -> Path | None:
+    """Write the report of a run, where what it takes is installed."""
+    if any(importlib.util.find_spec(name) is None for name in ("matplotlib", "jinja2")):
+        click.echo("No report.html: it needs pip install 'gpucnn[plot,report]'", err=True)
+        return None
+    from gpucnn.visualize.report import write_report
+
+    assert trainer.run is not None
+    return write_report(trainer.run, trainer.model, trainer.test)
 
 
 def _where(trainer: training.Trainer) -> str:
@@ -248,5 +270,5 @@ def _refuse_beside_resume(ctx: click.Context) -> None:
     if given:
         raise click.UsageError(
             f"{', '.join(given)} cannot stand beside --resume: a resumed run keeps the arguments "
-            "it was started with; only --data, --device, --graph and --json may be given."
+            "it was started with; only --data, --device, --graph, --report and --json may be given."
         )

@@ -177,15 +177,32 @@ def resume(
     if checkpoint is None:
         raise ValueError(f"{run.path} holds no checkpoint to resume from; start the run again")
     gpucnn.use_device(config.device)
+    train, test = load_data(config)
+    trainer = _make_trainer(config, run, train, test, graph)
+    trainer.restore(checkpoint)
+    return trainer
+
+
+def load_data(
+    config: Config, data_dir: str | os.PathLike[str] | None = None
+) -> tuple[data.Dataset, data.Dataset]:
+    """The training and the test images of a run.
+
+    data_dir: where the dataset's files are now, if they moved.
+
+    Raises:
+        ValueError: they cannot be read.
+    """
     train, test = data.load(
-        config.dataset, data_dir=config.data_dir, seed=config.seed, images=config.images
+        config.dataset,
+        data_dir=config.data_dir if data_dir is None else data_dir,
+        seed=config.seed,
+        images=config.images,
     )
     if config.augmentation is not None:
         augmentation = data.Augmentation.parse(config.augmentation)
         train = dataclasses.replace(train, augmentation=augmentation)
-    trainer = _make_trainer(config, run, train, test, graph)
-    trainer.restore(checkpoint)
-    return trainer
+    return train, test
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[Module, Config, Path]:

@@ -167,6 +167,14 @@ class RunFolder:
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: not the config of a run ({error})") from None
 
+    def read_environment(self) -> dict[str, Any]:
+        """Where the run was started; {} where that is not known."""
+        try:
+            found = json.loads((self.path / "environment.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def record_resume(self, step: int) -> None:
         """Add to ``environment.json`` where the run continues from ``step``."""
         path = self.path / "environment.json"
