@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import re
 import threading
@@ -111,6 +112,11 @@ class Specialisation:
     def _hash(self) -> int:
         return hash((self.family, self.macros))
 
+    @functools.cached_property
+    def cooperative(self) -> bool:
+        """Whether blocks wait for each other, so that all must be resident at once."""
+        return '"kernels/grid_barrier.cuh"' in self.source
+
     @property
     def source(self) -> str:
         return translation_unit(self.family)
@@ -153,14 +159,16 @@ def _cuda_kernel(spec: Specialisation, name: str, device: int) -> _CudaKernel:
     import cupy
 
     wait = os.environ.get("GPUCNN_SYNC") == "1"
-    return _CudaKernel(cupy.RawKernel(spec.source, name, spec.options), wait)
+    together = {"enable_cooperative_groups": True} if spec.cooperative else {}
+    return _CudaKernel(cupy.RawKernel(spec.source, name, spec.options, **together), wait)
 
 
 @functools.cache
 def _emulated_kernel(spec: Specialisation, name: str) -> Any:
     from gpucnn import emulator
 
-    return emulator.RawKernel(spec.source, name, spec.options)
+    together = spec.cooperative
+    return emulator.RawKernel(spec.source, name, spec.options, enable_cooperative_groups=together)
 
 
 _lock = threading.Lock()
@@ -305,6 +313,21 @@ class Kernel:
 
         return _cuda_kernel(self.spec, self.name, cupy.cuda.runtime.getDevice()).raw
 
+    def resident_blocks(self, block: Sequence[int], shared_mem: int = 0) -> int:
+        """How many blocks the current GPU runs at the same time: the most of a cooperative launch.
+
+        block: threads, up to three ints; shared_mem: bytes of dynamic shared memory of each.
+        """
+        import cupy
+
+        gpu = cupy.cuda.runtime.getDevice()
+        compiled = _cuda_kernel(self.spec, self.name, gpu)
+        compiled.allow(shared_mem)
+        on_each = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
+            compiled.raw.kernel.ptr, math.prod(block), shared_mem
+        )
+        return int(on_each * cupy.cuda.Device(gpu).attributes["MultiProcessorCount"])
+
     def run(self, launch: Launch, converted: Sequence[Any]) -> None:
         """Run this kernel for a launch whose arguments :func:`convert_arguments` has checked."""
         self._start(launch.grid, launch.block, launch.shared_mem, tuple(converted), Packed(()))
@@ -341,6 +364,12 @@ class Kernel:
         compiled = _cuda_kernel(self.spec, self.name, current)
         if shared_mem > compiled.shared:
             compiled.allow(shared_mem)
+        if self.spec.cooperative and math.prod(grid) > self.resident_blocks(block, shared_mem):
+            raise ValueError(
+                f"{self.name}: grid {grid} has {math.prod(grid)} blocks that wait for each other; "
+                f"this GPU runs {self.resident_blocks(block, shared_mem)} of {math.prod(block)} "
+                f"threads and {shared_mem} bytes of shared memory at a time"
+            )
         run = compiled.launch_and_wait if compiled.wait else compiled.raw
         run(grid, block, tuple(passed), shared_mem=shared_mem)
 

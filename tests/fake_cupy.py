@@ -19,7 +19,10 @@ from gpucnn.signature import numpy_dtype, parse_kernels
 
 class Device:
     compute_capability = "90"
-    attributes: ClassVar = {"MaxSharedMemoryPerBlockOptin": 227 * 1024}
+    attributes: ClassVar = {
+        "MaxSharedMemoryPerBlockOptin": 227 * 1024,
+        "MultiProcessorCount": 3,
+    }
 
     def __init__(self, number: int = 0) -> None:
         self.id = number
@@ -85,9 +88,19 @@ class CNumpyArray:
 class RawKernel:
     launches = 0
 
-    def __init__(self, code: str, name: str, options: tuple[str, ...] = ()) -> None:
+    kernel = types.SimpleNamespace(ptr=0)
+
+    def __init__(
+        self,
+        code: str,
+        name: str,
+        options: tuple[str, ...] = (),
+        *,
+        enable_cooperative_groups: bool = False,
+    ) -> None:
         self._parameters = parse_kernels(code)[name].parameters
-        self._kernel = emulator.RawKernel(code, name, options)
+        together = enable_cooperative_groups
+        self._kernel = emulator.RawKernel(code, name, options, enable_cooperative_groups=together)
         # A GPU's 48 KiB, less the static arrays: never enough here, so that nobody counts on it.
         self.max_dynamic_shared_size_bytes = 0
 
@@ -148,6 +161,9 @@ def module() -> types.ModuleType:
     stream = types.SimpleNamespace(synchronize=lambda: None, is_capturing=lambda: False)
     made.cuda = types.SimpleNamespace(  # type: ignore[attr-defined]
         runtime=runtime,
+        driver=types.SimpleNamespace(
+            occupancyMaxActiveBlocksPerMultiprocessor=lambda kernel, threads, shared: 1
+        ),
         Device=Device,
         get_current_stream=lambda: stream,
         function=types.SimpleNamespace(CNumpyArray=CNumpyArray),
