@@ -8,7 +8,8 @@ from gpucnn.fusion import fusion
 from gpucnn.gradcheck import gradcheck
 from gpucnn.graph import cuda_graph
 from gpucnn.misuse import MisuseWarning
-from gpucnn.ops import batch as batch  # a primitive that no function of functional uses
+from gpucnn.ops import batch as batch  # primitives that no function of functional uses
+from gpucnn.ops import lenet5_step as lenet5_step
 from gpucnn.ops.geometry import conv_output_size, conv_transpose_output_size
 from gpucnn.ops.pool_indices import convert_pool_indices
 from gpucnn.precision import precision

@@ -22,6 +22,7 @@
 // decoupled, else 1.
 
 #include "common.cuh"
+#include "adam.cuh"
 #include "update.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) adam(
@@ -37,17 +38,13 @@ extern "C" __global__ void __launch_bounds__(256) adam(
     const float* __restrict__ scale,    // (1), of parts that are scaled
     int n, int width) {
     const Part part = part_of_block(table, n);
-    numbers += part.group * width;
-    const float step_size = numbers[0], root_correction = numbers[1], b1 = numbers[2];
-    const float b2 = numbers[3], eps = numbers[4], l2 = numbers[5], shrink = numbers[6];
+    const Adam adam(numbers + part.group * width);
     const bool keep_largest = w;
     const auto step = [=](float& p, float (&state)[3], float g) {
         float &m = state[0], &v = state[1], &w = state[2];
-        g += l2 * p;
-        m += (1.0f - b1) * (g - m);
-        v = b2 * v + (1.0f - b2) * g * g;
+        adam.average(p, m, v, g);
         if (!keep_largest || !(w >= v)) w = v;
-        p = p * shrink - step_size * m / (sqrtf(w) * root_correction + eps);
+        p = adam.moved(p, m, w);
     };
     update<3>(part, p, {m, v, w}, g, copies, slices, scale, step);
 }

@@ -55,6 +55,7 @@ from .pooling import (
     UNPOOL3D,
     Pool2dCase,
 )
+from .training import LENET5_STEP
 
 __all__ = [
     "ACTIVATION",
@@ -82,6 +83,7 @@ __all__ = [
     "ELEMENTWISE",
     "ELEMENTWISE_VECTOR",
     "GROUP_NORM",
+    "LENET5_STEP",
     "LINEAR",
     "LOCALLY_CONNECTED2D",
     "LOCAL_RESPONSE_NORM",

@@ -15,6 +15,7 @@ from . import (
     optimizers,
     pooling,
     reduction,
+    training,
 )
 from .problem import GROUPS, Arguments, Problem, select
 
@@ -30,6 +31,7 @@ _TABLES = (
     losses,
     reduction,
     optimizers,
+    training,
     batch,
 )
 

@@ -44,8 +44,8 @@ class Problem:
 
     @property
     def direction(self) -> str:
-        """ "forward", "backward" or "step" (optimizers and clipping)."""
-        if self.family in ("optimizer", "adam", "clip"):
+        """ "forward", "backward" or "step" (optimizers, clipping, all in one)."""
+        if self.family in ("optimizer", "adam", "clip", "lenet5_step"):
             return "step"
         backward = ("backward", "gradient", "sums", "spread", "scale_mean", "scale_rows")
         return "backward" if any(word in self.primitive for word in backward) else "forward"

@@ -192,12 +192,7 @@ class Optimizer:
         """What a step goes through: the parameters that have a gradient, and what is to be done to
         each of them on the way.
         """
-        for i, t in enumerate(self.params):
-            if t.data is not self._views[i]:
-                raise RuntimeError(
-                    f"params[{i}] has been moved or given to another optimizer since this "
-                    "one was made; make the optimizer after model.to(device)"
-                )
+        self._check_home()
         gradients, copies = self._gradients, self._copies
         given = tuple([t._grad is not None for t in self.params])
         waiting = tuple(gradients.pending.items()), tuple(sorted(gradients.scaled))
@@ -210,6 +205,14 @@ class Optimizer:
             buffers = gradients.slices, None if copies is None else copies.buffer
             parts = self._parts[key] = Parts(self._stretches(given), self.device, *buffers)
         return parts
+
+    def _check_home(self) -> None:
+        for i, t in enumerate(self.params):
+            if t.data is not self._views[i]:
+                raise RuntimeError(
+                    f"params[{i}] has been moved or given to another optimizer since this "
+                    "one was made; make the optimizer after model.to(device)"
+                )
 
     def _stretches(self, given: Sequence[bool]) -> list[Stretch]:
         """The longest stretches that are treated alike."""
@@ -255,6 +258,21 @@ class Optimizer:
             watch_attribute(copies, "layout")
         if moved:
             self._parts.clear()
+
+    @property
+    def flat_size(self) -> int:
+        """Elements of each flat buffer."""
+        return self._offsets[-1]
+
+    def flat_step(self) -> tuple[Array, dict[str, Array], Array]:
+        """What a kernel takes that computes gradients and updates in one: counts a step.
+
+        Returns the flat parameters, the flat state buffers by name, and the numbers of the step for
+        the first group. What has written the parameters then calls :meth:`parameters_changed`.
+        """
+        self._check_home()
+        watch(self._forms)
+        return self._flat, self._state, per_step(self._next_step, self.device)[0]
 
     def _update(
         self,

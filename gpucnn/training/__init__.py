@@ -14,6 +14,7 @@ from gpucnn.training.evaluation import (
 )
 from gpucnn.training.run import Config, RunFolder
 from gpucnn.training.state import Diverged, Interrupted
+from gpucnn.training.step import TrainingStep
 from gpucnn.training.trainer import Trainer
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Interrupted",
     "RunFolder",
     "Trainer",
+    "TrainingStep",
     "evaluate",
     "load_checkpoint",
     "load_model",

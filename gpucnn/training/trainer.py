@@ -17,7 +17,6 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from gpucnn import functional as F
 from gpucnn import random
 from gpucnn.data.batches import Batches, home
 from gpucnn.data.dataset import Dataset
@@ -37,6 +36,7 @@ from gpucnn.training.interrupt import StopRequest
 from gpucnn.training.progress import Reporter
 from gpucnn.training.run import RunFolder
 from gpucnn.training.state import Diverged, Interrupted, Progress
+from gpucnn.training.step import TrainingStep
 
 EVALUATION_BATCH: Final = 250
 LOG_EVERY: Final = 10
@@ -128,6 +128,7 @@ class Trainer:
         self._train_on_batch: Callable[..., tuple[Tensor, Tensor, Tensor]] = self._batch_step
         if self.graph:
             self._train_on_batch = cuda_graph(self._batch_step, device=device)
+        self._training_step = TrainingStep(model, optimizer)
         self.progress = Progress()
         self.test_accuracy = self.test_mean_iou = math.nan
         self.batches = Batches(train.to(home(train, device)), batch_size, seed)
@@ -293,11 +294,7 @@ class Trainer:
         The target is labels, or probabilities.
         """
         images, target = given or self.batches.take()
-        logits = self.model(images)
-        loss = F.cross_entropy(logits, target)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        loss, logits = self._training_step(images, target)
         return loss, logits, target
 
     def _settle(self) -> None:
