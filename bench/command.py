@@ -168,6 +168,7 @@ def run(
     as_json_text: bool,
     cross_check: bool,
     make_bench: Callable[[Options], Bench] = Bench,
+    pictures: bool = True,
 ) -> int:
     """Measure, show, write and compare -> the exit code."""
     libraries = _against(against)
@@ -206,7 +207,7 @@ def run(
     columns = [column for library in libraries for column in LIBRARIES[library]]
     columns = [c for c in columns if name == "cuda" or c in ("torch", "torch_channels_last")]
     compared = str(compare_with) if compare_with is not None else ""
-    files, missing = write_all(folder, results, columns, compared, comparison)
+    files, missing = write_all(folder, results, columns, compared, comparison, pictures)
     if as_json_text:
         click.echo(json.dumps(as_json(results, comparison)))
     else:

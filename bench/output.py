@@ -29,13 +29,16 @@ def write_all(
     against: Sequence[str],
     compared: str = "",
     comparison: Sequence[str] = (),
+    with_pictures: bool = True,
 ) -> tuple[list[Path], list[str]]:
     """CSV, Markdown, PNG and HTML -> (the files, why others could not be written)."""
     write_rows(folder, results)
     (folder / MARKDOWN).write_text(markdown(results, against), encoding="utf-8")
     files, missing = [folder / CSV, folder / MACHINE, folder / MARKDOWN], []
     pictures: list[Path] = []
-    if plots.available():
+    if not with_pictures:
+        missing.append("no pictures were asked for")
+    elif plots.available():
         missing.append(plots.available())
     else:
         pictures = plots.draw(folder, results.rows, results.machine)
