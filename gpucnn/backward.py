@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from gpucnn.device import Array
@@ -52,7 +51,6 @@ def added(device: str, a: Array, b: Array) -> Array:
     return add_forward.on(device)(a, b) if a.size else a
 
 
-@dataclass
 class BackwardPass:
     """Where a backward pass stands.
 
@@ -60,8 +58,11 @@ class BackwardPass:
     pending: the gradients of a function's outputs that have come.
     """
 
-    uses: dict[Function, int]
-    pending: dict[Function, list[Array | None]] = field(default_factory=dict)
+    __slots__ = ("pending", "uses")
+
+    def __init__(self, uses: dict[Function, int]) -> None:
+        self.uses = uses
+        self.pending: dict[Function, list[Array | None]] = {}
 
     def add(self, tensor: Tensor, grad: Array) -> None:
         """Add to what has come so far for a tensor that a function made."""
@@ -92,20 +93,22 @@ def walk_back(tensor: Tensor, grad: Array) -> None:
 
 
 def _call_backwards(order: Sequence[Function], back: BackwardPass) -> None:
+    pending, uses = back.pending, back.uses
     for function in order:
         inputs, needs, device = inputs_of(function), function.needs, function.device
-        grads = back.pending.pop(function, None) or [None] * function._output_count
+        grads = pending.pop(function, None) or [None] * function._output_count
         results = function.backward(*grads)
         for t, needed, dx in zip(inputs, needs, results, strict=True):
             if t is None:
                 continue
-            if (creator := t._creator) is not None:
-                back.uses[creator] -= 1
-            if not needed or dx is None:
-                continue
+            creator = t._creator
             if creator is None:
-                t._accumulate(dx)
-            else:
+                if needed and dx is not None:
+                    t._accumulate(dx)
+                continue
+            uses[creator] -= 1
+            if needed and dx is not None:
                 back.add(t, dx)
-        function.__dict__.clear()
-        function.device, function.needs = device, needs
+        kept = function.__dict__
+        kept.clear()
+        kept["device"], kept["needs"] = device, needs

@@ -14,13 +14,12 @@ emulated   NumPy   the same ``.cu`` files, compiled by g++ and run by the emulat
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, cast
 
@@ -201,12 +200,13 @@ def empty(like: Array, shape: tuple[int, ...], dtype: Any = np.float32) -> Array
     On ``emulated`` the emulator tracks it, so that reading an element nobody wrote is a fault.
     """
     make = _memory(like)
-    recorder = recording.active and recording.current()
-    if recorder and isinstance(like, np.ndarray):
-        return recorder.empty(shape, dtype, lambda: make(shape, dtype), True)
+    if recording.active is not None and isinstance(like, np.ndarray):
+        recorder = recording.current()
+        if recorder is not None:
+            return recorder.empty(shape, dtype, lambda: make(shape, dtype), True)
     array = make(shape, dtype)
     if launch_plan.watched is not None and (watch := launch_plan.current()) is not None:
-        watch.asked_for(array, make, shape, dtype)
+        watch.asked_for(array, make, dtype)
     return array
 
 
@@ -220,13 +220,16 @@ class _Offers(threading.local):
 _offers = _Offers()
 
 
-@contextlib.contextmanager
-def into(*arrays: Array | None) -> Iterator[None]:
+class into:
     """Inside, the first arrays that :func:`result` is asked for are these, None for fresh ones."""
-    _offers.arrays = [*arrays]
-    try:
-        yield
-    finally:
+
+    def __init__(self, *arrays: Array | None) -> None:
+        self._arrays = [*arrays]
+
+    def __enter__(self) -> None:
+        _offers.arrays = self._arrays
+
+    def __exit__(self, *_: object) -> None:
         _offers.arrays = []
 
 
@@ -234,7 +237,9 @@ def _offered(shape: tuple[int, ...]) -> Array | None:
     if not _offers.arrays:
         return None
     array = _offers.arrays.pop(0)
-    return None if array is None or array.size != math.prod(shape) else array.reshape(shape)
+    if array is None or array.shape == shape:
+        return array
+    return array.reshape(shape) if array.size == math.prod(shape) else None
 
 
 def result(like: Array, shape: tuple[int, ...]) -> Array:
@@ -248,9 +253,10 @@ def result(like: Array, shape: tuple[int, ...]) -> Array:
     memory = _memory(like)
 
     def make(shape: tuple[int, ...], dtype: Any) -> Array:
-        offered = _offered(shape)
-        return memory(shape, dtype) if offered is None else offered
+        if _offers.arrays and (offered := _offered(shape)) is not None:
+            return offered
+        return memory(shape, dtype)
 
     array = make(shape, np.float32)
-    watch.asked_for(array, make, shape, np.float32)
+    watch.asked_for(array, make, np.float32)
     return array

@@ -9,10 +9,9 @@ that the bits are the same.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from gpucnn import launch_plan
 from gpucnn.device import Array, address, empty, into
@@ -158,13 +157,16 @@ class _Offer(threading.local):
 _offer = _Offer()
 
 
-@contextlib.contextmanager
-def slices_may_wait(home: GradientHome | None) -> Iterator[None]:
+class slices_may_wait:
     """Inside, the next slices that a launcher makes may stay in the room of a parameter."""
-    _offer.home, _offer.left = home, None
-    try:
-        yield
-    finally:
+
+    def __init__(self, home: GradientHome | None) -> None:
+        self._home = home
+
+    def __enter__(self) -> None:
+        _offer.home, _offer.left = self._home, None
+
+    def __exit__(self, *_: object) -> None:
         _offer.home = _offer.left = None
 
 

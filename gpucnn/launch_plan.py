@@ -15,13 +15,14 @@ recorded, or kernels are chosen by hand.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import itertools
 import math
-import operator
+import sys
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -34,8 +35,10 @@ off = 0  # how many reasons there are that no call goes by a plan
 watched: Watch | None = None  # of one thread; the others find it here and go by
 
 _MOST = 1 << 14
-_plans: dict[Hashable, Plan | None] = {}  # None: these arguments have none
+_plans: dict[Hashable, Plan] = {}
+_hopeless: set[Hashable] = set()  # arguments for which there is none
 _planned = itertools.count()
+_ARRAYS = ("Array", "Array | None")
 _counting, _watching = threading.Lock(), threading.Lock()
 
 
@@ -58,80 +61,80 @@ def _count_reasons(more: int) -> None:
 def forget() -> None:
     """Drop all plans: something else that launchers go by has changed."""
     _plans.clear()
+    _hopeless.clear()
 
 
 class Launch(NamedTuple):
-    """A launch whose arguments are values of its plan."""
+    """A launch of a plan; arguments: names of its values."""
 
     run: Callable[..., None]  # the compiled kernel
     grid: tuple[int, ...]
     block: tuple[int, ...]
-    arguments: Callable[[list[Any]], tuple[Any, ...]]
+    arguments: tuple[str, ...]
     shared_mem: int
 
 
 class View(NamedTuple):
     """The elements of a value from ``start`` to ``stop``, in another shape; all of it for None."""
 
-    place: int
+    value: str
     stretch: tuple[int, int] | None
     shape: tuple[int, ...]
 
-    def of(self, values: list[Any]) -> Array:
-        source = values[self.place]
-        if self.stretch is not None:
-            source = source.reshape(-1)[slice(*self.stretch)]
-        return source.reshape(self.shape)
 
-
-class Plan(NamedTuple):
+class Plan:
     """How a call is made again.
 
-    Its values are the arrays that the call takes, memory, constants and views of these, in this
-    order. zeros: numbers of the call that are 0.0, and are not to be −0.0. residues: arrays whose
-    addresses matter, and what these leave when divided by 16. results: a place among the values,
-    None, or a tuple of these.
+    Its values have names: a0, a1, … are the arrays that the call takes, m0, … memory, c0, …
+    constants, v0, … views of these. zeros: numbers of the call that are 0.0, and are not to be
+    −0.0. residues: arrays whose addresses matter, and what these leave when divided by 16.
+    results: a name, None, or a tuple of these.
     """
 
-    zeros: tuple[int, ...]
-    residues: tuple[tuple[int, int], ...]
-    memory: tuple[tuple[Make, Any, Any], ...]
-    constants: tuple[Any, ...]
-    views: tuple[View, ...]
-    launches: tuple[Launch, ...]
-    results: Any
+    def __init__(
+        self,
+        zeros: tuple[int, ...],
+        residues: tuple[tuple[int, int], ...],
+        arrays: int,
+        memory: tuple[tuple[Make, Any, Any], ...],
+        constants: tuple[Any, ...],
+        views: tuple[View, ...],
+        launches: tuple[Launch, ...],
+        results: Any,
+    ) -> None:
+        self.zeros, self.residues, self.arrays = zeros, residues, arrays
+        self.everywhere = not zeros and not residues
+        self.memory, self.constants, self.views = memory, constants, views
+        self.launches, self.results = launches, results
 
-    def call(self, values: list[Any]) -> Any:
-        """Make the call with these arrays."""
-        for make, shape, dtype in self.memory:
-            values.append(make(shape, dtype))
-        values += self.constants
-        for view in self.views:
-            values.append(view.of(values))
-        for run, grid, block, arguments, shared_mem in self.launches:
-            run(grid, block, arguments(values), shared_mem=shared_mem)
-        results = self.results
-        if results.__class__ is int:
-            return values[results]
-        return None if results is None else _placed(results, values)
+    @functools.cached_property
+    def call(self) -> Callable[..., Any]:
+        """A function that makes the call with other arrays: a line of Python for each thing."""
+        known: dict[str, Any] = {f"c{i}": value for i, value in enumerate(self.constants)}
+        lines = [f"def call({', '.join(f'a{i}' for i in range(self.arrays))}):"]
+        for i, (make, shape, dtype) in enumerate(self.memory):
+            known |= {f"make{i}": make, f"dtype{i}": dtype}
+            lines.append(f"m{i} = make{i}({shape!r}, dtype{i})")
+        for i, (value, stretch, shape) in enumerate(self.views):
+            part = "" if stretch is None else ".reshape(-1)[{}:{}]".format(*stretch)
+            lines.append(f"v{i} = {value}{part}.reshape({shape!r})")
+        for i, (run, grid, block, arguments, shared) in enumerate(self.launches):
+            known[f"run{i}"] = run
+            given = "".join([f"{name}, " for name in arguments])
+            lines.append(f"run{i}({grid!r}, {block!r}, ({given}), shared_mem={shared})")
+        lines.append(f"return {_written(self.results)}")
+        exec("\n    ".join(lines), known)
+        return cast("Callable[..., Any]", known["call"])
 
 
-def _placed(results: tuple[Any, ...], values: list[Any]) -> tuple[Any, ...]:
-    return tuple(
-        [
-            None if r is None else values[r] if r.__class__ is int else _placed(r, values)
-            for r in results
-        ]
-    )
+def _written(results: Any) -> str:
+    if isinstance(results, tuple):
+        return f"({''.join([f'{_written(r)}, ' for r in results])})"
+    return str(results)
 
 
 class _Impossible(Exception):
     """A call of which there is no plan."""
-
-
-class _Place(NamedTuple):
-    kind: str  # "value", which are arrays and memory, "constant" or "view"
-    number: int
 
 
 class Watch:
@@ -146,15 +149,15 @@ class Watch:
         self._residues: dict[int, int] = {}
         self._memory: list[list[Any]] = []
         self._constants: list[Any] = []
-        self._views: list[tuple[int, tuple[int, int] | None, tuple[int, ...]]] = []
-        self._launches: list[tuple[Any, ...]] = []
+        self._views: list[View] = []
+        self._launches: list[Launch] = []
         self._returned: set[int] = set()
 
     # ---- what the launcher does
 
-    def asked_for(self, array: Array, make: Make, shape: Any, dtype: Any) -> None:
+    def asked_for(self, array: Array, make: Make, dtype: Any) -> None:
         """It has got memory."""
-        self._memory.append([make, shape, dtype])
+        self._memory.append([make, _ints(array.shape), dtype])
         self._values.append(array)
         self._spans[len(self._values) - 1] = _span(array)
 
@@ -178,12 +181,12 @@ class Watch:
     ) -> None:
         """It has launched a kernel with these arguments; null: what stands for None."""
         try:
-            places = [self._constant(null) if a is None else self._place(a) for a in arrays]
+            given = [self._constant(null) if a is None else self._name(a) for a in arrays]
         except _Impossible:
             self._impossible = True
             return
-        places += [self._constant(n) for n in numbers]
-        self._launches.append((run, grid, block, places, shared_mem))
+        given += [self._constant(n) for n in numbers]
+        self._launches.append(Launch(run, _ints(grid), _ints(block), tuple(given), int(shared_mem)))
 
     def unusual(self) -> None:
         """It does what no plan does."""
@@ -207,23 +210,27 @@ class Watch:
         span = _span(array)
         return next((place for place, known in self._spans.items() if known == span), None)
 
-    def _constant(self, value: Any) -> _Place:
+    def _constant(self, value: Any) -> str:
         self._constants.append(value)
-        return _Place("constant", len(self._constants) - 1)
+        return f"c{len(self._constants) - 1}"
 
-    def _place(self, array: Array, shaped: bool = False) -> _Place:
-        """Where an array lies; a view unless it is as long as what it lies in, and so shaped."""
+    def _name(self, array: Array, shaped: bool = False) -> str:
+        """What an array is called; a view unless it is as long as what it lies in, and so shaped.
+
+        Raises _Impossible for other memory.
+        """
         start, stop = _span(array)
         for place, (first, last) in self._spans.items():
-            value = self._values[place]
+            value, made = self._values[place], place - self._inputs
             if first <= start < stop <= last and value.dtype == array.dtype:
+                name = f"m{made}" if made >= 0 else f"a{place}"
                 whole = (first, last) == (start, stop)
                 if whole and (not shaped or value.shape == array.shape):
-                    return _Place("value", place)
+                    return name
                 begin = (start - first) // array.dtype.itemsize
-                stretch = None if whole else (begin, begin + array.size)
-                self._views.append((place, stretch, tuple(array.shape)))
-                return _Place("view", len(self._views) - 1)
+                stretch = None if whole else (begin, begin + int(array.size))
+                self._views.append(View(name, stretch, _ints(array.shape)))
+                return f"v{len(self._views) - 1}"
         raise _Impossible
 
     def _result(self, result: Any) -> Any:
@@ -235,7 +242,7 @@ class Watch:
             raise _Impossible
         if result.flags.c_contiguous and result.ndim:
             self._reshape_memory(result)
-        return self._place(result, shaped=True)
+        return self._name(result, shaped=True)
 
     def _reshape_memory(self, result: Array) -> None:
         """Ask for memory in the shape in which it is returned."""
@@ -244,7 +251,7 @@ class Watch:
             return
         if self._values[at].dtype == result.dtype:
             self._values[at] = result
-            self._memory[at - self._inputs][1] = tuple(result.shape)
+            self._memory[at - self._inputs][1] = _ints(result.shape)
             self._returned.add(at)
 
     def plan(self, options: Sequence[Any], results: Any) -> Plan | None:
@@ -255,34 +262,21 @@ class Watch:
             found = self._result(results)
         except _Impossible:
             return None
-        values = len(self._values)
-        first = {"value": 0, "constant": values, "view": values + len(self._constants)}
-
-        def number(place: Any) -> Any:
-            if isinstance(place, _Place):
-                return first[place.kind] + place.number
-            return place if place is None else tuple([number(p) for p in place])
-
-        def arguments(places: Sequence[_Place]) -> Callable[[list[Any]], tuple[Any, ...]]:
-            numbers = [number(p) for p in places]
-            if len(numbers) == 1:
-                return lambda values: (values[numbers[0]],)
-            return operator.itemgetter(*numbers)
-
         return Plan(
             tuple([i for i, n in enumerate(options) if type(n) is float and n == 0]),
             tuple(self._residues.items()),
+            self._inputs,
             tuple([(make, shape, dtype) for make, shape, dtype in self._memory]),
             tuple(self._constants),
-            tuple([View(*view) for view in self._views]),
-            tuple(
-                [
-                    Launch(run, grid, block, arguments(places), shared_mem)
-                    for run, grid, block, places, shared_mem in self._launches
-                ]
-            ),
-            number(found),
+            tuple(self._views),
+            tuple(self._launches),
+            found,
         )
+
+
+def _ints(sizes: Sequence[Any]) -> tuple[int, ...]:
+    """Sizes as they are written: NumPy's are not."""
+    return tuple([int(n) for n in sizes])
 
 
 def _address(array: Array) -> int:
@@ -302,21 +296,31 @@ def current() -> Watch | None:
 
 
 def _watch(
-    launcher: Callable[..., Any], arguments: tuple[Any, ...], arrays: int
-) -> tuple[Any, Plan | None, bool]:
-    """Call a launcher -> what it returns, the plan of the call, and whether there may be one."""
+    launcher: Callable[..., Any],
+    problem: Hashable,
+    arrays: tuple[Any, ...],
+    options: tuple[Any, ...],
+) -> Any:
+    """Call a launcher, and keep the plan of the call."""
     global watched
-    watch = Watch(arguments[:arrays])
+    watch = Watch(arrays)
     if watch.overlapping() or not _watching.acquire(blocking=False):
-        return launcher(*arguments), None, False
+        return launcher(*arrays, *options)
     try:
         watched = watch
         with without_plans():
-            results = launcher(*arguments)
+            results = launcher(*arrays, *options)
     finally:
         watched = None
         _watching.release()
-    return results, watch.plan(arguments[arrays:], results), True
+    plan = watch.plan(options, results)
+    if len(_plans) + len(_hopeless) >= _MOST:
+        forget()
+    if plan is None:
+        _hopeless.add(problem)
+    else:
+        _plans[problem] = plan
+    return results
 
 
 def _is_plain(value: Any, alone: bool = True) -> bool:
@@ -334,6 +338,25 @@ def _is_plain(value: Any, alone: bool = True) -> bool:
     return type(value) in (bool, int, str, type(None))
 
 
+_CALL = """
+def _call({parameters}):
+    if _plans.off or _by_hand:
+        return _launcher()({parameters})
+    try:
+        if {strided}:
+            return _launcher()({parameters})
+        _problem = ({key})
+        _plan = _known.get(_problem)
+    except (AttributeError, TypeError):  # such as a list
+        return _launcher()({parameters})
+    if _plan is None:
+        return _first(_problem, ({arrays}), ({options}))
+    if not _plan.everywhere and not _fits(_plan, ({arrays}), ({options})):
+        return _launcher()({parameters})
+    return _plan.call({arrays})
+"""
+
+
 def planned(
     definition: Callable[..., Any],
     device: str,
@@ -342,54 +365,66 @@ def planned(
 ) -> Callable[..., Any]:
     """A function that calls a primitive's launcher on a device, by plans where it can.
 
-    launcher: returns the launcher. by_hand: the kernels that are chosen so.
+    It is written for the primitive's parameters, whose names begin with a letter: what it does
+    beside the launches should take no time. launcher: returns the launcher. by_hand: the kernels
+    that are chosen so.
     """
-    from gpucnn.device import address, current_gpu
+    from gpucnn.device import current_gpu
     from gpucnn.precision import chosen_precision
 
-    kinds = [p.annotation for p in inspect.signature(definition).parameters.values()]
-    arrays = len(list(itertools.takewhile(("Array", "Array | None").__contains__, kinds)))
-    number, on_gpu = next(_planned), device == "cuda"
+    kinds = {p.name: p.annotation for p in inspect.signature(definition).parameters.values()}
+    arrays = list(itertools.takewhile(lambda name: kinds[name] in _ARRAYS, kinds))
+    if not arrays:
+        return lambda *arguments: launcher()(*arguments)
+    options, on_gpu = [name for name in kinds if name not in arrays], device == "cuda"
 
-    def call(*arguments: Any) -> Any:
-        if off or by_hand or not arrays:
-            return launcher()(*arguments)
-        values, options = list(arguments[:arrays]), arguments[arrays:]
-        key: list[Any] = [number, chosen_precision()]
-        try:
-            for a in values:
-                if a is None:
-                    key.append(None)
-                    continue
-                if not a.flags.c_contiguous:
-                    return launcher()(*arguments)
-                key += (a.shape, a.dtype)
-                if on_gpu:
-                    key.append(a.device.id)
-            if on_gpu:
-                key.append(current_gpu())
-            problem = (*key, *options, *map(type, options))
-            plan = _plans.get(problem, _plans)
-        except (AttributeError, TypeError):  # such as a list
-            return launcher()(*arguments)
-        if plan.__class__ is Plan:
-            for i in plan.zeros:
-                if math.copysign(1.0, options[i]) < 0:
-                    return launcher()(*arguments)
-            for i, residue in plan.residues:
-                a = values[i]
-                owner = not on_gpu and a.base is None  # of memory as malloc returns it
-                if (0 if owner else address(a) % ALIGNMENT) != residue:
-                    return launcher()(*arguments)
-            return plan.call(values)
-        here = [a for a in values if a is not None and isinstance(a, np.ndarray) is on_gpu]
-        if plan is None or here or not all(map(_is_plain, options)):
-            return launcher()(*arguments)
-        results, plan, known = _watch(launcher(), arguments, arrays)
-        if known:
-            if len(_plans) >= _MOST:
-                _plans.clear()
-            _plans[problem] = plan
-        return results
+    def first(problem: Hashable, values: tuple[Any, ...], rest: tuple[Any, ...]) -> Any:
+        elsewhere = [a for a in values if a is not None and isinstance(a, np.ndarray) is on_gpu]
+        if problem in _hopeless or elsewhere or not all(map(_is_plain, rest)):
+            return launcher()(*values, *rest)
+        return _watch(launcher(), problem, values, rest)
 
-    return call
+    def of_each(text: str) -> list[str]:
+        """A text of each array, None for one that is not there."""
+        absent = [f"None if {a} is None else " if kinds[a] != "Array" else "" for a in arrays]
+        return [f"({before}{text.format(a)})" for a, before in zip(arrays, absent, strict=True)]
+
+    key = [str(next(_planned)), "_precision()", *of_each("({0}.shape, {0}.dtype)")]
+    key += [*options, *(f"type({name})" for name in options)]
+    if on_gpu:
+        key += ["_gpu()", *of_each("{0}.device.id")]
+    strided = [
+        f"not {a}.flags.c_contiguous"
+        if kinds[a] == "Array"
+        else f"{a} is not None and not {a}.flags.c_contiguous"
+        for a in arrays
+    ]
+    known: dict[str, Any] = {
+        "_plans": sys.modules[__name__], "_known": _plans, "_by_hand": by_hand,
+        "_launcher": launcher, "_first": first, "_fits": _fits, "_precision": chosen_precision,
+        "_gpu": current_gpu,
+    }  # fmt: skip
+    text = _CALL.format(
+        parameters=", ".join(kinds),
+        strided=" or ".join(strided),
+        key=", ".join(key),
+        arrays="".join([f"{a}, " for a in arrays]),
+        options="".join([f"{name}, " for name in options]),
+    )
+    exec(text, known)
+    return cast("Callable[..., Any]", known["_call"])
+
+
+def _fits(plan: Plan, arrays: tuple[Any, ...], options: tuple[Any, ...]) -> bool:
+    """Whether zeros have the sign, and arrays the addresses, that a plan was made for."""
+    from gpucnn.device import address
+
+    for i in plan.zeros:
+        if math.copysign(1.0, options[i]) < 0:
+            return False
+    for i, residue in plan.residues:
+        array = arrays[i]
+        owner = isinstance(array, np.ndarray) and array.base is None  # as malloc returns memory
+        if (0 if owner else address(array) % ALIGNMENT) != residue:
+            return False
+    return True

@@ -41,12 +41,7 @@ class Primitive:
         self.definition = definition
         self.launchers: dict[str, Callable[..., Any]] = {}
         self.default: Callable[..., Any]  # the launcher that was registered first
-        self._planned = {
-            device: launch_plan.planned(
-                definition, device, functools.partial(self._body, device), _variant_of
-            )
-            for device in ("emulated", "cuda")
-        }
+        self._planned: dict[str, Callable[..., Any]] = {}  # by device, when first asked for
         # (primitive, arguments) -> the launcher that was measured to be fastest, None if none was
         self.tuned: Callable[[Primitive, tuple[Any, ...]], Callable[..., Any] | None] | None = None
 
@@ -117,7 +112,12 @@ class Primitive:
             return recorder.body(self, device) or self._body(device)
         if _variant_of or device == "cpu":
             return self._body(device)
-        return self._planned[device]
+        return self._planned.get(device) or self._plan(device)
+
+    def _plan(self, device: str) -> Callable[..., Any]:
+        body = functools.partial(self._body, device)
+        made = launch_plan.planned(self.definition, device, body, _variant_of)
+        return self._planned.setdefault(device, made)
 
     def _body(self, device: str) -> Callable[..., Any]:
         if device == "cpu":

@@ -268,13 +268,20 @@ class Tensor:
         if grad is None:
             if self.size != 1:
                 raise ValueError(f"backward() of shape {self.shape} needs grad, an array like it")
-            grad = np.ones(self.shape, np.float32 if is_bfloat16(self.data) else self.dtype)
-        array = _as_array(grad.numpy() if isinstance(grad, Tensor) else grad, self.device)
+            grad = np.empty(self.shape, np.float32 if is_bfloat16(self.data) else self.dtype)
+            grad.fill(1)
+        dtype = self.data.dtype
+        if isinstance(grad, Tensor) and grad.device == self.device and grad.data.dtype == dtype:
+            array = grad.data
+        else:
+            array = _as_array(grad.numpy() if isinstance(grad, Tensor) else grad, self.device)
         if array.shape != self.shape:
             raise ValueError(f"grad must have shape {self.shape}, got {array.shape}")
-        if is_bfloat16(self.data):
-            array = to_device(narrowed(to_host(array).astype(np.float32)), self.device)
-        walk_back(self, array.astype(self.data.dtype, copy=False))
+        if array.dtype != dtype:
+            if is_bfloat16(self.data):
+                array = to_device(narrowed(to_host(array).astype(np.float32)), self.device)
+            array = array.astype(dtype, copy=False)
+        walk_back(self, array)
 
     @property
     def grad(self) -> Tensor | None:
@@ -310,7 +317,7 @@ class Tensor:
                 home.settle()
             grad = added(self.device, self._grad.data, grad)
         if home is not None:
-            if grad.size and address(grad) != address(home.array):
+            if grad is not home.array and grad.size and address(grad) != address(home.array):
                 recording.assign(home.array, grad)
             grad = home.array
         self._grad = Tensor._wrap(grad, self.device)
@@ -375,18 +382,23 @@ class Function:
 
         Kernels write them where an optimizer wants them, unless something is there to be added to.
         """
-        if self.device == "cpu":
-            return self.run(primitive, *args)
-        homes = [self._gradient_home(i) for i in inputs]
+        homes = None if self.device == "cpu" else self._gradient_homes(inputs)
+        if homes is None:
+            return primitive.on(self.device)(*args)
         arrays = [None if home is None else home.array for home in homes]
         with into(*arrays), slices_may_wait(homes[0] if len(homes) == 1 else None):
-            return self.run(primitive, *args)
+            return primitive.on(self.device)(*args)
 
-    def _gradient_home(self, index: int) -> GradientHome | None:
-        t = self._inputs[index]
-        if t is None or t._grad is not None or sum(other is t for other in self._inputs) > 1:
-            return None
-        return t._gradient_home
+    def _gradient_homes(self, inputs: tuple[int, ...]) -> list[GradientHome | None] | None:
+        """Where an optimizer wants these gradients, None where it has no such place for any."""
+        homes: list[GradientHome | None] = []
+        for index in inputs:
+            t = self._inputs[index]
+            home = None if t is None or t._grad is not None else t._gradient_home
+            if home is not None and self._inputs.count(t) > 1:  # its gradients are added up
+                home = None
+            homes.append(home)
+        return homes if any(home is not None for home in homes) else None
 
     @classmethod
     def apply(cls, *inputs: Tensor | None, **options: Any) -> Any:
@@ -411,7 +423,8 @@ class Function:
                 needs.append(False)
         if strange or (absent and any(arrays[i] is None for i in _required(cls.forward))):
             _check_inputs(cls, inputs)
-        if cls.batched and arrays[0] is not None and arrays[0].shape[:1] == (0,):
+        first = arrays[0]
+        if first is not None and not first.size and cls.batched and first.shape[:1] == (0,):
             from gpucnn.empty_batch import of_no_images
 
             return of_no_images(cls, inputs, options, cls.batched)
@@ -420,23 +433,21 @@ class Function:
         function = cls()
         function.device = device
         function.needs = tuple(needs)
-        function.recording = taped = _mode.recording and any(needs)
+        function.recording = taped = True in needs and _mode.recording
         outputs = function.forward(*arrays, **options)
-        if not isinstance(outputs, tuple):
-            tensor = Tensor._wrap(outputs, device)
-            if taped:
-                function._inputs, function._output_count = inputs, 1
-                if is_float(outputs):
-                    tensor.requires_grad, tensor._creator = True, function
-            return tensor
-        tensors = tuple([Tensor._wrap(a, device) for a in outputs])
+        several = isinstance(outputs, tuple)
+        tensors = []
+        for index, array in enumerate(outputs if several else (outputs,)):
+            tensor = _new(Tensor)
+            tensor.device = device
+            tensor.data = array
+            if taped and (array.dtype.kind == "f" or is_bfloat16(array)):
+                tensor.requires_grad = True
+                tensor._creator, tensor._output_index = function, index
+            tensors.append(tensor)
         if taped:
             function._inputs, function._output_count = inputs, len(tensors)
-            for index, tensor in enumerate(tensors):
-                if is_float(tensor.data):
-                    tensor.requires_grad = True
-                    tensor._creator, tensor._output_index = function, index
-        return tensors
+        return tuple(tensors) if several else tensors[0]
 
 
 def is_recording_gradients() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -243,3 +244,28 @@ def test_gradients_in_float64() -> None:
     assert gpucnn.gradcheck(
         layer, [tensor(2, 3, 4, 2, seed=3), tensor(3, 2, 2, 2, seed=4), tensor(3, seed=5)]
     )
+
+
+def test_layers_that_change_are_grouped_anew() -> None:
+    """Groups are found once, and again after any attribute of a module was set or deleted."""
+    x = gpucnn.Tensor(distinct(2, 5, 4, 3))
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.LeakyReLU(0.5))
+    plain = model[0](x)
+
+    def check(expected: gpucnn.Tensor) -> None:
+        assert_close(model(x).numpy(), expected.numpy(), "float32", 3)
+
+    for _ in range(2):
+        check(F.leaky_relu(plain, 0.5))
+    model[1].negative_slope = -0.5
+    check(F.leaky_relu(plain, -0.5))
+    model[1].forward = lambda x: x
+    check(plain)
+    del model[1].forward
+    check(F.leaky_relu(plain, -0.5))
+    model.layers = (*model.layers, nn.ReLU())
+    check(F.relu(F.leaky_relu(plain, -0.5)))
+    twin = copy.deepcopy(model)
+    twin.layers = twin.layers[:1]
+    assert_close(twin(x).numpy(), plain.numpy(), "float32", 3)
+    check(F.relu(F.leaky_relu(plain, -0.5)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,14 @@ class Parameter(Tensor):
         super().__init__(data, requires_grad=True, device=device)
 
 
+_state = object()  # another one whenever an attribute of any module was set or deleted
+
+
+def _changed() -> None:
+    global _state
+    _state = object()
+
+
 class Module:
     """Base of all layers. A subclass sets attributes in ``__init__`` and defines ``forward``.
 
@@ -39,6 +47,14 @@ class Module:
     training = True
     _unsized = False  # parameters that wait for the size of the first input,
     _home: str | None = None  # and where they will live, the default device if None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        _changed()
+
+    def __delattr__(self, name: str) -> None:
+        object.__delattr__(self, name)
+        _changed()
 
     def forward(self, *inputs: Any) -> Any:
         """Compute the module; subclasses define it."""
@@ -240,16 +256,22 @@ class Sequential(Module):
         return x
 
     def _fused(self, x: Any, layers: Sequence[Module]) -> Any:
-        from gpucnn.nn.fuse import groups
-
-        at = 0
-        for group in groups(layers):
-            for layer in layers[at : group.start]:
-                x = layer(x)
-            x, at = group(x, layers), group.stop
-        for layer in layers[at:]:
-            x = layer(x)
+        for part in self._parts(layers):
+            x = part(x) if isinstance(part, Module) else part(x, layers)
         return x
+
+    def _parts(self, layers: Sequence[Module]) -> Sequence[Module | Group]:
+        """The layers, groups of them in one; found anew when an attribute of a module was set."""
+        found = vars(self).get("_found")
+        if found is None or found[0] is not _state or found[1] != len(layers):
+            from gpucnn.nn.fuse import groups
+
+            state, parts, at = _state, [], 0
+            for group in groups(layers):
+                parts += [*layers[at : group.start], group]
+                at = group.stop
+            found = vars(self)["_found"] = state, len(layers), [*parts, *layers[at:]]
+        return cast("Sequence[Module | Group]", found[2])
 
     def __len__(self) -> int:
         return len(self.layers)

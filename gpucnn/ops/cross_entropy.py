@@ -135,7 +135,7 @@ def _launch_reduced(
 @cross_entropy_backward.kernel()
 def _launch_backward(dx: Array, dy: Array) -> None:
     launch = _kernels["cross_entropy_backward"]
-    launch(four_each(dx.size), (THREADS,), dx, dy, dx.size)
+    launch(four_each(dx.size), (THREADS,), dx, dy.reshape(1), dx.size)
 
 
 # tape

@@ -74,25 +74,23 @@ def remembered(arrays: slice) -> Callable[[Check], Check]:
 
     def decorate(check: Check) -> Check:
         known: dict[Any, tuple[tuple[Any, ...], Any]] = {}
+        start, stop = arrays.start, arrays.stop
 
         @functools.wraps(check)
         def call(*arguments: Any, **named: Any) -> Any:
             if named:
                 return check(*arguments, **named)
             try:
-                dtype = arguments[arrays.start].dtype
-                key: list[Any] = [dtype]
-                for array in arguments[arrays]:
+                options = arguments[:start] + arguments[stop:]
+                key: list[Any] = [*options]
+                for array in arguments[start:stop]:
                     if array is None:
                         key.append(None)
-                    elif array.dtype is dtype:
-                        key.append(array.shape)
                     else:
                         key += (array.dtype, array.shape)
-                options = arguments[: arrays.start] + arguments[arrays.stop :]
-                problem = (*key, *options)
+                problem = tuple(key)
                 before = known.get(problem)
-            except (AttributeError, IndexError, TypeError):  # such as a list of options
+            except (AttributeError, TypeError):  # such as a list of options
                 return check(*arguments)
             if before is not None and all(map(operator.is_, before[0], options)):
                 return before[1]
@@ -293,6 +291,9 @@ def same_float_dtype(**arrays: Any) -> None:
 
     bfloat16 counts as float32: beside activations in the one, parameters are in the other.
     """
+    given = [array.dtype for array in arrays.values() if array is not None]
+    if given.count(_FLOAT32) == len(given):
+        return
     arrays = {name: a for name, a in arrays.items() if a is None or not is_bfloat16(a)}
     dtypes = {array.dtype for array in arrays.values() if array is not None} or {_FLOAT32}
     if len(dtypes) == 1 and dtypes.pop().kind == "f":
