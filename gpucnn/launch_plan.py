@@ -339,7 +339,7 @@ def _is_plain(value: Any, alone: bool = True) -> bool:
 
 
 _CALL = """
-def _call({parameters}):
+def _call({declared}):
     if _plans.off or _by_hand:
         return _launcher()({parameters})
     try:
@@ -372,7 +372,9 @@ def planned(
     from gpucnn.device import current_gpu
     from gpucnn.precision import chosen_precision
 
-    kinds = {p.name: p.annotation for p in inspect.signature(definition).parameters.values()}
+    signature = inspect.signature(definition).parameters
+    kinds = {name: p.annotation for name, p in signature.items()}
+    defaults = {n: p.default for n, p in signature.items() if p.default is not p.empty}
     arrays = list(itertools.takewhile(lambda name: kinds[name] in _ARRAYS, kinds))
     if not arrays:
         return lambda *arguments: launcher()(*arguments)
@@ -404,7 +406,9 @@ def planned(
         "_launcher": launcher, "_first": first, "_fits": _fits, "_precision": chosen_precision,
         "_gpu": current_gpu,
     }  # fmt: skip
+    known |= {f"_of_{name}": value for name, value in defaults.items()}
     text = _CALL.format(
+        declared=", ".join([f"{n}=_of_{n}" if n in defaults else n for n in kinds]),
         parameters=", ".join(kinds),
         strided=" or ".join(strided),
         key=", ".join(key),

@@ -307,6 +307,27 @@ def test_what_a_launcher_may_do(body: Callable[..., Any], planned: bool) -> None
 
 
 @pytest.mark.emulated
+def test_arguments_with_a_value_of_their_own() -> None:
+    def definition(x: Array, scale: float = 2.0) -> Array:  # type: ignore[name-defined]  # noqa: F821
+        raise NotImplementedError
+
+    made = Primitive(definition)
+
+    @made.kernel()
+    def launcher(x: Array, scale: float = 2.0) -> Array:  # type: ignore[name-defined]  # noqa: F821
+        y = empty(x, x.shape)
+        FILES["elementwise"]["affine"]((1,), (256,), y, x, x.size, scale, 0.0)
+        return y
+
+    call = made.on("emulated")
+    for _ in range(2):
+        np.testing.assert_array_equal(call(CONSTANT), 2 * CONSTANT)
+        np.testing.assert_array_equal(call(CONSTANT, 3.0), 3 * CONSTANT)
+        np.testing.assert_array_equal(call(CONSTANT, scale=4.0), 4 * CONSTANT)
+    assert plans() == 3
+
+
+@pytest.mark.emulated
 def test_a_launcher_that_fails_is_not_remembered() -> None:
     calls = []
 
