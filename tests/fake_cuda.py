@@ -140,7 +140,7 @@ class Device(fake_cupy.Device):
 
     @property
     def attributes(self) -> dict[str, int]:
-        return {"MaxSharedMemoryPerBlockOptin": 227 * 1024}
+        return {"MaxSharedMemoryPerBlockOptin": 227 * 1024, "MultiProcessorCount": 1}
 
 
 class RawKernel(fake_cupy.RawKernel):
