@@ -6,7 +6,9 @@
 //
 // sum_of_squares: a block adds the squares of one chunk. A thread takes four consecutive elements of
 // every 1024, then the 256 sums are added pairwise through shared memory. clip_coefficient: one
-// block adds the sums of the chunks in the same way. Sums are kept in double precision, so that the
+// block adds the sums of the chunks in the same way. gradient_norm: both in one launch, over the parts
+// of an optimizer's step, whose gradients may lie in slices; a block takes every gridDim.x-th part,
+// and the last block to finish adds the sums of all. Sums are kept in double precision, so that the
 // square of any float fits, and the order of additions depends on the sizes alone. The coefficient
 // stays in device memory: the host never waits. Traffic is 4 bytes per element for the norm, 8 for
 // scale and clamp: memory-bound. A NaN or an infinite norm makes every gradient NaN or 0, as in
@@ -44,13 +46,36 @@ extern "C" __global__ void __launch_bounds__(CLIP_THREADS) sum_of_squares(
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-// The same over the parts of an optimizer's step, a block taking every gridDim.x-th of them.
-extern "C" __global__ void __launch_bounds__(CLIP_THREADS) gradient_squares(
-    double* __restrict__ partial,      // (blocks)
+// One block: the norm and the coefficient from the sums of the chunks.
+__device__ __forceinline__ void join_norm(
+    float* norm, float* coefficient, const volatile double* partial, int chunks, float max_norm) {
+    double sum = 0.0;
+    for (int i = threadIdx.x; i < chunks; i += CLIP_THREADS) sum += partial[i];
+    sum = block_sum(sum);
+    if (threadIdx.x != 0) return;
+    const double length = sqrt(sum), share = max_norm / (length + 1e-6);
+    *norm = (float)length;
+    *coefficient = share > 1.0 ? 1.0f : (float)share;
+}
+
+extern "C" __global__ void __launch_bounds__(CLIP_THREADS) clip_coefficient(
+    float* __restrict__ norm,             // (1)
+    float* __restrict__ coefficient,      // (1)
+    const double* __restrict__ partial,   // (chunks)
+    int chunks, float max_norm) {
+    join_norm(norm, coefficient, partial, chunks, max_norm);
+}
+
+extern "C" __global__ void __launch_bounds__(CLIP_THREADS) gradient_norm(
+    float* __restrict__ norm,          // (1)
+    float* __restrict__ coefficient,   // (1)
+    double* partial,                   // (blocks)
+    unsigned* __restrict__ arrived,    // (1): 0 before and after the launch
     float* __restrict__ g,             // (n), updated where it is summed
     const int* __restrict__ table,     // (parts, 13): update.cuh
     const float* __restrict__ slices,  // of parts that are summed
-    int parts) {
+    int parts, float max_norm) {
+    __shared__ bool last;
     double sum = 0.0;
     for (int row = blockIdx.x; row < parts; row += gridDim.x) {
         const Part part = part_of_table(table, row);
@@ -63,21 +88,16 @@ extern "C" __global__ void __launch_bounds__(CLIP_THREADS) gradient_squares(
         __syncthreads();  // lane 0 has read the sums that the next part replaces
     }
     sum = block_sum(sum);
-    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
-}
-
-extern "C" __global__ void __launch_bounds__(CLIP_THREADS) clip_coefficient(
-    float* __restrict__ norm,             // (1)
-    float* __restrict__ coefficient,      // (1)
-    const double* __restrict__ partial,   // (chunks)
-    int chunks, float max_norm) {
-    double sum = 0.0;
-    for (int i = threadIdx.x; i < chunks; i += CLIP_THREADS) sum += partial[i];
-    sum = block_sum(sum);
-    if (threadIdx.x != 0) return;
-    const double length = sqrt(sum), share = max_norm / (length + 1e-6);
-    *norm = (float)length;
-    *coefficient = share > 1.0 ? 1.0f : (float)share;
+    if (threadIdx.x == 0) {
+        partial[blockIdx.x] = sum;
+        __threadfence();  // whoever sees the count sees the sum
+        last = atomicAdd(arrived, 1u) == gridDim.x - 1;
+    }
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    join_norm(norm, coefficient, partial, gridDim.x, max_norm);
+    if (threadIdx.x == 0) *arrived = 0u;
 }
 
 extern "C" __global__ void clip_scale(

@@ -116,6 +116,7 @@ def test_no_command_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "shapes", "--momentum", "0.9"], "momentum: adam has none, sgd, momentum, nes"),
         (["train", "shapes", "--momentum", "1"], "'--momentum': 1.0 is not in the range"),
         (["train", "shapes", "--weight-decay", "inf"], "'--weight-decay': inf is not a finite"),
+        (["train", "shapes", "--clip", "-1"], "'--clip': -1.0 is not in the range"),
         (
             ["train", "shapes", "--images", "9", "--optimizer", "nesterov", "--momentum", "0"],
             "nesterov=True needs momentum > 0",

@@ -25,14 +25,18 @@ from tests.test_training import (
 )
 
 
-def make_trainer(run: RunFolder | None, device: str, graph: bool | None) -> Trainer:
+def make_trainer(
+    run: RunFolder | None, device: str, graph: bool | None, clip_norm: float | None = None
+) -> Trainer:
     """Two epochs of seven steps."""
     gpucnn.seed(5)
     model = toy_model().to(device)
     chosen = make_optimizer("adam", model, 0.01)
     sets = toy_dataset(30, 1), toy_dataset(9, 2)
-    options = {"epochs": 2, "batch_size": 4, "seed": 5}
-    trainer = Trainer(model, chosen, *sets, run=run, device=device, graph=graph, **options)
+    trainer = Trainer(
+        model, chosen, *sets, epochs=2, batch_size=4, seed=5, run=run, device=device, graph=graph,
+        clip_norm=clip_norm,
+    )  # fmt: skip
     trainer.scheduler = optim.OneCycleLR(chosen, 0.01, trainer.total_steps)
     return trainer
 
@@ -63,6 +67,25 @@ def test_whole_and_resumed_runs_are_those_of_eager_steps(tmp_path: Path, device:
         del state["progress"]["seconds"]
     assert got.state == expected.state
     assert rows_without_times(run) == rows_without_times(eager_run)
+
+
+def test_clipping_is_a_part_of_the_graph(device: str) -> None:
+    found = []
+    for graph, clip_norm in ((False, 0.5), (True, 0.5), (False, None)):
+        trainer = make_trainer(None, device, graph, clip_norm)
+        for _ in range(5):
+            trainer._step()
+            if clip_norm is not None:
+                grads = [p.grad.numpy() for p in trainer.model.parameters() if p.grad is not None]
+                norm = sum(float((g.astype(np.float64) ** 2).sum()) for g in grads) ** 0.5
+                assert norm <= clip_norm * (1 + 1e-5)
+        if graph:
+            assert isinstance(trainer._train_on_batch, gpucnn.graph.CudaGraph)
+            assert trainer._train_on_batch.replays == 2
+        found.append([p.numpy().copy() for p in trainer.model.parameters()])
+    for eager, replayed, free in zip(*found, strict=True):
+        assert np.array_equal(eager, replayed)
+        assert not np.array_equal(eager, free)
 
 
 def test_graphs_are_the_default_on_cuda_only(cuda_path: types.ModuleType) -> None:

@@ -310,6 +310,14 @@ def test_other_models_and_optimizers_are_refused(model: Any, optimizer: Any, say
     assert step.optimizer.steps == 0
 
 
+def test_clipping_is_refused() -> None:
+    made = model_of()
+    step = TrainingStep(made, optim.Adam(made.parameters()), clip_norm=1.0)
+    chosen = gpucnn.use_variant(lenet5_step="persistent")
+    with chosen, pytest.raises(ValueError, match="clip_norm: lenet5_step='persistent' does not"):
+        step(Tensor(images(2)), Tensor(labels(2)))
+
+
 def test_wrong_batches() -> None:
     model = model_of()
     step = TrainingStep(model, optim.Adam(model.parameters()))

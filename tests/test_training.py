@@ -165,15 +165,18 @@ def test_the_options_of_an_optimizer_are_recorded_and_resumed(tmp_path: Path) ->
         optimizer="rmsprop",
         momentum=0.25,
         weight_decay=1e-3,
+        clip_norm=0.5,
         out=tmp_path / "run",
     )
     made.save()
     assert made.run is not None
+    assert made.run.read_config().clip_norm == 0.5
     options = made.run.read_config().optimizer_options
     assert options["momentum"] == 0.25
     assert options["weight_decay"] == 1e-3
-    again = resume(tmp_path / "run").optimizer
-    for optimizer in (made.optimizer, again):
+    again = resume(tmp_path / "run")
+    assert (made.clip_norm, again.clip_norm) == (0.5, 0.5)
+    for optimizer in (made.optimizer, again.optimizer):
         assert isinstance(optimizer, optim.RMSprop)
         group = dict(optimizer.param_groups[0])
         del group["params"], group["lr"]
@@ -412,6 +415,10 @@ def test_restoring_what_does_not_fit_is_one_sentence(run: RunFolder) -> None:
     [
         ({"epochs": 0, "batch_size": 8}, "epochs must be >= 1, got 0"),
         ({"epochs": 1, "batch_size": 0}, "batch_size must be >= 1, got 0"),
+        (
+            {"epochs": 1, "batch_size": 8, "clip_norm": -1.0},
+            "clip_norm must be a finite number >= 0, got -1.0",
+        ),
         ({"epochs": 1, "batch_size": 91}, "at most the 90 training images, got 91"),
     ],
 )

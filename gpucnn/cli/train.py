@@ -99,6 +99,15 @@ _RESUMABLE: Final = {"dataset", "resume", "data_dir", "device", "graph", "report
     "are stored in. Kept with the run. Default: tf32 on GPUs that have it, else fp32.",
 )
 @click.option(
+    "--clip",
+    "clip_norm",
+    metavar="NORM",
+    type=click.FloatRange(min=0),
+    callback=finite,
+    help="Scale the gradients of each step so that their common norm is at most this. Default: "
+    "leave them.",
+)
+@click.option(
     "--augment",
     "augmentation",
     metavar="CHANGES",

@@ -6,7 +6,7 @@ import builtins
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -223,28 +223,30 @@ def _sum_slices(y: Array, partial: Array, bias: Array | None) -> Array:
 
 @axis_sum.kernel(native=True)
 def _launch_axis_sum(x: Array, factor: float) -> Array:
-    return _axis_sum(x, factor, empty)
-
-
-def _axis_sum(x: Array, factor: float, made: Callable[..., Array]) -> Array:
     shape = x.shape[0], x.shape[2]
     x = _short_rows_as_columns(x)
     O, rows, C = x.shape
     (chunks, groups), block, each = column_blocks(rows, C)
     launch = _kernels.storing(x, "axis_sum")
-    partial = (made if chunks == 1 else empty)(x, (O, chunks, C))
+    partial = empty(x, (O, chunks, C))
     first = factor if chunks == 1 else 1.0
     launch((O * chunks * groups,), block, partial, x, rows, C, chunks, each, first)
     if chunks == 1:
         return partial.reshape(shape)
-    y, launch = made(x, shape), _kernels["axis_sum"]
+    y, launch = empty(x, shape), _kernels["axis_sum"]
     launch((O * groups,), block, y, partial, chunks, C, 1, chunks, factor)
     return y
 
 
 @column_sum.kernel(native=True)
 def launch_column_sum(x: Array) -> Array:
-    return _axis_sum(x.reshape(1, -1, x.shape[-1]), 1.0, result).reshape(x.shape[-1])
+    C = x.shape[-1]
+    rows = x.size // C
+    (chunks, groups), block, each = column_blocks(rows, C)
+    partial = empty_slices(x, chunks, (C,))
+    launch = _kernels.storing(x, "axis_sum")
+    launch((chunks * groups,), block, partial, x, rows, C, chunks, each, 1.0)
+    return launch_sum_slices(partial, None)
 
 
 def empty_slices(like: Array, slices: int, shape: tuple[int, ...]) -> Array:

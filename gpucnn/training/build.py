@@ -73,6 +73,7 @@ def _make_trainer(
         device=config.device,
         graph=graph,
         precision=config.precision,
+        clip_norm=config.clip_norm,
     )
     # A cycle of a single step would be its own end, where the rate is next to nothing.
     trainer.scheduler = optim.OneCycleLR(optimizer, config.lr, max(trainer.total_steps, 2))
@@ -93,6 +94,7 @@ def start(
     optimizer: str | None = None,
     momentum: float | None = None,
     weight_decay: float | None = None,
+    clip_norm: float | None = None,
     augmentation: data.Augmentation | None = None,
     out: str | os.PathLike[str] | None = None,
     graph: bool | None = None,
@@ -101,7 +103,7 @@ def start(
     """Make a new run folder and the trainer that fills it; what is None comes from the recipe.
 
     graph: as of :class:`Trainer`; it changes no result and is not kept in the run folder.
-    precision: as of :class:`Trainer`; kept with the run, which is resumed in it.
+    precision, clip_norm: as of :class:`Trainer`; kept with the run, which is resumed with them.
 
     Raises:
         ValueError: an argument out of range, an unknown name, a momentum for an optimizer without
@@ -142,6 +144,7 @@ def start(
         std=train.std,
         augmentation=str(train.augmentation or data.Augmentation()),
         precision=precision,
+        clip_norm=clip_norm,
     )
     trainer = _make_trainer(config, None, train, test, graph)
     path = make_default_folder(dataset, model) if out is None else out

@@ -53,6 +53,7 @@ class Config:
             std are one number, or one for each channel.
         augmentation: as ``Augmentation.parse`` reads it, or None: the dataset's own.
         precision: one of ``gpucnn.precision.modes``, or None: the device's own.
+        clip_norm: the largest norm of the gradients, None for any.
     """
 
     dataset: str
@@ -72,6 +73,7 @@ class Config:
     std: float | tuple[float, ...]
     augmentation: str | None = None
     precision: str | None = None
+    clip_norm: float | None = None
 
 
 class RunFolder:

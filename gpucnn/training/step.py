@@ -18,7 +18,7 @@ from gpucnn.ops.lenet5_step import (
     parameter_shapes,
 )
 from gpucnn.ops.loss import IGNORE_INDEX, class_indices
-from gpucnn.optim import Adam, AdamW, Optimizer
+from gpucnn.optim import Adam, AdamW, Optimizer, clip_grad_norm_
 from gpucnn.primitive import chosen_by_hand
 from gpucnn.recording import using
 from gpucnn.tensor import Tensor
@@ -33,7 +33,7 @@ _LENET5 = (
 
 
 class TrainingStep:
-    """Forward pass, cross-entropy, backward pass and update with one batch.
+    """Forward pass, cross-entropy, backward pass, clipping and update with one batch.
 
     ``step(images, target)`` returns the mean loss, a 0-d tensor, and the scores (N, classes) of
     before the update.
@@ -45,12 +45,14 @@ class TrainingStep:
     precision chosen, and leaves no gradients behind: every ``grad`` is None. The bits depend on the
     batch and the parameters alone, on a GPU of any size. On ``cpu`` its definition runs.
 
-    model, optimizer: on one device. Raises ValueError where that variant is chosen for anything
+    model, optimizer: on one device. clip_norm: the largest norm of all gradients together, None
+    for any, which is what that variant takes. Raises ValueError where it is chosen for anything
     else.
     """
 
-    def __init__(self, model: Module, optimizer: Optimizer) -> None:
+    def __init__(self, model: Module, optimizer: Optimizer, clip_norm: float | None = None) -> None:
         self.model, self.optimizer = model, optimizer
+        self.clip_norm = clip_norm
         self._classes = 0  # that the kernel was found to fit
         # Made here: no part of a step, which may be recorded.
         self._meeting = module_of(optimizer.params[0].data).zeros(1, np.int32)
@@ -63,11 +65,17 @@ class TrainingStep:
         loss = F.cross_entropy(scores, target)
         self.optimizer.zero_grad()
         loss.backward()
+        if self.clip_norm is not None:
+            clip_grad_norm_(self.optimizer, self.clip_norm)
         self.optimizer.step()
         return loss, scores
 
     def _at_once(self, images: Tensor, target: Any) -> tuple[Tensor, Tensor]:
         optimizer = self.optimizer
+        if self.clip_norm is not None:
+            raise ValueError(
+                f"clip_norm: lenet5_step='persistent' does not clip gradients, got {self.clip_norm}"
+            )
         if not self._classes:
             self._classes = _fitting_classes(self.model, optimizer)
         _check_images(images, optimizer.device)

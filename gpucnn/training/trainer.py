@@ -26,6 +26,7 @@ from gpucnn.misuse import warn_once
 from gpucnn.nn import Module
 from gpucnn.ops.loss import IGNORE_INDEX
 from gpucnn.optim import LRScheduler, Optimizer
+from gpucnn.optim.optimizer import check_number
 from gpucnn.precision import check_precision
 from gpucnn.precision import precision as choose_precision
 from gpucnn.tensor import Tensor
@@ -79,6 +80,8 @@ class Trainer:
             changes no bit of it; None for yes on ``cuda`` and no elsewhere.
         precision: of training and evaluation, as :class:`gpucnn.precision` takes it, and kept in
             checkpoints; None for what is chosen where ``fit`` is called.
+        clip_norm: the largest Euclidean norm of all gradients together, to which a step scales
+            them (:func:`gpucnn.optim.clip_grad_norm_`); None to leave them.
 
     Attributes:
         batches: the training batches; ``batches.data`` tells where the images are.
@@ -102,8 +105,11 @@ class Trainer:
         device: str | None = None,
         graph: bool | None = None,
         precision: str | None = None,
+        clip_norm: float | None = None,
     ) -> None:
         check_precision(precision)
+        if clip_norm is not None:
+            clip_norm = check_number("clip_norm", clip_norm, 0.0)
         for name, value in (("epochs", epochs), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
@@ -120,6 +126,7 @@ class Trainer:
         self.test = test
         self.epochs = epochs
         self.batch_size = batch_size
+        self.clip_norm = clip_norm
         self.seed = seed
         self.run = run
         self.device = device
@@ -128,7 +135,7 @@ class Trainer:
         self._train_on_batch: Callable[..., tuple[Tensor, Tensor, Tensor]] = self._batch_step
         if self.graph:
             self._train_on_batch = cuda_graph(self._batch_step, device=device)
-        self._training_step = TrainingStep(model, optimizer)
+        self._training_step = TrainingStep(model, optimizer, clip_norm)
         self.progress = Progress()
         self.test_accuracy = self.test_mean_iou = math.nan
         self.batches = Batches(train.to(home(train, device)), batch_size, seed)
@@ -289,9 +296,9 @@ class Trainer:
             self.scheduler.step()
 
     def _batch_step(self, *given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Forward, backward and update with the batch given, else the next -> loss, logits, target.
+        """Forward, backward, clipping and update -> loss, logits, target.
 
-        The target is labels, or probabilities.
+        With the batch given, else the next. The target is labels, or probabilities.
         """
         images, target = given or self.batches.take()
         loss, logits = self._training_step(images, target)
