@@ -18,7 +18,7 @@ from gpucnn.device import Array
 from gpucnn.precision import chosen_precision
 
 if TYPE_CHECKING:
-    from gpucnn.tensor import Function
+    from gpucnn.tensor import Function, Tensor
 
 
 def widen_there(array: Array) -> Array:
@@ -91,6 +91,14 @@ def handed_over(family: str, arguments: Sequence[Any]) -> tuple[Any, ...]:
         narrowed(a) if isinstance(a, np.ndarray) and _is_float32_activation(a) else a
         for a in arguments
     )
+
+
+def as_input(images: Tensor) -> Tensor:
+    """What a network begins with: in the precision "bf16" float32 images rounded to bfloat16."""
+    from gpucnn.ops.cast import to_bfloat16
+
+    narrow = chosen_precision() == "bf16" and images.data.dtype.char == "f"
+    return to_bfloat16(images) if narrow else images
 
 
 def _is_float32_activation(array: Array) -> bool:

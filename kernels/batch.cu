@@ -19,9 +19,9 @@
 // four elements, channel fastest, per 16-byte store, up to four times; the four bytes behind them are
 // in flight together.
 //
-// An element costs 1 byte read (2 with mixup) and 4 written, a label map 8 per pixel, and about 25
-// integer instructions: memory-bound. float32 images from the host would be 4 bytes per element over
-// the bus, many times slower than device memory, after the CPU has made them.
+// An element costs 1 byte read (2 with mixup) and 4 written (2 in bfloat16), a label map 8 per pixel, and
+// about 25 integer instructions: memory-bound. float32 images from the host would be 4 bytes per element
+// over the bus, many times slower than device memory, after the CPU has made them.
 //
 // Bytes are loaded one by one, since a shift aligns them anyhow: neighbouring lanes read
 // neighbouring bytes, and the first level of cache serves the four loads that share sectors. Any
@@ -138,7 +138,7 @@ struct Maker {
     }
 
     __device__ __forceinline__ void write(
-        float* out, const Change* changes, bool mixup, int part, int per_block) const {
+        stored* out, const Change* changes, bool mixup, int part, int per_block) const {
         const Change own = changes[0];
         const int elements = H * W * channels();
         for (int group = 0; group < 4; ++group) {
@@ -150,7 +150,7 @@ struct Maker {
 };
 
 extern "C" __global__ void __launch_bounds__(256) gather_batch(
-    float* __restrict__ x,                     // (N, H, W, C)
+    stored* __restrict__ x,                    // (N, H, W, C)
     int* __restrict__ y,                       // (N) or (N, H, W), null with mixup
     float* __restrict__ target,                // (N, classes), null without mixup
     const unsigned char* __restrict__ images,  // (M, H, W, C)
@@ -190,7 +190,7 @@ extern "C" __global__ void __launch_bounds__(256) gather_batch(
         a.share = blend ? blend[more.w >> 20] : 1.0f;
     }
     __syncthreads();
-    float* const out = x + (long long)n * elements;
+    stored* const out = x + (long long)n * elements;
     if (C == 1)
         Maker<1>{images, scale, offset, H, W, 1, reflect != 0, cutout, levels_change != 0}.write(
             out, changes, blend, part, per_block);

@@ -13,8 +13,10 @@ from click.testing import CliRunner
 
 import gpucnn
 from gpucnn import Tensor, optim
+from gpucnn import functional as F
 from gpucnn.cli import cli
 from gpucnn.precision import chosen_precision
+from gpucnn.storage import as_input
 from gpucnn.training import RunFolder, Trainer, load_checkpoint
 from gpucnn.training.build import resume, start
 from tests.test_training import CONFIG, quiet, toy_dataset, toy_model
@@ -77,6 +79,21 @@ def test_a_graph_and_a_second_run_have_the_same_bits() -> None:
         trainer.fit(quiet(trainer))
         found.append({name: a.tobytes() for name, a in trainer.state().tensors.items()})
     assert found[0] == found[1] == found[2]
+
+
+def test_batches_are_gathered_rounded(device: str) -> None:
+    """The network's first layer finds them as it would narrow them."""
+    batches = toy_dataset(90, 1).to(device).batches(8, seed=3)
+    (exact, labels), _ = batches.take(), batches.seek(0, 0)
+    assert exact.dtype == np.float32
+    with gpucnn.precision("bf16"):
+        images, same = batches.take()
+        np.testing.assert_array_equal(images.numpy(), F.to_bfloat16(exact).numpy())
+        np.testing.assert_array_equal(same.numpy(), labels.numpy())
+        assert images.dtype is gpucnn.bfloat16
+        assert as_input(exact).dtype is gpucnn.bfloat16
+        assert as_input(images) is images
+    assert as_input(exact) is exact
 
 
 def test_a_checkpoint_of_another_precision_does_not_fit() -> None:

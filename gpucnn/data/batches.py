@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -11,6 +12,7 @@ from gpucnn import random
 from gpucnn.device import default_device, free_memory, module_of, require, to_device
 from gpucnn.ops.batch import gather_batch
 from gpucnn.ops.geometry import flag, integer
+from gpucnn.precision import chosen_precision
 from gpucnn.recording import every_step, per_step
 from gpucnn.signature import MAX_ELEMENTS
 from gpucnn.tensor import Tensor
@@ -105,7 +107,8 @@ class Batches:
         self.batch_size = integer("batch_size", batch_size, 1, len(data))
         self.seed = integer("seed", seed, 0)
         self.epoch = self.batch = 0
-        self._plan = data.dataset.plan(self.batch_size, self.seed)
+        plan = data.dataset.plan(self.batch_size, self.seed)
+        self._plans = {stored: replace(plan, stored=stored) for stored in (False, True)}
         self._host = np.zeros((_ORDERS, len(data)), np.int32)
         self._order = to_device(self._host.copy(), data.device)
         self._loaded = [-1] * _ORDERS
@@ -134,14 +137,16 @@ class Batches:
         """The next batch: images float32 (n, H, W, C), normalised, and what the loss takes.
 
         That is int32 labels (n,) or (n, H, W), or with mixup probabilities (n, classes). The bits
-        are those of ``Dataset.training_batch`` on every device.
+        are those of ``Dataset.training_batch`` on every device; in the precision "bf16" images are
+        rounded to bfloat16.
         """
         device, data = self.data.device, self.data
         every_step(self._load)
         position = per_step(self._advance, device)
         arrays = (data.images, data.labels, self._order, position)
         constants = (data.scale, data.offset, data.blend)
-        images, target = gather_batch.on(device)(*arrays, *constants, self._plan)
+        plan = self._plans[chosen_precision() == "bf16"]
+        images, target = gather_batch.on(device)(*arrays, *constants, plan)
         return Tensor._wrap(images, device), Tensor._wrap(target, device)
 
     def _load(self) -> None:

@@ -10,6 +10,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from gpucnn import buffers
+from gpucnn.bfloat16 import narrowed
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.augmentation import Augmentation, Draws, draw
@@ -25,13 +26,14 @@ class BatchPlan:
     """What is the same for every batch of a run.
 
     N: images of a batch. classes: of the labels. seed: of the augmentation. options: what is
-    changed; its crop must fit the images.
+    changed; its crop must fit the images. stored: whether images come out in bfloat16.
     """
 
     N: int
     classes: int
     seed: int = 0
     options: Augmentation = field(default_factory=Augmentation)
+    stored: bool = False
 
 
 def _cut(n: int, start: NDArray[Any], size: int) -> NDArray[np.bool_]:
@@ -110,7 +112,7 @@ def gather_batch(
     takes, one after the other, is row e mod K; position int32 (2): the epoch and the batch's number
     in it; scale, offset (C): 1/(255·std), mean/std; blend (4096): equally likely λ, for mixup, else
     None -> x (N,H,W,C), and labels int32 (N) or (N,H,W), or with mixup λ·[c = y_i] + (1 − λ)·[c =
-    y_j] (N,classes).
+    y_j] (N,classes). With plan.stored x is rounded to bfloat16.
 
     i = order[e mod K, (batch·N + n) mod L], j that of n + 1, of 0 for the last n. What is drawn for
     image i depends on the seed, the epoch and i alone. Label maps move with their images; what
@@ -131,12 +133,13 @@ def gather_batch(
 
     chunk = max(1, _CHUNK // (H * W * C))
     map_chunks(part, N, chunk)
-    own = labels[rows]
+    target = labels[rows]
     if blend is not None:
-        return _mixed(x, own, blend[drawn.blend], plan.classes, chunk)
-    if own.ndim == 1:
-        return x, own
-    return x, np.ascontiguousarray(_moved(own[..., None], drawn, o, IGNORE_INDEX)[..., 0])
+        x, target = _mixed(x, target, blend[drawn.blend], plan.classes, chunk)
+    elif target.ndim > 1:
+        moved = _moved(target[..., None], drawn, o, IGNORE_INDEX)
+        target = np.ascontiguousarray(moved[..., 0])
+    return narrowed(x) if plan.stored else x, target
 
 
 def _mixed(
@@ -163,7 +166,7 @@ def _mixed(
 _THREADS = 256
 _EACH = 16  # elements of a thread, in groups of four
 
-_kernels = KernelFile("batch")
+_kernels = KernelFile("batch", storage=True)
 
 
 def _geometry(images: Array, plan: BatchPlan) -> tuple[tuple[int], tuple[int]]:
@@ -186,7 +189,8 @@ def _launch_gather(
 ) -> tuple[Array, Array]:
     o, N = plan.options, plan.N
     H, W, C = images.shape[1:]
-    x, y, target = empty(images, (N, H, W, C)), None, None
+    x = empty(images, (N, H, W, C), np.uint16 if plan.stored else np.float32)
+    y = target = None
     if blend is None:
         y = empty(images, (N, *labels.shape[1:]), np.int32)
     else:
@@ -196,7 +200,7 @@ def _launch_gather(
     levels = (255.0 * o.brightness, o.contrast, int(bool(o.brightness or o.contrast)))
     arrays = (images, labels, order, position, scale, offset, blend)
     sizes = (*order.shape, N, H, W, C, int(labels.ndim > 1), plan.classes, IGNORE_INDEX)
-    launch = _kernels["gather_batch"]
+    launch = _kernels.storing(x, "gather_batch")
     launch(
         *_geometry(images, plan), x, y, target, *arrays, *sizes, *changes, *levels,
         plan.seed & (2**64 - 1),

@@ -17,6 +17,7 @@ from gpucnn.graph import CudaGraph, cuda_graph
 from gpucnn.nn import Module
 from gpucnn.nn.module import inference
 from gpucnn.ops.loss import IGNORE_INDEX
+from gpucnn.storage import as_input
 from gpucnn.tensor import Tensor, no_grad
 from gpucnn.threads import single_threaded_blas
 
@@ -93,7 +94,7 @@ class Evaluator:
     def _batch(self, *given: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and mean loss of the batch given, else of the next one on the device."""
         images, labels = given or cast("Batches", self._batches).take()
-        logits = self.model(images)
+        logits = self.model(as_input(images))
         return logits, F.cross_entropy(logits, labels)
 
     def __call__(self, before_batch: Callable[[], None] | None = None) -> Evaluation:
@@ -185,7 +186,7 @@ def scores(
     """
     with inference(model), no_grad(), single_threaded_blas():
         parts = [
-            model(Tensor(images[at : at + EVALUATION_BATCH], device=device)).numpy()
+            model(as_input(Tensor(images[at : at + EVALUATION_BATCH], device=device))).numpy()
             for at in range(0, len(images), EVALUATION_BATCH)
         ]
     return np.concatenate(parts)

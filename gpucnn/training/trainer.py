@@ -29,6 +29,7 @@ from gpucnn.optim import LRScheduler, Optimizer
 from gpucnn.optim.optimizer import check_number
 from gpucnn.precision import check_precision
 from gpucnn.precision import precision as choose_precision
+from gpucnn.storage import as_input
 from gpucnn.tensor import Tensor
 from gpucnn.threads import single_threaded_blas
 from gpucnn.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -301,7 +302,7 @@ class Trainer:
         With the batch given, else the next. The target is labels, or probabilities.
         """
         images, target = given or self.batches.take()
-        loss, logits = self._training_step(images, target)
+        loss, logits = self._training_step(as_input(images), target)
         return loss, logits, target
 
     def _settle(self) -> None:
