@@ -77,9 +77,10 @@ def poison(array: Array) -> None:
             return
         _fill = poison_function()
     entry = _Poisoned(array, _gone)
-    entry.key, entry.salt = id(array), next(_salts) % 0xFFFFFFFF + 1
-    _fill(_memory.from_buffer(array), words, entry.salt)
-    _poisoned[entry.key] = entry
+    entry.key = key = id(array)
+    entry.salt = salt = next(_salts) % 0xFFFFFFFF + 1
+    _fill(_memory.from_buffer(array), words, salt)
+    _poisoned[key] = entry
 
 
 def owner(array: Array) -> Array:

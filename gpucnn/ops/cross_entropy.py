@@ -10,11 +10,12 @@ from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.misuse import warn_once
 from gpucnn.ops.elementwise import THREADS, four_each
+from gpucnn.ops.geometry import remembered
 from gpucnn.ops.loss import (
     IGNORE_INDEX,
     check_ignore_index,
     check_reduction,
-    check_scores,
+    check_rows,
     class_indices,
     class_weights,
     constant,
@@ -25,7 +26,7 @@ from gpucnn.ops.loss import (
 )
 from gpucnn.ops.softmax import LogSoftmax, Softmax
 from gpucnn.primitive import primitive
-from gpucnn.tensor import Function, Tensor
+from gpucnn.tensor import Function, Tensor, check_tensor
 
 # geometry
 
@@ -45,6 +46,21 @@ def _expect_scores(input: Tensor) -> None:
             "cross_entropy takes scores and applies the log-softmax itself, but its input comes "
             "from log_softmax: leave that out of the model, or use nll_loss",
         )
+
+
+@remembered(arrays=slice(0, 1))
+def _checked(x: Any, reduction: Any, ignore_index: Any, label_smoothing: Any) -> tuple[int, float]:
+    """Check the scores and the options of :func:`cross_entropy` -> the last two."""
+    check_rows(x)
+    check_reduction(reduction)
+    skip = check_ignore_index(ignore_index)
+    if isinstance(label_smoothing, bool) or not isinstance(
+        label_smoothing, int | float | np.number
+    ):
+        raise TypeError(f"label_smoothing must be a number, got {label_smoothing!r}")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must lie between 0 and 1, got {label_smoothing}")
+    return skip, float(label_smoothing)
 
 
 # primitives
@@ -192,17 +208,10 @@ def cross_entropy(
 
     Source: torch.nn.functional.cross_entropy; smoothing: Szegedy et al., arXiv:1512.00567.
     """
-    check_scores(input)
-    check_reduction(reduction)
+    check_tensor("input", input)
+    skip, smoothing = _checked(input.data, reduction, ignore_index, label_smoothing)
     _expect_scores(input)
-    skip = check_ignore_index(ignore_index)
-    if isinstance(label_smoothing, bool) or not isinstance(
-        label_smoothing, int | float | np.number
-    ):
-        raise TypeError(f"label_smoothing must be a number, got {label_smoothing!r}")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing must lie between 0 and 1, got {label_smoothing}")
-    weights, smoothing = class_weights(weight, input), float(label_smoothing)
+    weights = class_weights(weight, input)
     given = constant("target", target, input.device)
     if given.dtype.kind == "f" and given.ndim == input.ndim:
         if skip != IGNORE_INDEX:

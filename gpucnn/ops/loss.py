@@ -35,9 +35,14 @@ def check_reduction(reduction: Any, allowed: tuple[str, ...] = REDUCTIONS) -> No
 def check_scores(input: Tensor) -> None:
     """Check the input of a loss of rows."""
     check_tensor("input", input)
-    if input.ndim < 2 or 0 in input.shape[1:]:
-        raise ValueError(f"input must have shape (N, …, C) and not be empty, got {input.shape}")
-    same_float_dtype(input=input)
+    check_rows(input.data)
+
+
+def check_rows(x: Array) -> None:
+    """Check the scores of a loss of rows."""
+    if x.ndim < 2 or 0 in x.shape[1:]:
+        raise ValueError(f"input must have shape (N, …, C) and not be empty, got {tuple(x.shape)}")
+    same_float_dtype(input=x)
 
 
 def check_ignore_index(value: Any) -> int:
@@ -106,12 +111,16 @@ def class_indices(target: Any, input: Tensor, ignore_index: int | None = None) -
                 f"target: the label at {at[0] if len(at) == 1 else at} is {labels[at]}, "
                 f"allowed are 0 to {classes - 1}{hint}"
             )
-    return to_device(labels.astype(np.int32, copy=False), input.device)
+    if labels.dtype != np.int32:
+        labels = labels.astype(np.int32)
+    return to_device(labels, input.device)
 
 
 def _all_within(labels: NDArray[Any], classes: int) -> bool:
     """Whether all labels are sure to be classes, in one pass: a negative one is a large number."""
-    return bool(labels.dtype == np.int32 and labels.size and labels.view(np.uint32).max() < classes)
+    if labels.dtype != np.int32 or not labels.size:
+        return False
+    return bool(np.maximum.reduce(labels.view(np.uint32), axis=None) < classes)
 
 
 # primitives
