@@ -27,6 +27,7 @@ from bench.cases import (
 )
 from gpucnn.bfloat16 import narrowed, use, widened
 from gpucnn.device import to_device, to_host
+from gpucnn.emulator import flops
 from gpucnn.kernel import observe_launches
 from gpucnn.ops import adaptive_pool2d as adaptive
 from gpucnn.ops import batch_norm as bn
@@ -60,6 +61,7 @@ from gpucnn.ops.prelu import prelu_backward, prelu_forward
 from gpucnn.ops.transpose import transpose_forward
 from gpucnn.ops.unpool2d import max_unpool2d_backward, max_unpool2d_forward
 from gpucnn.primitive import Primitive
+from gpucnn.xray.counters import count
 from tests import test_adaptive_pool2d as adaptive_pool2d_tests
 from tests import test_avg_pool2d as avg_pool2d_tests
 from tests import test_avg_unpool2d as avg_unpool2d_tests
@@ -287,3 +289,23 @@ def test_nothing_is_widened_or_narrowed_on_the_way(kernel_device: str) -> None:
         bn.batch_norm_training.on(kernel_device)(x, gamma, gamma, None, None, MOMENTUM, EPS)
         elementwise.add_forward.on(kernel_device)(x, x)
     assert not {"widen", "narrow"} & set(names)
+
+
+@pytest.mark.emulated
+@pytest.mark.skipif(not flops.available(), reason="counted builds need an x86-64 CPU")
+def test_half_the_bytes_in_whole_requests() -> None:
+    """16 bytes of a thread element by element, 8 beside channels, whose factors it reads first."""
+    a, n = narrowed(randn(8, 16, 16, 64)), 8 * 16 * 16 * 64
+    C = randn(64)
+    for sectors, arrays, launch in (
+        (16, 2, lambda: relu_forward.on("emulated")(a)),
+        (16, 3, lambda: elementwise.add_forward.on("emulated")(a, a)),
+        (8, 2, lambda: bn.batch_norm_apply.on("emulated")(a, None, None, C, np.abs(C) + 1)),
+    ):
+        with count() as counted:
+            launch()
+        (counters,) = counted.launches
+        moved = counters.read_bytes + counters.written_bytes
+        assert counters.coalesced_share == 1
+        assert abs(counters.sectors_per_request - sectors) < 0.6
+        assert 2 * arrays * n <= moved < 2.7 * arrays * n
