@@ -111,6 +111,7 @@ def test_im2col_and_matmul(primitive: str, run: Any) -> None:
 
 
 def test_a_rival_without_a_gpu_is_a_gap() -> None:
-    found, gaps = open_rivals(("cupy",), "cpu", None, 0.0)
+    found, gaps = open_rivals(("cupy", "jax"), "cpu", None, 0.0)
     assert found == {}
-    assert [gap.reason for gap in gaps] == ["CuPy computes on a GPU only"]
+    reasons = ["CuPy computes on a GPU only", "JAX is timed on a GPU only"]
+    assert [gap.reason for gap in gaps] == reasons

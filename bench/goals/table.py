@@ -17,7 +17,7 @@ from .journal import Found
 from .parts import BLOCKS, UPDATES
 from .steps import COPYING, LOSSES, PRECISIONS
 
-OURS = (GRAPH, GRAPH_8)
+OURS = (GRAPH, GRAPH_8, "persistent")
 EAGER = ("torch", "torch_channels_last")
 UNMEASURED = "unmeasured"
 

@@ -27,12 +27,13 @@ def _open(name: str, device: str, timer: Any, compile_seconds: float) -> Any:
         from .torch_rival import Torch
 
         return Torch(device, timer, compile_seconds)
+    if device == "cpu":
+        does = {"cupy": "CuPy computes", "jax": "JAX is timed"}[name]
+        return Gap(name, f"{does} on a GPU only")
     if name == "jax":
         from .jax_rival import Jax
 
         return Jax(device)
-    if device == "cpu":
-        return Gap(name, "CuPy computes on a GPU only")
     from .cupy_rival import Cupy
 
     return Cupy(timer)
