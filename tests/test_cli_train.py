@@ -16,6 +16,7 @@ import gpucnn
 from gpucnn.training import RunFolder, load_checkpoint
 
 ARGS = ["shapes", "--images", "480", "--epochs", "5", "--batch-size", "16", "--seed", "3"]
+ARGS += ["--no-report"]
 CHECKOUT = str(Path(gpucnn.__file__).parents[1])
 ENVIRONMENT = {**os.environ, "GPUCNN_DEVICE": "cpu", "GPUCNN_THREADS": "2", "PYTHONPATH": CHECKOUT}
 

@@ -264,7 +264,7 @@ def test_unreadable_pictures_are_listed_and_skipped_when_asked(tmp_path: Path) -
         data.load(tmp_path, size=(4, 6))
     assert "dog/notes.txt: not a PNG, JPEG or BMP picture" in str(caught.value)
     assert "emu/0.png: " in str(caught.value)
-    with pytest.warns(UserWarning, match=r"2 pictures were left out:\n.*notes.txt"):
+    with pytest.warns(UserWarning, match=r"left out 2 of 16 pictures:\n.*notes.txt"):
         train, test = data.load(tmp_path, size=(4, 6), skip_unreadable=True)
     assert len(train) + len(test) == 14
     for path in (tmp_path / "emu").iterdir():

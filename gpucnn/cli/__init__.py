@@ -7,12 +7,15 @@ SIGTERM. An error is one line, never a traceback.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from gpucnn import __version__
 from gpucnn.cli.bench import bench
+from gpucnn.cli.catalog import datasets, models
 from gpucnn.cli.check import check
 from gpucnn.cli.doctor import doctor
 from gpucnn.cli.export import export
@@ -38,10 +41,14 @@ def cli(ctx: click.Context) -> None:
 
 
 for _command in (
-    *(train, predict, visualize, export, summary, shape, doctor),
+    *(train, predict, visualize, export, datasets, models, summary, shape, doctor),
     *(bench, kernels, check, parity, tune),
 ):
     cli.add_command(_command)
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    click.echo(f"Warning: {message}", err=True)
 
 
 def _fail(message: str) -> int:
@@ -52,7 +59,9 @@ def _fail(message: str) -> int:
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line (``sys.argv[1:]`` if None) and return its exit code."""
     try:
-        code = cli.main(args=args, prog_name="gpucnn", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            code = cli.main(args=args, prog_name="gpucnn", standalone_mode=False)
     except click.ClickException as error:
         return _fail(" ".join(error.format_message().split()))
     except click.Abort:

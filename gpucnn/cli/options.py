@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -37,6 +38,32 @@ class Name(_StringType):
         hint = f" Did you mean {near[0]!r}?" if near else ""
         choices, article = ", ".join(allowed), "an" if self.name[0] in "aeiou" else "a"
         self.fail(f"{value!r} is not {article} {self.name}, which must be one of {choices}.{hint}")
+
+
+class DatasetName(Name):
+    """The name of a dataset, or the path of an .npz file or a folder of class folders."""
+
+    def __init__(self) -> None:
+        super().__init__("dataset", dataset_names)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from gpucnn import data
+
+        if data.is_path(str(value)):
+            return str(value)
+        return super().convert(value, param, ctx)
+
+
+def parsed_size(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[int, int] | None:
+    """HxW, or one number for both, as (H, W)."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", value)
+    if match is None:
+        raise click.BadParameter(f"{value!r} is no size, such as 64 or 48x64 (height x width).")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def program() -> str:

@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from gpucnn.cli.options import (
+    DatasetName,
     Name,
     dataset_names,
     device_option,
@@ -20,6 +21,7 @@ from gpucnn.cli.options import (
     model_names,
     optimizer_names,
     parsed_augmentation,
+    parsed_size,
     precisions,
     program,
 )
@@ -32,7 +34,7 @@ _RESUMABLE: Final = {"dataset", "resume", "data_dir", "device", "graph", "report
 
 
 @click.command(short_help="Train a network on a dataset.")
-@click.argument("dataset", type=Name("dataset", dataset_names), required=False)
+@click.argument("dataset", type=DatasetName(), required=False)
 @click.option(
     "--data",
     "data_dir",
@@ -45,6 +47,19 @@ _RESUMABLE: Final = {"dataset", "resume", "data_dir", "device", "graph", "report
     type=click.IntRange(min=1),
     help="Number of training images. Default: 24,000 shapes, 12,000 for segmentation, or all of "
     "Fashion-MNIST.",
+)
+@click.option(
+    "--size",
+    metavar="HxW",
+    callback=parsed_size,
+    help="Scale the pictures of a folder to this size, height x width. May be left out if they are "
+    "all of one size.",
+)
+@click.option("--gray", is_flag=True, help="Make the pictures of a folder gray.")
+@click.option(
+    "--skip-unreadable",
+    is_flag=True,
+    help="Leave out pictures of a folder that cannot be read, and list them.",
 )
 @click.option(
     "--model", type=Name("model", model_names), help="Network. Default: the dataset's own."
@@ -151,11 +166,13 @@ def train(
     as_json: bool,
     **arguments: Any,
 ) -> None:
-    """Train a network on DATASET: shapes, shapes-segmentation or fashion-mnist.
+    """Train a network on DATASET, one of those of gpucnn datasets or one of your own.
 
     shapes draws 72x72 gray images of triangles, circles and rectangles; shapes-segmentation labels
-    each pixel of images of one or two of them; fashion-mnist reads four gzipped IDX files. What is
-    not given comes from defaults that suit the dataset.
+    each pixel of images of one or two of them; fashion-mnist and mnist read four IDX files, cifar10
+    six binary ones. Your own are a folder with a folder of PNG, JPEG or BMP pictures for each class
+    (or such folders called train and test), or an .npz file of x and y; where nothing says which
+    images are for testing, a fifth is. What is not given comes from defaults that suit the dataset.
 
     Everything is kept in a run folder: config.json, environment.json, metrics.jsonl, checkpoints/.
     Ctrl-C finishes the step, saves and prints the command that continues; a second Ctrl-C stops
@@ -166,6 +183,7 @@ def train(
       gpucnn train shapes
       gpucnn train fashion-mnist --epochs 3 --out runs/mine
       gpucnn train fashion-mnist --augment flip,shift=2,cutout=8
+      gpucnn train my/pictures --size 64 --augment flip
       gpucnn train --resume runs/mine
     """
     from gpucnn import training
@@ -173,7 +191,7 @@ def train(
     if resume is None:
         if dataset is None:
             raise click.UsageError(
-                f"Missing argument DATASET: one of {', '.join(dataset_names())}."
+                f"Missing argument DATASET: one of {', '.join(dataset_names())}, or your own."
             )
         trainer = training.start(dataset, **arguments)
     else:
@@ -186,7 +204,7 @@ def train(
         )
     run = trainer.run
     assert run is not None
-    if dataset is not None and dataset != trainer.train.name:
+    if dataset is not None and dataset not in (trainer.train.name, run.read_config().dataset):
         raise click.UsageError(
             f"the run in {run.path} trains on {trainer.train.name}, not {dataset}."
         )

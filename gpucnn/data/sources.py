@@ -201,6 +201,11 @@ def is_path(name: str) -> bool:
     )
 
 
+def is_folder(name: str) -> bool:
+    """Whether a dataset is meant to be a folder of pictures."""
+    return is_path(name) and not name.endswith(".npz")
+
+
 def load(name: str | os.PathLike[str], **options: Any) -> tuple[Dataset, Dataset]:
     """The training and the test part of :func:`load_splits`, with the same arguments."""
     parts = load_splits(name, **options)
@@ -247,7 +252,7 @@ def load_splits(
         raise ValueError(f"images must be >= 1, got {images}")
     files = Files(data_dir, seed, images, size, gray, skip_unreadable)
     text = os.fspath(name)
-    pictures = is_path(text) and not text.endswith(".npz")
+    pictures = is_folder(text)
     for option, given in (("size", size), ("gray", gray), ("skip_unreadable", skip_unreadable)):
         if given and not pictures:
             raise ValueError(f"{option} is for a folder of pictures, {text} is none")
@@ -312,6 +317,7 @@ def _own_pictures(path: Path, files: Files) -> Splits:
     left_out = [reason for pictures in read.values() for reason in pictures.unreadable]
     if left_out:
         shown = "\n  ".join(left_out)
-        warnings.warn(f"{len(left_out)} pictures were left out:\n  {shown}", stacklevel=3)
+        total = sum(len(files) for classes in parts.values() for files in classes.values())
+        warnings.warn(f"left out {len(left_out)} of {total} pictures:\n  {shown}", stacklevel=3)
     levels = {part: (pictures.images, pictures.labels) for part, pictures in read.items()}
     return _own(path.resolve().name, levels, tuple(next(iter(parts.values()))), files)

@@ -16,7 +16,13 @@ from gpucnn.nn import Module
 from gpucnn.precision import check_precision
 from gpucnn.threads import thread_count
 from gpucnn.training.checkpoint import load_checkpoint
-from gpucnn.training.recipes import OPTIMIZERS, learning_rate, optimizer_options, recipe
+from gpucnn.training.recipes import (
+    OPTIMIZERS,
+    learning_rate,
+    optimizer_options,
+    own_recipe,
+    recipe,
+)
 from gpucnn.training.run import Config, RunFolder, make_default_folder
 from gpucnn.training.trainer import Trainer
 
@@ -99,8 +105,13 @@ def start(
     out: str | os.PathLike[str] | None = None,
     graph: bool | None = None,
     precision: str | None = None,
+    size: tuple[int, int] | None = None,
+    gray: bool = False,
+    skip_unreadable: bool = False,
 ) -> Trainer:
     """Make a new run folder and the trainer that fills it; what is None comes from the recipe.
+
+    dataset, data_dir, images, size, gray, skip_unreadable: as of :func:`gpucnn.data.load`.
 
     graph: as of :class:`Trainer`; it changes no result and is not kept in the run folder.
     precision, clip_norm: as of :class:`Trainer`; kept with the run, which is resumed with them.
@@ -111,24 +122,34 @@ def start(
             ``out`` that is not new or empty.
         DeviceError: the device cannot be used.
     """
-    defaults = recipe(dataset)
-    optimizer = optimizer or defaults.optimizer
-    options = optimizer_options(optimizer, momentum, weight_decay)
-    model = model or defaults.model
-    models.input_shape(model)
+    own = data.is_path(dataset)
+    if not own:
+        data.source(dataset)
+    options = {} if optimizer is None else optimizer_options(optimizer, momentum, weight_decay)
+    if model is not None:
+        models.input_shape(model)
     check_precision(precision)
     thread_count()  # a wrong GPUCNN_THREADS is an error before there is a folder
     if device is not None:
         gpucnn.use_device(device)
-    train, test = data.load(dataset, data_dir=data_dir, seed=seed, images=images)
+    reading = data.Files(data_dir, seed, images, size, gray, skip_unreadable)
+    train, test = data.load(dataset, **vars(reading))
+    defaults = own_recipe(train) if own else recipe(dataset)
+    model = model or defaults.model
+    if optimizer is None:
+        optimizer = defaults.optimizer
+        options = optimizer_options(optimizer, momentum, weight_decay)
     if augmentation is not None:
         train = dataclasses.replace(train, augmentation=augmentation)
     _check_fit(model, train)
     # --images may leave fewer than the recipe's batch; a batch size that was asked for is kept.
     fitting_batch = min(defaults.batch_size, len(train))
     config = Config(
-        dataset=dataset,
+        dataset=os.path.abspath(dataset) if own else dataset,
         data_dir=None if data_dir is None else os.path.abspath(data_dir),
+        size=train.image_shape[:2] if data.is_folder(dataset) else None,
+        gray=gray,
+        skip_unreadable=skip_unreadable,
         images=len(train),
         model=model,
         device=gpucnn.default_device(),
@@ -147,7 +168,7 @@ def start(
         clip_norm=clip_norm,
     )
     trainer = _make_trainer(config, None, train, test, graph)
-    path = make_default_folder(dataset, model) if out is None else out
+    path = make_default_folder(train.name, model) if out is None else out
     trainer.run = RunFolder.create(path, config)
     return trainer
 
@@ -201,6 +222,9 @@ def load_data(
         data_dir=config.data_dir if data_dir is None else data_dir,
         seed=config.seed,
         images=config.images,
+        size=config.size,
+        gray=config.gray,
+        skip_unreadable=config.skip_unreadable,
     )
     if config.augmentation is not None:
         augmentation = data.Augmentation.parse(config.augmentation)

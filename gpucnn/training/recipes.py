@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from gpucnn import optim
+from gpucnn.data.dataset import Dataset
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,23 @@ RECIPES: Final = {
         optimizer="adam",
         lr=4e-3,
     ),
+    "mnist": Recipe(
+        model="fashionnet",
+        epochs=3,
+        batch_size=128,
+        optimizer="adam",
+        lr=4e-3,
+    ),
+    "cifar10": Recipe(
+        model="resnet20",
+        epochs=30,
+        batch_size=128,
+        optimizer="adam",
+        lr=1e-2,
+    ),
 }
+_LARGE: Final = 48  # from this side on images of one's own are halved by the first convolution
+_STEPS: Final = 1500  # that a run on images of one's own has, about
 
 
 def recipe(dataset: str) -> Recipe:
@@ -91,6 +108,20 @@ def recipe(dataset: str) -> Recipe:
     if dataset not in RECIPES:
         raise ValueError(f"dataset must be one of {', '.join(RECIPES)}, got {dataset!r}")
     return RECIPES[dataset]
+
+
+def own_recipe(train: Dataset) -> Recipe:
+    """The defaults for images of one's own: a small network, a few thousand steps."""
+    batch_size = min(64, max(1, len(train) // 4))
+    epochs = min(50, max(5, round(_STEPS * batch_size / len(train))))
+    model = "shapenet" if min(train.image_shape[:2]) >= _LARGE else "fashionnet"
+    return Recipe(
+        model="segnet_small" if train.per_pixel else model,
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer="adam",
+        lr=4e-3,
+    )
 
 
 def _method(name: str) -> Method:

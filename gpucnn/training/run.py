@@ -52,6 +52,7 @@ class Config:
         classes, image_shape, mean, std: of the dataset, which ``gpucnn predict`` needs; mean and
             std are one number, or one for each channel.
         augmentation: as ``Augmentation.parse`` reads it, or None: the dataset's own.
+        size, gray, skip_unreadable: of a folder of pictures, as in ``gpucnn.data.load``.
         precision: one of ``gpucnn.precision.modes``, or None: the device's own.
         clip_norm: the largest norm of the gradients, None for any.
     """
@@ -74,6 +75,9 @@ class Config:
     augmentation: str | None = None
     precision: str | None = None
     clip_norm: float | None = None
+    size: tuple[int, int] | None = None
+    gray: bool = False
+    skip_unreadable: bool = False
 
 
 class RunFolder:
@@ -149,6 +153,13 @@ class RunFolder:
             known = {field.name for field in fields(Config)}
             for name in ("augmentation", "precision"):  # which older runs do not have
                 values.setdefault(name, None)
+            for name, otherwise in (("size", None), ("gray", False), ("skip_unreadable", False)):
+                values.setdefault(name, otherwise)
+            if values["size"] is not None:
+                high, wide = map(int, values["size"])
+                values["size"] = high, wide
+            for name in ("gray", "skip_unreadable"):
+                values[name] = bool(values[name])
             if values.keys() != known:
                 differing = ", ".join(sorted(values.keys() ^ known))
                 raise ValueError(f"missing or unknown: {differing}")
