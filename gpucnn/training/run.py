@@ -20,7 +20,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -151,10 +151,9 @@ class RunFolder:
         try:
             values = json.loads(path.read_text("utf-8"))
             known = {field.name for field in fields(Config)}
-            for name in ("augmentation", "precision"):  # which older runs do not have
-                values.setdefault(name, None)
-            for name, otherwise in (("size", None), ("gray", False), ("skip_unreadable", False)):
-                values.setdefault(name, otherwise)
+            for field in fields(Config):  # older runs do not have all
+                if field.default is not MISSING:
+                    values.setdefault(field.name, field.default)
             if values["size"] is not None:
                 high, wide = map(int, values["size"])
                 values["size"] = high, wide
