@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,8 @@ import gpucnn
 from bench.tolerances import float32_bar
 from gpucnn import functional as F
 from gpucnn.gradcheck import gradcheck
-from gpucnn.ops import winograd, winograd_rows
+from gpucnn.ops import conv2d, winograd, winograd_rows
 from gpucnn.ops.conv2d import (
-    _fewer_products,
     conv2d_data_gradient,
     conv2d_forward,
     conv2d_geometry,
@@ -40,16 +38,15 @@ cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.fixture(params=["tiles", "rows"])
 def wherever_it_can(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """One of the two ways, also where it costs more than it saves."""
-    way, other = (
-        (winograd, winograd_rows) if request.param == "tiles" else (winograd_rows, winograd)
+    way = winograd if request.param == "tiles" else winograd_rows
+    monkeypatch.setattr(
+        conv2d, "_fewer_products", lambda s: way if winograd.is_plain_3x3(s) else None
     )
-    monkeypatch.setattr(way, "cost", lambda s: -math.inf if winograd.is_plain_3x3(s) else math.inf)
-    monkeypatch.setattr(other, "cost", lambda s: math.inf)
     return way
 
 
 def by_definition(s: ConvGeometry) -> bool:
-    return _fewer_products(s) is None
+    return conv2d._fewer_products(s) is None
 
 
 def problem(case: tuple[Any, ...], dtype: Any) -> tuple[ConvGeometry, Arrays]:
@@ -126,7 +123,7 @@ def test_what_is_not_finite_spoils_no_tile(
     arrays[which].reshape(-1)[100] = bad
     with np.errstate(all="ignore"):
         got = results(s, *arrays)
-        monkeypatch.setattr(wherever_it_can, "cost", lambda s: math.inf)
+        monkeypatch.setattr(conv2d, "_fewer_products", lambda s: None)
         assert by_definition(s)
         expected = results(s, *arrays)
     for a, e, terms in zip(got, expected, (45, 27, s.outputs), strict=True):
@@ -142,7 +139,7 @@ def test_the_bits_do_not_depend_on_the_threads(
     channels: int, threads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s, arrays = problem(((7, 16, 16, channels), channels, 1), np.float32)
-    assert _fewer_products(s) is (winograd if channels > 16 else winograd_rows)
+    assert conv2d._fewer_products(s) is (winograd if channels > 16 else winograd_rows)
     monkeypatch.setenv("GPUCNN_THREADS", "1")
     alone = [a.tobytes() for a in results(s, *arrays)]
     monkeypatch.setenv("GPUCNN_THREADS", threads)
@@ -158,9 +155,9 @@ def geometry(C: int, OC: int, size: int, **options: Any) -> ConvGeometry:
 
 def test_each_way_is_taken_where_it_pays() -> None:
     for sizes in ((64, 64, 8), (32, 64, 7), (32, 32, 16), (256, 512, 56)):
-        assert _fewer_products(geometry(*sizes)) is winograd
+        assert conv2d._fewer_products(geometry(*sizes)) is winograd
     for sizes in ((16, 16, 32), (16, 32, 14), (16, 32, 18)):
-        assert _fewer_products(geometry(*sizes)) is winograd_rows
+        assert conv2d._fewer_products(geometry(*sizes)) is winograd_rows
     assert by_definition(geometry(3, 16, 32)), "too few channels"
     for sizes in ((14, 512, 28), (512, 14, 28)):
         assert by_definition(geometry(*sizes)), "too few terms for such rounding"

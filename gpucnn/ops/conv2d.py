@@ -57,10 +57,14 @@ def conv2d_geometry(
 # primitives
 
 
-def _fewer_products(s: ConvGeometry) -> Any:
-    """The module that takes fewer products than the definition; None where none is faster."""
+def _cheapest(s: ConvGeometry) -> Any:
     way = min((winograd, winograd_rows), key=lambda way: way.cost(s))
     return way if way.cost(s) < s.C * (s.OC + UNFOLDING) else None
+
+
+def _fewer_products(s: ConvGeometry) -> Any:
+    """The module that takes fewer products than the definition; None where none is faster."""
+    return s.once(_cheapest)
 
 
 def _images_per_chunk(s: ConvGeometry, itemsize: int) -> int:
