@@ -83,12 +83,14 @@ def planned(problem: Problem) -> list[Call]:
     One per launcher, and one more for each precision at which it launches something else.
     """
     arguments, calls = problem.make(0), []
+    with precision("bf16"):
+        stored = handed_over(problem.family, arguments)
     for variant, launcher in PRIMITIVES[problem.primitive].launchers.items():
         known: set[tuple[Launch, ...]] = set()
         for mode in precision.modes:
             launches: list[Launch] = []
             with precision(mode), without_running(), observe_launches(launches.append):
-                launcher(*handed_over(problem.family, arguments))
+                launcher(*(stored if mode == "bf16" else arguments))
             if tuple(launches) not in known:
                 calls.append(Call(problem, variant, tuple(launches), mode))
             known.add(tuple(launches))
