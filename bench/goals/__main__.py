@@ -37,13 +37,20 @@ from .stages import STAGES, Options
 @click.option(
     "--write", is_flag=True, help="Count anew and rewrite bench/results/goals.md; no GPU."
 )
+@click.option("--pytorch", is_flag=True, help="With --write: count PyTorch's memory anew, too.")
 @click.option("--inside", is_flag=True, hidden=True, help="Run the one stage in this process.")
 def main(
-    names: tuple[str, ...], minutes: float, out: Path, data: Path | None, write: bool, inside: bool
+    names: tuple[str, ...],
+    minutes: float,
+    out: Path,
+    data: Path | None,
+    write: bool,
+    pytorch: bool,
+    inside: bool,
 ) -> None:
     """Measure the goals on a GPU, stage after stage: by default all, the most telling first."""
     if write:
-        committed.write()
+        committed.write(pytorch)
         return
     if not gpucnn.cuda_available():
         raise click.UsageError(

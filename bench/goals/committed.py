@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..steps import STEPS, Step
@@ -32,9 +32,16 @@ def read_counts() -> list[Counts]:
     return [Counts(**line) for line in json.loads(COUNTS.read_text(encoding="utf-8"))]
 
 
-def write_counts() -> None:
-    """Count anew."""
-    found = [count(step, precision, with_torch=True) for step, precision in counted()]
+def write_counts(pytorch: bool = False) -> None:
+    """Count anew; of PyTorch, which no change of ours changes, only what is absent or asked for."""
+    known = {} if pytorch else {(c.case, c.precision): c.torch for c in read_counts()}
+    found = []
+    for step, precision in counted():
+        there = (step.case, precision) in known
+        counts = count(step, precision, with_torch=not there)
+        if there:
+            counts = replace(counts, torch=known[step.case, precision])
+        found.append(counts)
     found += map(count_problem, counted_kernels())
     lines = ",\n".join(json.dumps(asdict(counts)) for counts in found)
     COUNTS.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
@@ -45,7 +52,7 @@ def table() -> str:
     return markdown(read(*sorted(RESULTS.glob(f"*/{FILE}"))), read_counts())
 
 
-def write() -> None:
+def write(pytorch: bool = False) -> None:
     """Count, and write the table."""
-    write_counts()
+    write_counts(pytorch)
     TABLE.write_text(table(), encoding="utf-8")
