@@ -20,8 +20,9 @@
 //
 // A thread owns four consecutive elements (eight in bfloat16): one 16-byte access per array, so a warp
 // moves 512 contiguous bytes per request. 8 bytes of traffic per element forward, 12 backward (half of
-// that in bfloat16), the least: memory-bound. 2048 threads of a multiprocessor have 32 KB of reads under way per array, where an H200
-// needs some 25 KB (4.8 TB/s x 0.7 us / 132): by that count one access per thread and array is enough.
+// that in bfloat16), the least: memory-bound. 2048 threads of a multiprocessor have 32 KB of reads under
+// way per array, where an H200 needs some 25 KB (4.8 TB/s x 0.7 us / 132): by that count one access per
+// thread and array is enough.
 
 #include "activation.cuh"
 #include "common.cuh"
