@@ -55,13 +55,14 @@ class BackwardPass:
     """Where a backward pass stands.
 
     uses: how often the outputs of a function are inputs of others whose gradients are to come.
-    pending: the gradients of a function's outputs that have come.
+    pending: the gradients of a function's outputs that have come. ones: the gradient that the pass
+    began with, if that is 1.
     """
 
-    __slots__ = ("pending", "uses")
+    __slots__ = ("ones", "pending", "uses")
 
-    def __init__(self, uses: dict[Function, int]) -> None:
-        self.uses = uses
+    def __init__(self, uses: dict[Function, int], ones: Array | None = None) -> None:
+        self.uses, self.ones = uses, ones
         self.pending: dict[Function, list[Array | None]] = {}
 
     def add(self, tensor: Tensor, grad: Array) -> None:
@@ -74,13 +75,15 @@ class BackwardPass:
         grads[index] = grad if before is None else added(tensor.device, before, grad)
 
 
-def walk_back(tensor: Tensor, grad: Array) -> None:
-    """Bring the gradient of a tensor to all that it depends on, and free their record."""
+def walk_back(tensor: Tensor, grad: Array, one: bool = False) -> None:
+    """Bring the gradient of a tensor, ``one`` if it is 1, to all that it depends on, and free their
+    record.
+    """
     if tensor._creator is None:
         tensor._accumulate(grad)
         return
     order, uses = order_of(tensor._creator)
-    back = BackwardPass(uses)
+    back = BackwardPass(uses, ones=grad if one else None)
     for function in order:
         function._back = back
     back.add(tensor, grad)

@@ -49,6 +49,12 @@ class Recorder:
         """An array that may live on the host, on a device."""
         return ordinary()
 
+    def arrivals(self, like: Array, count: int) -> Array:
+        """Counters that are 0 before and after each launch that takes them."""
+        from gpucnn.arrivals import own_arrivals
+
+        return own_arrivals(like, count)
+
     def copy(self, target: Array, source: Array) -> None:
         """``target[...] = source``."""
         target[...] = source

@@ -101,7 +101,9 @@ class Tensor:
     _creator: Function | None = None
     _output_index: int = 0
     _gradient_home: GradientHome | None = None  # where an optimizer wants the gradient
-    _moments: Array | None = None  # of each channel, left behind by the kernel that made the data
+    # Of each channel, left behind by the kernel that made the data: moments, or what they are
+    # joined to.
+    _moments: Any = None
 
     def __init__(
         self, data: Any, *, requires_grad: bool = False, device: str | None = None
@@ -265,7 +267,8 @@ class Tensor:
         """
         if self._creator is None and not self.requires_grad:
             raise RuntimeError("backward() needs a tensor made from one with requires_grad=True")
-        if grad is None:
+        one = grad is None
+        if one:
             if self.size != 1:
                 raise ValueError(f"backward() of shape {self.shape} needs grad, an array like it")
             grad = np.empty(self.shape, np.float32 if is_bfloat16(self.data) else self.dtype)
@@ -281,7 +284,7 @@ class Tensor:
             if is_bfloat16(self.data):
                 array = to_device(narrowed(to_host(array).astype(np.float32)), self.device)
             array = array.astype(dtype, copy=False)
-        walk_back(self, array)
+        walk_back(self, array, one)
 
     @property
     def grad(self) -> Tensor | None:
@@ -385,8 +388,7 @@ class Function:
         homes = None if self.device == "cpu" else self._gradient_homes(inputs)
         if homes is None:
             return primitive.on(self.device)(*args)
-        arrays = [None if home is None else home.array for home in homes]
-        with into(*arrays), slices_may_wait(homes[0] if len(homes) == 1 else None):
+        with into(*_arrays_of_homes(homes)), slices_may_wait(homes[0] if len(homes) == 1 else None):
             return primitive.on(self.device)(*args)
 
     def _gradient_homes(self, inputs: tuple[int, ...]) -> list[GradientHome | None] | None:
@@ -399,6 +401,27 @@ class Function:
                 home = None
             homes.append(home)
         return homes if any(home is not None for home in homes) else None
+
+    def homes(self, *inputs: int) -> list[Array | None]:
+        """Where an optimizer wants the gradients of these inputs, for a kernel to write them."""
+        return _arrays_of_homes(self._gradient_homes(inputs) or [])
+
+    def is_one(self, grad: Array) -> bool:
+        """In a backward pass: whether this gradient is known to be 1 on the host."""
+        return grad is self._back.ones
+
+    def delivers(self, index: int) -> bool:
+        """In a backward pass: whether the gradient of input ``index`` may come before its turn."""
+        t = self._inputs[index]
+        return self.needs[index] and t is not None and t._creator is None
+
+    def deliver(self, index: int, grad: Array) -> None:
+        """In a backward pass: bring the gradient of input ``index`` now, if that may be.
+
+        ``backward`` returns None for it then.
+        """
+        if self.delivers(index):
+            cast("Tensor", self._inputs[index])._accumulate(grad)
 
     @classmethod
     def apply(cls, *inputs: Tensor | None, **options: Any) -> Any:
@@ -448,6 +471,10 @@ class Function:
         if taped:
             function._inputs, function._output_count = inputs, len(tensors)
         return tuple(tensors) if several else tensors[0]
+
+
+def _arrays_of_homes(homes: Sequence[GradientHome | None]) -> list[Array | None]:
+    return [None if home is None else home.array for home in homes]
 
 
 def is_recording_gradients() -> bool:

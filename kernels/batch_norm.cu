@@ -13,8 +13,8 @@
 // channel. Squares are summed about a value of the thread's own rows and joined by the formula of
 // Chan, Golub and LeVeque. So nothing cancels, wherever the mean lies.
 //
-//   training   statistics (blocks) -> join_moments (a block per channel) -> normalise
-//   backward   sums (blocks) -> join_sums (a block per channel) -> data_gradient
+//   training   statistics -> normalise
+//   backward   sums -> data_gradient
 //
 // The first of three cuts the rows into chunks: a block of TX x TY threads takes TX columns of one
 // chunk, a thread every TY-th row of one column; TX covers C up to 32, so that a warp reads whole
@@ -22,24 +22,27 @@
 // (one where C is no multiple of 4) and their factors in registers, and walks down the rows with
 // 16-byte accesses, four under way at once. Traffic: 12 bytes per element forward, 20 backward, all
 // of it coalesced: memory-bound. The least would be 8 and 12: x is read once for its statistics and
-// once more to be normalised, x and dy likewise. Moments, and sums, may also be those that the kernel
-// of a convolution left behind (epilogue.cuh); then no pass reads x for them. The threads of a join take
-// the chunks j, j + blockDim.x, ..., of which a warp reads a contiguous run at once, and join each
-// other pairwise. All sums are in a fixed order, without atomics. Any number of rows and channels.
+// once more to be normalised, x and dy likewise. The blocks of the first pass that come last join what
+// all have left behind (last_block.cuh), so that no launch waits for another to do that. The kernel of
+// a convolution does the same (epilogue.cuh); then no pass reads x. All sums are in a fixed order.
+// Any number of rows and channels.
 
 #include "common.cuh"
 #include "channels.cuh"
 #include "batch_norm.cuh"
 #include "column_sum.cuh"
-#include "moments.cuh"
-#include "warp.cuh"
+#include "last_block.cuh"
 
-// Per chunk and channel: the number of rows, the first value as a pivot, the mean as distance from it,
-// and the sum of squared deviations from the mean.
+// The moments of a chunk have the first value of its channel as their pivot.
 extern "C" __global__ void __launch_bounds__(256) batch_norm_statistics(
-    float* __restrict__ moments,   // (4, C, chunks)
-    const stored* __restrict__ x,  // (rows, C)
-    int rows, int C, int chunk_rows) {
+    float* __restrict__ delta,         // (C): mean - x[0]
+    float* __restrict__ invstd,        // (C)
+    float* __restrict__ running_mean,  // (C) or null
+    float* __restrict__ running_var,   // (C) or null
+    float* __restrict__ moments,       // (4, C, chunks), see moments.cuh
+    unsigned* __restrict__ arrived,    // (groups of columns, 1 + groups of chunks), zeros
+    const stored* __restrict__ x,      // (rows, C)
+    int rows, int C, int chunk_rows, float momentum, float eps) {
     __shared__ float counts[256], means[256], sums[256];
     const int TX = blockDim.x, TY = blockDim.y, at = threadIdx.y * TX + threadIdx.x;
     const int c = blockIdx.y * TX + threadIdx.x;
@@ -74,43 +77,51 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_statistics(
         to[0] = own.count, to[plane] = to_float(x[begin * C + c]);
         to[2 * plane] = own.mean, to[3 * plane] = own.squares;
     }
+    const MomentParts parts = {moments, delta, invstd, running_mean, running_var, C, (int)gridDim.x,
+                               momentum, eps};
+    const int first_c = blockIdx.y * TX;
+    join_chunks(arrived, blockIdx.y, blockIdx.x, gridDim.x,
+                [&](int first, int step, int count, bool last) {
+                    join_parts<2>(parts, first_c, min(first_c + TX, C), first, step, count, last);
+                });
 }
 
-// Joins the chunks of a channel; updates the running statistics where there are any. The first pivot is x[0].
+// Joins the chunks of a channel, which a convolution has left behind, in the order of join_chunks; a block
+// per channel.
 extern "C" __global__ void __launch_bounds__(256) batch_norm_join_moments(
     float* __restrict__ delta,         // (C): mean - x[0]
     float* __restrict__ invstd,        // (C)
     float* __restrict__ running_mean,  // (C) or null
     float* __restrict__ running_var,   // (C) or null
-    const float* __restrict__ moments,  // (4, C, chunks): count, pivot, mean - pivot, squares
+    const float* __restrict__ moments,  // (4, C, chunks)
     int C, int chunks, float momentum, float eps) {
-    __shared__ float counts[256], means[256], squares[256];
-    const int c = blockIdx.x, t = threadIdx.x;
-    const long long plane = (long long)C * chunks;
-    const float* of_channel = moments + (long long)c * chunks;
-    const float first = of_channel[plane];  // of the first chunk: x[0]
+    __shared__ float counts[JOINED_AT_ONCE], means[JOINED_AT_ONCE], squares[JOINED_AT_ONCE];
+    const int c = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int groups = (chunks + JOINED_AT_ONCE - 1) / JOINED_AT_ONCE;
+    // Nothing is written through it here.
+    const MomentParts parts = {const_cast<float*>(moments), delta, invstd, running_mean, running_var, C,
+                               chunks, momentum, eps};
+    const float pivot = moments[parts.place(c, 0) + parts.plane()];
 
-    Moments own = {0.0f, 0.0f, 0.0f};
-    for (int j = t; j < chunks; j += blockDim.x) {
-        const float* at = of_channel + j;
-        own = join(own, {at[0], (at[plane] - first) + at[2 * plane], at[3 * plane]});
-    }
-    counts[t] = own.count, means[t] = own.mean, squares[t] = own.squares;
-    for (int half = blockDim.x / 2; half > 0; half /= 2) {
-        __syncthreads();  // the upper half's moments are written
-        if (t < half) {
-            own = join(own, {counts[t + half], means[t + half], squares[t + half]});
-            counts[t] = own.count, means[t] = own.mean, squares[t] = own.squares;
+    Moments own = MomentParts::none();
+    for (int base = 0; base < groups; base += JOINED_AT_ONCE) {
+        for (int g = warp; g < min(groups - base, JOINED_AT_ONCE); g += blockDim.x / 32) {
+            const int first = (base + g) * JOINED_AT_ONCE;
+            const Moments group = join_lanes(first + lane < chunks ? parts.load(c, first, first + lane)
+                                                                   : MomentParts::none());
+            if (lane == 0) {
+                const float apart = moments[parts.place(c, first) + parts.plane()] - pivot;
+                counts[g] = group.count, means[g] = apart + group.mean, squares[g] = group.squares;
+            }
         }
+        __syncthreads();  // the groups are joined
+        if (warp == 0 && base + lane < groups)
+            own = join(own, {counts[lane], means[lane], squares[lane]});
+        __syncthreads();  // and read
     }
-    if (t != 0) return;
-    delta[c] = own.mean;
-    invstd[c] = 1.0f / sqrtf(own.squares / own.count + eps);
-    if (running_mean) {
-        running_mean[c] = (1.0f - momentum) * running_mean[c] + momentum * (first + own.mean);
-        running_var[c] =
-            (1.0f - momentum) * running_var[c] + momentum * (own.squares / (own.count - 1.0f));
-    }
+    if (warp != 0) return;
+    own = join_lanes(own);
+    if (lane == 0) parts.finish(c, own);
 }
 
 template <int V>
@@ -165,11 +176,15 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_inference(
 // Per chunk and channel: sum of dy * (x - center) and sum of dy. center is the given mean, or that of
 // the batch's own, x[0] + delta.
 extern "C" __global__ void __launch_bounds__(256) batch_norm_sums(
-    float* __restrict__ sums,         // (2, C, chunks)
-    const stored* __restrict__ dy,    // (rows, C)
-    const stored* __restrict__ x,     // (rows, C)
-    const float* __restrict__ mean,   // (C) or null
-    const float* __restrict__ delta,  // (C), null where the mean is given
+    float* __restrict__ dgamma,        // (C)
+    float* __restrict__ dbeta,         // (C)
+    float* __restrict__ sums,          // (2, C, chunks)
+    unsigned* __restrict__ arrived,    // (groups of columns, 1 + groups of chunks), zeros
+    const stored* __restrict__ dy,     // (rows, C)
+    const stored* __restrict__ x,      // (rows, C)
+    const float* __restrict__ mean,    // (C) or null
+    const float* __restrict__ delta,   // (C), null where the mean is given
+    const float* __restrict__ invstd,  // (C)
     int rows, int C, int chunk_rows) {
     __shared__ float shared_products[256], shared_sums[256];
     const int TX = blockDim.x, TY = blockDim.y;
@@ -193,37 +208,12 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_sums(
         float* to = sums + (long long)c * gridDim.x + blockIdx.x;
         to[0] = product, to[(long long)C * gridDim.x] = sum;
     }
-}
-
-// Adds the chunks of a channel.
-extern "C" __global__ void __launch_bounds__(256) batch_norm_join_sums(
-    float* __restrict__ dgamma,        // (C)
-    float* __restrict__ dbeta,         // (C)
-    const float* __restrict__ sums,    // (2, C, chunks): of dy * (x - center), of dy
-    const stored* __restrict__ x,      // (rows, C)
-    const float* __restrict__ delta,   // (C), null where the mean is given
-    const float* __restrict__ spread,  // (C): 1 / deviation where eps is 0, else the variance
-    int C, int chunks, float eps) {
-    __shared__ float shared_products[256], shared_totals[256];
-    const int c = blockIdx.x, t = threadIdx.x;
-    const float* products = sums + (long long)c * chunks;
-    const float* totals = products + (long long)C * chunks;
-
-    float product = 0.0f, total = 0.0f;
-#pragma unroll 4
-    for (int j = t; j < chunks; j += blockDim.x) product += products[j], total += totals[j];
-    shared_products[t] = product, shared_totals[t] = total;
-    for (int half = blockDim.x / 2; half > 0; half /= 2) {
-        __syncthreads();  // the upper half's sums are written
-        if (t < half) {
-            product += shared_products[t + half], total += shared_totals[t + half];
-            shared_products[t] = product, shared_totals[t] = total;
-        }
-    }
-    if (t != 0) return;
-    if (delta) product = fmaf(-Center(to_float(x[c]), delta[c]).rest, total, product);
-    dgamma[c] = product * inverse_deviation(spread[c], eps);
-    dbeta[c] = total;
+    const SumParts parts = {sums, dgamma, dbeta, x, delta, invstd, C, (int)gridDim.x, 0.0f};
+    const int first_c = blockIdx.y * TX;
+    join_chunks(arrived, blockIdx.y, blockIdx.x, gridDim.x,
+                [&](int first, int step, int count, bool last) {
+                    join_parts<2>(parts, first_c, min(first_c + TX, C), first, step, count, last);
+                });
 }
 
 template <int V>

@@ -1,11 +1,6 @@
 // What the passes of batch normalisation share. Needs channels.cuh.
 
-// first + delta as the nearest float and what that misses.
-struct Center {
-    float value, rest;
-    __device__ __forceinline__ Center(float first, float delta)
-        : value(first + delta), rest(delta - (value - first)) {}
-};
+#include "moments.cuh"
 
 template <int V>
 struct Width {
@@ -48,11 +43,6 @@ __device__ __forceinline__ void walk(const RowWalk& rows, L load, F f) {
         for (int i = 0; i < 4; ++i) f(r + i * rows.TY, loaded[i]);
     }
     for (; r < rows.end; r += rows.TY) f(r, load(r));
-}
-
-// 1 / deviation; spread is that already where eps is 0, else it is the variance.
-__device__ __forceinline__ float inverse_deviation(float spread, float eps) {
-    return eps == 0.0f ? spread : 1.0f / sqrtf(spread + eps);
 }
 
 // Of V channels: p[c..], or a constant where there is no array or no such channel.

@@ -18,8 +18,8 @@
 //
 // The order of winners is that of pool2d.cu: the first maximum of a, and a NaN before numbers.
 //
-//   forward    apply, apply_bits or pool, after batch_norm_statistics and batch_norm_join_moments
-//   backward   sums, or pool_sums -> batch_norm_join_sums -> gradient, or pool_gradient
+//   forward    apply, apply_bits or pool, after batch_norm_statistics
+//   backward   sums, or pool_sums -> gradient, or pool_gradient; sums are joined as in batch_norm.cu
 //
 // Layout NHWC. A thread keeps four channels (one where C is no multiple of 4, or an array is not
 // aligned) and their factors in registers and walks down the pixels, of x or, to pool, of y: 16-byte
@@ -44,6 +44,7 @@
 #include "channels.cuh"
 #include "batch_norm.cuh"
 #include "column_sum.cuh"
+#include "last_block.cuh"
 #include "batch_norm_block.cuh"
 
 template <int V>
@@ -158,16 +159,18 @@ struct Side {
 };
 
 extern "C" __global__ void __launch_bounds__(256, 2) batch_norm_block_sums(
-    float* __restrict__ products,            // (C, chunks)
-    float* __restrict__ sums,                // (C, chunks)
-    const stored* __restrict__ dy,           // (rows, C)
-    const stored* __restrict__ x,            // (rows, C)
-    const unsigned char* __restrict__ bits,  // (rows, ceil(C / 8)) or null
-    const float* __restrict__ gamma,         // (C) or null
-    const float* __restrict__ beta,          // (C) or null
-    const float* __restrict__ mean,          // (C), null where there is a delta
-    const float* __restrict__ delta,         // (C) or null
-    const float* __restrict__ spread,        // (C)
+    float* __restrict__ dgamma,               // (C)
+    float* __restrict__ dbeta,                // (C)
+    float* __restrict__ sums,                 // (2, C, chunks)
+    unsigned* __restrict__ arrived,           // (groups of columns, 1 + groups of chunks), zeros
+    const stored* __restrict__ dy,            // (rows, C)
+    const stored* __restrict__ x,             // (rows, C)
+    const unsigned char* __restrict__ bits,   // (rows, ceil(C / 8)) or null
+    const float* __restrict__ gamma,          // (C) or null
+    const float* __restrict__ beta,           // (C) or null
+    const float* __restrict__ mean,           // (C), null where there is a delta
+    const float* __restrict__ delta,          // (C) or null
+    const float* __restrict__ spread,         // (C)
     int rows, int C, int chunk_rows, float eps, float slope) {
     own_channels(C, aligned4(dy) && aligned4(x), [&](auto width, int c) {
         constexpr int V = decltype(width)::value;
@@ -184,8 +187,9 @@ extern "C" __global__ void __launch_bounds__(256, 2) batch_norm_block_sums(
                  for (int v = 0; v < V; ++v)
                      own.add(at.a.at[v], at.b.at[v] - normal.center.at[v], v);
              });
-        own.finish(products, sums, C, c);
+        own.finish(sums, C, c);
     });
+    join_own_channels({sums, dgamma, dbeta, x, delta, spread, C, (int)gridDim.x, eps}, arrived);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2) batch_norm_block_gradient(

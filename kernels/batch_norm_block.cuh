@@ -1,4 +1,5 @@
-// What batch_norm_block.cu and batch_norm_block_pool.cu share. Needs channels.cuh and column_sum.cuh.
+// What batch_norm_block.cu and batch_norm_block_pool.cu share. Needs batch_norm.cuh, channels.cuh,
+// column_sum.cuh and last_block.cuh.
 
 #define NOWHERE 255u
 #define NEGATIVE 128u
@@ -41,8 +42,10 @@ struct Sums {
         product[v] = fmaf(g, apart, product[v]);
         sum[v] += g;
     }
-    // Adds what the threads of a column have, and writes it.
-    __device__ __forceinline__ void finish(float* products, float* sums, int C, int c) {
+    // Adds what the threads of a column have, and writes it into (2, C, chunks).
+    __device__ __forceinline__ void finish(float* sums, int C, int c) {
+        float* products = sums;
+        sums += (long long)C * gridDim.x;
         __shared__ float scratch[256];
 #pragma unroll
         for (int v = 0; v < V; ++v) {
@@ -57,3 +60,12 @@ struct Sums {
         }
     }
 };
+
+// Joins the chunks of the channels that own_channels gives this block.
+__device__ __forceinline__ void join_own_channels(const SumParts& parts, unsigned* arrived) {
+    const int width = blockDim.x * (parts.C % 4 == 0 ? 4 : 1), begin = blockIdx.y * width;
+    join_chunks(arrived, blockIdx.y, blockIdx.x, gridDim.x,
+                [&](int first, int step, int count, bool last) {
+                    join_parts<4>(parts, begin, min(begin + width, parts.C), first, step, count, last);
+                });
+}

@@ -12,6 +12,7 @@
 #include "channels.cuh"
 #include "batch_norm.cuh"
 #include "column_sum.cuh"
+#include "last_block.cuh"
 #include "batch_norm_block.cuh"
 #include "window.cuh"
 
@@ -116,15 +117,18 @@ extern "C" __global__ void __launch_bounds__(256, 2) batch_norm_block_pool(
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2) batch_norm_block_pool_sums(
-    float* __restrict__ products,             // (C, chunks)
-    float* __restrict__ sums,                 // (C, chunks)
+    float* __restrict__ dgamma,               // (C)
+    float* __restrict__ dbeta,                // (C)
+    float* __restrict__ sums,                 // (2, C, chunks)
+    unsigned* __restrict__ arrived,           // (groups of columns, 1 + groups of chunks), zeros
     const stored* __restrict__ dy,            // (N, OH, OW, C)
     const stored* __restrict__ x,             // (N, H, W, C)
     const unsigned char* __restrict__ codes,  // (N, OH, OW, C)
     const float* __restrict__ mean,           // (C), null where there is a delta
     const float* __restrict__ delta,          // (C) or null
+    const float* __restrict__ spread,         // (C)
     int N, int H, int W, int C, int KH, int KW, int OH, int OW, int SH, int SW, int PT, int PL,
-    int chunk_rows, float slope) {
+    int chunk_rows, float eps, float slope) {
     const Pool pool = {H, W, KH, KW, OH, OW, SH, SW, PT, PL};
     own_channels(C, aligned4(dy) && aligned4(x), [&](auto width, int c) {
         constexpr int V = decltype(width)::value;
@@ -167,8 +171,9 @@ extern "C" __global__ void __launch_bounds__(256, 2) batch_norm_block_pool_sums(
                 own.add(of_code(gradient.at[v], code.at[v], slope),
                         value.at[v] - normal.center.at[v], v);
         }
-        own.finish(products, sums, C, c);
+        own.finish(sums, C, c);
     });
+    join_own_channels({sums, dgamma, dbeta, x, delta, spread, C, (int)gridDim.x, eps}, arrived);
 }
 
 // In the square path a thread walks over tiles of 2x2 cells, each the cells of one window, or of none

@@ -23,12 +23,15 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, RESIDENT_BLOCKS) conv
     const stored* __restrict__ w,  // (OC, KD, KH, KW, CG)
     const float* __restrict__ b, const stored* __restrict__ residual,
     const stored* __restrict__ activated, const stored* __restrict__ normalised,
-    const float* __restrict__ delta, float* __restrict__ partials,  // null or as in epilogue.cuh
+    const float* __restrict__ delta, const float* __restrict__ invstd, float* __restrict__ partials,
+    unsigned* __restrict__ arrived, float* __restrict__ joined, float* __restrict__ joined_too,
+    float* __restrict__ running_mean, float* __restrict__ running_var,  // null or as in epilogue.cuh
     int N, int D, int H, int W, int C, int OC, int KD, int KH, int KW, int OD, int OH, int OW,
     int SD, int SH, int SW, int PF, int PT, int PL, int DD, int DH, int DW, int G,
-    int slice_k, int activation, float negative_slope) {
-    const Epilogue epilogue{slices, b,        residual,   activated,     normalised,
-                            delta,  partials, activation, negative_slope};
+    int slice_k, int activation, float negative_slope, float momentum, float eps) {
+    const Epilogue epilogue{slices,     b,              residual, activated,  normalised,   delta,
+                            invstd,     partials,       arrived,  joined,     joined_too,   running_mean,
+                            running_var, activation, negative_slope, momentum, eps};
     forward_pass<TensorMultiplier>(
         y, x, w, epilogue, N, D, H, W, C, OC, KD, KH, KW, OD, OH, OW, SD, SH, SW, PF, PT,
         PL, DD, DH, DW, G, slice_k);
@@ -42,12 +45,15 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, RESIDENT_BLOCKS) conv
     const stored* __restrict__ wt,  // (C, KD, KH, KW, OCG): w with the channels of a group exchanged
     const float* __restrict__ b, const stored* __restrict__ residual,
     const stored* __restrict__ activated, const stored* __restrict__ normalised,
-    const float* __restrict__ delta, float* __restrict__ partials,  // null or as in epilogue.cuh
+    const float* __restrict__ delta, const float* __restrict__ invstd, float* __restrict__ partials,
+    unsigned* __restrict__ arrived, float* __restrict__ joined, float* __restrict__ joined_too,
+    float* __restrict__ running_mean, float* __restrict__ running_var,  // null or as in epilogue.cuh
     int N, int D, int H, int W, int C, int OC, int KD, int KH, int KW, int OD, int OH, int OW,
     int SD, int SH, int SW, int PF, int PT, int PL, int DD, int DH, int DW, int G,
-    int slice_k, int activation, float negative_slope) {
-    const Epilogue epilogue{slices, b,        residual,   activated,     normalised,
-                            delta,  partials, activation, negative_slope};
+    int slice_k, int activation, float negative_slope, float momentum, float eps) {
+    const Epilogue epilogue{slices,     b,              residual, activated,  normalised,   delta,
+                            invstd,     partials,       arrived,  joined,     joined_too,   running_mean,
+                            running_var, activation, negative_slope, momentum, eps};
     data_gradient_pass<TensorMultiplier>(
         dx, dy, wt, epilogue, N, D, H, W, C, OC, KD, KH, KW, OD, OH, OW, SD, SH, SW, PF, PT,
         PL, DD, DH, DW, G, slice_k);

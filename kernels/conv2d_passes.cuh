@@ -49,7 +49,7 @@ __device__ __forceinline__ void forward_pass(
     const Filter filter{w + (long long)oc0 * K, OCG, K, KH * KW * CG, KW * CG, CG};
     pipeline_rows<Multiplier>(
         tile_m, tile_n, P, slice * slice_k, slice_k, lattice, filter, [&](const Multiplier& sums) {
-            store_tile(epilogue, sums, y, (long long)slice * P * OC, tile_n, oc0, OCG, OC, tile_m, gridDim.x / tiles_n,
+            store_tile<false>(epilogue, sums, y, (long long)slice * P * OC, tile_n, oc0, OCG, OC, tile_m, gridDim.x / tiles_n,
                        [&](int m) {
                            const int p = tile_m * TILE_GM + m;
                            return p < P ? p * OC : -1;
@@ -83,7 +83,7 @@ __device__ __forceinline__ void data_gradient_pass(
             const int x = forgotten(blockIdx.x), y = forgotten(blockIdx.y), chunk = x / tiles_n;
             const PhasedPixels own(chunk, chunks, N, D, H, W, KD, KH, KW, SD, SH, SW, PF, PT, PL,
                                    DD, DH, DW);
-            store_tile(epilogue, sums, dx, (long long)(y / G) * N * D * H * W * C, x % tiles_n, y % G * CG, CG, C, chunk, chunks, [&](int m) {
+            store_tile<true>(epilogue, sums, dx, (long long)(y / G) * N * D * H * W * C, x % tiles_n, y % G * CG, CG, C, chunk, chunks, [&](int m) {
                 const int p = own.tile * TILE_GM + m;
                 return p < own.count ? own.offset(p, D, H, W, C) : -1;
             });

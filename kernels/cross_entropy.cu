@@ -9,7 +9,7 @@
 //   rows * C small   cross_entropy_reduced, one block: it reads the labels, then the rows. One launch
 //                    for loss and gradient
 //   else             cross_entropy_count (a partial total per block) -> cross_entropy_reduced (each
-//                    block adds up the totals) -> cross_entropy_finish
+//                    block adds up the totals, the last one to finish the losses: last_block.cuh)
 //
 // LANES = the power of two next to C, 4 to 32, share a row, so that a warp has several rows of few
 // classes; lanes walk along a row, coalesced, and meet in shuffles. A block takes every gridDim.x-th
@@ -19,6 +19,7 @@
 // on the shape alone. Any rows and C. weight and dx may be null.
 
 #include "common.cuh"
+#include "last_block.cuh"
 #include "warp.cuh"
 
 #define NOT_A_NUMBER __int_as_float(0x7fffffff)
@@ -68,8 +69,10 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy_count(
 }
 
 extern "C" __global__ void __launch_bounds__(1024) cross_entropy_reduced(
-    float* __restrict__ losses,        // (blocks, 2): loss and count; y of one block
+    float* __restrict__ y,             // (1)
     float* __restrict__ dx,            // (rows, C) or null
+    float* __restrict__ losses,        // (blocks, 2): loss and count; null for one block
+    unsigned* __restrict__ arrived,    // (1), zero; null for one block
     const float* __restrict__ x,       // (rows, C)
     const int* __restrict__ target,    // (rows)
     const float* __restrict__ weight,  // (C) or null
@@ -137,28 +140,19 @@ extern "C" __global__ void __launch_bounds__(1024) cross_entropy_reduced(
     }
     loss = sum_of_block(sums, loss);
     count = sum_of_block(sums, count);
-    if (threadIdx.x != 0) return;
-    if (alone) {
-        losses[0] = loss / total;
-    } else {
-        losses[2 * blockIdx.x] = loss;
-        losses[2 * blockIdx.x + 1] = count;
+    if (!alone) {
+        if (threadIdx.x == 0) losses[2 * blockIdx.x] = loss, losses[2 * blockIdx.x + 1] = count;
+        if (!last_to_arrive(arrived, gridDim.x)) return;
+        loss = 0.0f, count = 0.0f;
+        for (int i = threadIdx.x; i < gridDim.x; i += blockDim.x) {
+            loss += losses[2 * i];
+            count += losses[2 * i + 1];
+        }
+        loss = sum_of_block(sums, loss);
+        count = sum_of_block(sums, count);
+        total = mean ? count : 1.0f;
     }
-}
-
-extern "C" __global__ void __launch_bounds__(256) cross_entropy_finish(
-    float* __restrict__ y,             // (1)
-    const float* __restrict__ losses,  // (blocks, 2)
-    int blocks, int mean) {
-    __shared__ float sums[WARPS];
-    float loss = 0.0f, count = 0.0f;
-    for (int i = threadIdx.x; i < blocks; i += blockDim.x) {
-        loss += losses[2 * i];
-        count += losses[2 * i + 1];
-    }
-    loss = sum_of_block(sums, loss);
-    count = sum_of_block(sums, count);
-    if (threadIdx.x == 0) *y = mean ? loss / count : loss;
+    if (threadIdx.x == 0) *y = loss / total;
 }
 
 // x *= factor; where that is 1, as where the loss is what backward() began with, nothing is touched.

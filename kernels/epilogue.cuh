@@ -1,14 +1,16 @@
 // What a tile of a matrix product goes through on its way from the sums to memory.
 //
 //   v = sum + bias[c] + residual              what is null is left out
-//   v = activation(v)                         forward; or, where `activated` is given,
+//   v = activation(v)                         forward
 //   v = v * slope of the activation there     backward: activated is the activation's output
 //   out = v
-//   partials                                  of the v of each tile and channel: moments, or sums
+//   partials                                  of the v of each tile and channel: moments forward,
+//                                             backward sums
 //
 // So the passes over memory that a network would make after a convolution fall away: 8 bytes an element
 // for each activation and bias, 12 for a residual, 4 for the statistics of a batch normalisation, 8
-// for the two sums of its gradient.
+// for the two sums of its gradient; and where the last blocks join the partials (last_block.cuh), the
+// launch that did that.
 //
 // The sums lie across the warp as the multiplication left them. They are laid down in the ring of
 // slabs, which is free by then, and taken up again by rows: a thread keeps four channels and walks
@@ -20,21 +22,26 @@
 
 #include "activation.cuh"
 #include "gemm_pipeline.cuh"
+#include "last_block.cuh"
 #include "moments.cuh"
 
 struct Epilogue {
     float* slices;             // (slices, output) or null: the sums as they are, and nothing of this
     const float* bias;         // (channels) or null
     const stored* residual;    // as the output, or null
-    const stored* activated;   // as the output, or null
-    const stored* normalised;  // as the output, or null: input of a batch normalisation, see partials
+    const stored* activated;   // as the output, or null; backward
+    const stored* normalised;  // as the output, or null: input of a batch normalisation; backward
     const float* delta;        // (channels): the mean of normalised is normalised[c] + delta[c]
-    // Per channel and tile, or null. With normalised (2, channels, chunks): sum of v * (normalised -
-    // mean), sum of v. Else moments (4, channels, chunks): count; pivot, one of the values; mean as
-    // distance from it; sum of squared deviations from the mean.
+    const float* invstd;       // (channels): 1 / its deviation
+    // Per channel and tile, or null: moments (4, channels, chunks), or sums (2, channels, chunks) of
+    // v * (normalised - mean) and of v, as in moments.cuh.
     float* partials;
+    // Zeros, 1 + groups of chunks for each channel, or null: partials are not joined.
+    unsigned* arrived;
+    float *joined, *joined_too;           // (channels): dgamma and dbeta, or delta and 1 / deviation
+    float *running_mean, *running_var;    // (channels) or null
     int activation;
-    float negative_slope;
+    float negative_slope, momentum, eps;
 
     __device__ __forceinline__ bool only_bias() const {
         return !residual && !activated && !partials && activation == IDENTITY;
@@ -133,11 +140,22 @@ __device__ __forceinline__ void join_walkers(float (&mine)[VALUES], Join join) {
     }
 }
 
+// Joins the partials of all tiles of these channels, where that is wanted.
+template <class Parts>
+__device__ __forceinline__ void join_tiles(
+    const Epilogue& e, const Parts& parts, int channel, int columns, int chunk, int chunks) {
+    if (!e.arrived) return;
+    const int end = channel + min(columns, TILE_GN);
+    join_chunks(e.arrived, channel, chunk, chunks, [&](int first, int step, int count, bool last) {
+        join_parts<4>(parts, channel, end, first, step, count, last);
+    });
+}
+
 // Sends the tile whose sums the multiplier holds through the epilogue. Its first column is channel
 // `channel` of `channels`, of which `columns` belong to the group from there on; place(m) says how
 // many numbers before its first channel row m of the tile begins in out, or -1 past the last row. The
 // tile is number `chunk` of `chunks`.
-template <class Multiplier, class Place>
+template <bool BACKWARD, class Multiplier, class Place>
 __device__ __forceinline__ void store_through(
     const Epilogue& e, const Multiplier& multiplier, stored* out, int channel, int columns, int channels,
     int chunk, int chunks, Place place) {
@@ -148,7 +166,7 @@ __device__ __forceinline__ void store_through(
     __syncthreads();  // the tile is laid down
 
     const int walker = threadIdx.x / PIECES, n = threadIdx.x % PIECES * 4, count = columns - n;
-    const bool moments = e.partials && !e.normalised, sums = e.partials && e.normalised;
+    const bool moments = !BACKWARD && e.partials, sums = BACKWARD && e.partials;
     float bias[4] = {0, 0, 0, 0}, mean[4] = {0, 0, 0, 0}, pivot[4] = {0, 0, 0, 0};
     if (e.bias) load_run(bias, e.bias + channel + n, count);
     if (sums) {
@@ -173,14 +191,14 @@ __device__ __forceinline__ void store_through(
 #pragma unroll
             for (int i = 0; i < 4; ++i) v[i] += other[i];
         }
-        if (e.activated) {
+        if (!BACKWARD) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) v[i] = activate(v[i], e.activation, e.negative_slope);
+        } else if (e.activated) {
             load_run(other, e.activated + at, count);
 #pragma unroll
             for (int i = 0; i < 4; ++i)
                 v[i] = activation_gradient(v[i], other[i], e.activation, e.negative_slope);
-        } else {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) v[i] = activate(v[i], e.activation, e.negative_slope);
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i) v[i] = as_stored(v[i]);  // what a later pass will read
@@ -216,6 +234,9 @@ __device__ __forceinline__ void store_through(
 #pragma unroll
             for (int i = 0; i < 8; ++i)
                 Plane{to + i / 4 * plane, columns, chunks}.set(n + i % 4, sum[i]);
+        const SumParts parts{e.partials, e.joined, e.joined_too, e.normalised, e.delta,
+                             e.invstd,   channels, chunks,       0.0f};
+        join_tiles(e, parts, channel, columns, chunk, chunks);
     }
     if (moments) {
         float* pivots = slab_ring + 12 * TILE_THREADS;
@@ -246,19 +267,23 @@ __device__ __forceinline__ void store_through(
                 Plane{to + 2 * plane, columns, chunks}.set(n + i, own[3 * i + 1]);
                 Plane{to + 3 * plane, columns, chunks}.set(n + i, own[3 * i + 2]);
             }
+        const MomentParts parts{e.partials,    e.joined, e.joined_too, e.running_mean,
+                                e.running_var, channels, chunks,       e.momentum,
+                                e.eps};
+        join_tiles(e, parts, channel, columns, chunk, chunks);
     }
 }
 
 // Stores tile number tile_n of the columns: `columns` of a group, which begins at channel `channel` of
 // `channels`. Straight from the registers where nothing but a bias is added to floats; slice_begin: where
 // those of this slice begin.
-template <class Multiplier, class Place>
+template <bool BACKWARD, class Multiplier, class Place>
 __device__ __forceinline__ void store_tile(
     const Epilogue& e, const Multiplier& multiplier, stored* out, long long slice_begin, int tile_n,
     int channel, int columns, int channels, int chunk, int chunks, Place place) {
     const int first = tile_n * TILE_GN, count = columns - first;
     if (!e.slices && (BFLOAT16 || !e.only_bias())) {
-        store_through(e, multiplier, out, channel + first, count, channels, chunk, chunks, place);
+        store_through<BACKWARD>(e, multiplier, out, channel + first, count, channels, chunk, chunks, place);
         return;
     }
 #if BFLOAT16

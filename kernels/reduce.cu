@@ -8,45 +8,62 @@
 // axis_sum, axis_max: a block of TX x TY threads takes TX columns and one chunk of the rows of one o.
 // A thread goes through every TY-th row of its column, then the TY results of a column are joined
 // pairwise through shared memory. TX is the power of two that covers C, 32 at most, so that a warp
-// reads whole rows back to back also when there are few channels. With several chunks, a second
-// launch reduces the partial results in the same way; rows too short for a block (C = 1) are
-// transposed first, so that lanes run along o. sum_slices: slices.cuh, four elements per thread.
-// spread: four consecutive elements per thread. No atomics: the order of operations depends on the
-// shape alone. 4 bytes per element: memory-bound. Any O, R, C. With BFLOAT16 the x of axis_sum and the
-// y of sum_slices are bfloat16; all else is float.
+// reads whole rows back to back also when there are few channels. Of several chunks the last block to
+// finish reduces the partial results in the same way (last_block.cuh); rows too short for a block
+// (C = 1) are transposed first, so that lanes run along o. sum_slices: slices.cuh, four elements per
+// thread. spread: four consecutive elements per thread. The order of operations depends on the shape
+// alone. 4 bytes per element: memory-bound. Any O, R, C. With BFLOAT16 the x of axis_sum and the y of
+// sum_slices are bfloat16; all else is float.
 
 #include "common.cuh"
 #include "column_sum.cuh"
+#include "last_block.cuh"
 #include "slices.cuh"
 
 // What a block works on: blockIdx.x counts column groups within chunks within o.
 struct Part {
     long long o, begin, end, result;  // rows begin .. end - 1 of the whole x; o * chunks + chunk
-    int c;                            // this thread's column
+    int c, sum;                       // this thread's column; o * groups + group
 };
 __device__ __forceinline__ Part part_of_block(int rows, int C, int chunks, int chunk_rows) {
     const unsigned groups = (C + blockDim.x - 1) / blockDim.x;
     const long long result = blockIdx.x / groups, o = result / chunks;
     const long long begin = result % chunks * chunk_rows;
     const long long end = min(begin + chunk_rows, (long long)rows);
-    const int c = blockIdx.x % groups * blockDim.x + threadIdx.x;
-    return {o, o * rows + begin, o * rows + end, result, c};
+    const int group = blockIdx.x % groups, c = group * blockDim.x + threadIdx.x;
+    return {o, o * rows + begin, o * rows + end, result, c, (int)(o * groups) + group};
+}
+
+// Of rows begin .. end - 1 of x (rows, C), right in the threads with threadIdx.y == 0.
+template <class T>
+__device__ __forceinline__ float sum_of_rows(
+    float* sums, const T* x, long long begin, long long end, int c, int C) {
+    const int TY = blockDim.y;
+    float sum = 0.0f;
+    if (c < C)
+#pragma unroll 4
+        for (long long r = begin + threadIdx.y; r < end; r += TY) sum += to_float(x[r * C + c]);
+    return sum_of_column(sums, sum);
 }
 
 extern "C" __global__ void __launch_bounds__(256) axis_sum(
-    float* __restrict__ partial,   // (O, chunks, C)
-    const stored* __restrict__ x,  // (O, rows, C)
+    float* __restrict__ y,           // (O, C), null where chunks are left as they are
+    float* __restrict__ partial,     // (O, chunks, C), null for one chunk
+    unsigned* __restrict__ arrived,  // (O, groups of columns), zeros; null for one chunk, or without y
+    const stored* __restrict__ x,    // (O, rows, C)
     int rows, int C, int chunks, int chunk_rows, float factor) {
     __shared__ float sums[256];
-    const int TY = blockDim.y;
     const Part part = part_of_block(rows, C, chunks, chunk_rows);
     const int c = part.c;
+    const bool writes = threadIdx.y == 0 && c < C;
 
-    float sum = 0.0f;
-    if (c < C)
-        for (long long r = part.begin + threadIdx.y; r < part.end; r += TY) sum += to_float(x[r * C + c]);
-    sum = sum_of_column(sums, sum);
-    if (threadIdx.y == 0 && c < C) partial[part.result * C + c] = factor * sum;
+    float sum = sum_of_rows(sums, x, part.begin, part.end, c, C);
+    if (chunks > 1) {
+        if (writes) partial[part.result * C + c] = sum;
+        if (!arrived || !last_to_arrive(arrived + part.sum, chunks)) return;
+        sum = sum_of_rows(sums, partial, part.o * chunks, (part.o + 1) * chunks, c, C);
+    }
+    if (writes) y[part.o * C + c] = factor * sum;
 }
 
 // Whether v at index i goes before w at index j: NaN first, then the larger, then the first.
@@ -57,25 +74,23 @@ __device__ __forceinline__ bool goes_before(float v, int i, float w, int j) {
     return v > w;
 }
 
-extern "C" __global__ void __launch_bounds__(256) axis_max(
-    float* __restrict__ partial,  // (O, chunks, C)
-    int* __restrict__ index,      // (O, chunks, C)
-    const float* __restrict__ x,  // (O, rows, C)
-    const int* __restrict__ at,   // (O, rows, C): the index of each x; null where it is the row
-    int rows, int C, int chunks, int chunk_rows) {
-    __shared__ float values[256];
-    __shared__ int places[256];
+// The first of the largest of rows begin .. end - 1 of x, right in the threads with threadIdx.y == 0.
+// at: the index of each x; null where it is the row, counted from `first`.
+struct Largest {
+    float value;
+    int place;
+};
+__device__ __forceinline__ Largest largest_of_rows(
+    float* values, int* places, const float* x, const int* at, long long first, long long begin,
+    long long end, int c, int C) {
     const int TX = blockDim.x, TY = blockDim.y, t = threadIdx.y * TX + threadIdx.x;
-    const Part part = part_of_block(rows, C, chunks, chunk_rows);
-    const int c = part.c;
-
     // Behind every element, also where all are -inf.
     float best = -GPUCNN_INFINITY;
     int place = 0x7fffffff;
     if (c < C)
-        for (long long r = part.begin + threadIdx.y; r < part.end; r += TY) {
+        for (long long r = begin + threadIdx.y; r < end; r += TY) {
             const float v = x[r * C + c];
-            const int i = at ? at[r * C + c] : (int)(r - part.o * rows);
+            const int i = at ? at[r * C + c] : (int)(r - first);
             if (goes_before(v, i, best, place)) best = v, place = i;
         }
     values[t] = best, places[t] = place;
@@ -86,10 +101,35 @@ extern "C" __global__ void __launch_bounds__(256) axis_max(
         if (threadIdx.y < half && goes_before(values[other], places[other], values[t], places[t]))
             values[t] = values[other], places[t] = places[other];
     }
-    if (threadIdx.y == 0 && c < C) {
-        partial[part.result * C + c] = values[t];
-        index[part.result * C + c] = places[t];
+    return {values[t], places[t]};
+}
+
+extern "C" __global__ void __launch_bounds__(256) axis_max(
+    float* __restrict__ y,           // (O, C)
+    int* __restrict__ index,         // (O, C)
+    float* __restrict__ partial,     // (O, chunks, C), null for one chunk
+    int* __restrict__ at,            // (O, chunks, C): the index of each; null for one chunk
+    unsigned* __restrict__ arrived,  // (O, groups of columns), zeros; null for one chunk
+    const float* __restrict__ x,     // (O, rows, C)
+    int rows, int C, int chunks, int chunk_rows) {
+    __shared__ float values[256];
+    __shared__ int places[256];
+    const Part part = part_of_block(rows, C, chunks, chunk_rows);
+    const int c = part.c;
+    const bool writes = threadIdx.y == 0 && c < C;
+
+    Largest best = largest_of_rows(
+        values, places, x, nullptr, part.o * rows, part.begin, part.end, c, C);
+    if (chunks > 1) {
+        if (writes) {
+            partial[part.result * C + c] = best.value;
+            at[part.result * C + c] = best.place;
+        }
+        if (!last_to_arrive(arrived + part.sum, chunks)) return;
+        const long long first = part.o * chunks;
+        best = largest_of_rows(values, places, partial, at, first, first, first + chunks, c, C);
     }
+    if (writes) y[part.o * C + c] = best.value, index[part.o * C + c] = best.place;
 }
 
 extern "C" __global__ void spread(

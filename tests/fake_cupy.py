@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpucnn import emulator
+from gpucnn import arrivals, emulator
 from gpucnn.signature import numpy_dtype, parse_kernels
 
 
@@ -158,7 +158,8 @@ def module() -> types.ModuleType:
         memGetInfo=lambda: (1 << 33, 1 << 34),
         getDeviceProperties=lambda device: {"name": b"Stand-in"},
     )
-    stream = types.SimpleNamespace(synchronize=lambda: None, is_capturing=lambda: False)
+    stream = types.SimpleNamespace(ptr=0, synchronize=lambda: None, is_capturing=lambda: False)
+    arrivals._pools.of_stream.clear()  # of another module's arrays
     made.cuda = types.SimpleNamespace(  # type: ignore[attr-defined]
         runtime=runtime,
         driver=types.SimpleNamespace(

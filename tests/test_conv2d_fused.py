@@ -16,7 +16,7 @@ from gpucnn import functional as F
 from gpucnn.device import to_host
 from gpucnn.kernel import observe_launches
 from gpucnn.ops.batch_norm import batch_norm_apply
-from gpucnn.ops.batch_norm_partials import batch_norm_join_moments, batch_norm_join_sums
+from gpucnn.ops.batch_norm_partials import batch_norm_join_moments
 from gpucnn.ops.conv2d import conv2d_geometry
 from gpucnn.ops.conv2d_fused import (
     conv2d_fused_data_gradient,
@@ -64,7 +64,9 @@ def test_definition_beside_pytorch(activation: str) -> None:
         tx.permute(0, 3, 1, 2), tw.permute(0, 3, 1, 2), tb, padding=1
     ).permute(0, 2, 3, 1)
     expected = functions[activation](before + tr)
-    y, moments = conv2d_fused_forward(*wide(x, w, b, residual), s, activation, slope, True)
+    y, moments = conv2d_fused_forward(
+        *wide(x, w, b, residual), None, None, s, activation, slope, True
+    )
     assert_close(y, expected.numpy(), "float64", terms=27)
     count, pivot, distance, squares = moments[..., 0]
     assert (count == 60).all()
@@ -85,38 +87,52 @@ def test_definition_beside_pytorch(activation: str) -> None:
         [torch.from_numpy(dy).double().permute(0, 3, 1, 2), torch.from_numpy(skip).double()],
     )
     delta = u.mean((0, 1, 2), dtype=np.float64) - u[0, 0, 0]
+    invstd = 1 / np.sqrt(u.astype(np.float64).var((0, 1, 2)) + 1e-5)
     dx, sums = conv2d_fused_data_gradient(
-        *wide(dy, w, skip, activated.detach().numpy(), u, delta), s, activation, slope
+        *wide(dy, w, skip, activated.detach().numpy(), u, delta, invstd), s, activation, slope
     )
     g = v.grad.numpy()
     assert_close(dx, g, "float64", terms=36)
     centred = u.astype(np.float64) - (u[0, 0, 0].astype(np.float64) + delta)
-    assert_close(sums[0, :, 0], (g * centred).sum((0, 1, 2)), "float64", terms=60)
-    assert_close(sums[1, :, 0], g.sum((0, 1, 2)), "float64", terms=60)
+    assert_close(sums[0], (g * centred).sum((0, 1, 2)) * invstd, "float64", terms=60)
+    assert_close(sums[1], g.sum((0, 1, 2)), "float64", terms=60)
 
 
 @every_rung
 @every_case
 def test_forward_kernels(rung: Any, case: Conv2dCase, kernel_device: str) -> None:
-    """With each activation, with and without a residual; the moments give the statistics."""
+    """With each activation, with and without a residual; the moments give the statistics, to the
+    bit also where the kernel joins them itself.
+    """
     x, w = case.x, case.weight
     s = geometry_of(x, w, **case.options)
     arrays = randn(*x), randn(*w), randn(w[0]), randn(*s.y_shape, seed=1)
     for i, activation in enumerate(ACTIVATIONS):
         given = (*arrays[:3], arrays[3] if i % 2 else None)
         rest = (s, activation, SLOPES.get(activation, 0.0), True)
+        given = (*given, None, None)
         expected, parts = conv2d_fused_forward(*wide(*given), *rest)
         with use_variant(conv2d=rung.name):
             y, moments = conv2d_fused_forward.on(kernel_device)(*on(kernel_device, *given), *rest)
         assert_close(y, expected, float32_bar(s.K), s.K, activation)
-        running = [np.zeros(s.OC), np.ones(s.OC)] if s.outputs > 1 else [None, None]
-        ours = on(kernel_device, *(r if r is None else r.astype(np.float32) for r in running))
+        start = [np.zeros(s.OC, np.float32), np.ones(s.OC, np.float32)]
+        if s.outputs == 1:
+            start = [None, None]
+        running, ours = wide(*start), on(kernel_device, *start)
         want = batch_norm_join_moments(parts, *running, 0.5, 1e-3)
         found = batch_norm_join_moments.on(kernel_device)(moments, *ours, 0.5, 1e-3)
         names = ("delta", "invstd", "running mean", "running variance")
         for name, a, e in zip(names, (*found, *ours), (*want, *running), strict=True):
             if e is not None:  # the unbiased variance of one pixel does not exist
                 assert_close(a, e, "long sum", s.K, f"{activation}: {name}")
+        fresh = on(kernel_device, *start)
+        with use_variant(conv2d=rung.name):
+            _, statistics = conv2d_fused_forward.on(kernel_device)(
+                *on(kernel_device, *given[:4]), *fresh, *rest, (0.5, 1e-3)
+            )
+        for name, a, e in zip(names, (*statistics, *fresh), (*found, *ours), strict=True):
+            if e is not None:
+                assert_close(a, e, "exact", what=f"{activation}: {name}")
 
 
 @every_rung
@@ -130,9 +146,9 @@ def test_data_gradient_kernels(rung: Any, case: Conv2dCase, kernel_device: str) 
     terms = w[0] // s.G * w[1] * w[2]
     for i, (activation, sums_too) in enumerate(itertools.product(ACTIVATIONS, (True, False))):
         dy, weight, skip, activated, u, delta = arrays
-        given = [dy, weight, skip if i % 4 < 2 else None, activated, None, None]
+        given = [dy, weight, skip if i % 4 < 2 else None, activated, None, None, None]
         if sums_too:
-            given[4:] = u, delta
+            given[4:] = u, delta, invstd
         rest = (s, activation, SLOPES.get(activation, 0.0))
         expected, want = conv2d_fused_data_gradient(*wide(*given), *rest)
         with use_variant(conv2d=rung.name):
@@ -141,13 +157,8 @@ def test_data_gradient_kernels(rung: Any, case: Conv2dCase, kernel_device: str) 
             )
         assert_close(dx, expected, float32_bar(terms), terms, activation)
         assert (sums is None) == (want is None) == (not sums_too)
-        if sums_too:
-            numbers = on(kernel_device, u, delta, invstd)
-            gradients = batch_norm_join_sums.on(kernel_device)(sums, *numbers)
-            for a, e in zip(
-                gradients, batch_norm_join_sums(want, *wide(u, delta, invstd)), strict=True
-            ):
-                assert_close(a, e, "long sum", terms * s.inputs, activation)
+        for a, e in zip(sums or (), want or (), strict=True):
+            assert_close(a, e, "long sum", terms * s.inputs, activation)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +171,7 @@ def test_every_tile_ends_in_an_epilogue(rung: Any, index: int, kernel_device: st
     tile = rung.tiles[index]
     x, w = (1, 3, tile.rows // 2 + 1, 4), (tile.columns + 4, 1, 1, 4)
     s = geometry_of(x, w, 1, 0, 1)
-    given = randn(*x), randn(*w), randn(w[0]), randn(*s.y_shape, seed=1)
+    given = randn(*x), randn(*w), randn(w[0]), randn(*s.y_shape, seed=1), None, None
     expected, parts = conv2d_fused_forward(*wide(*given), s, "relu", 0.0, True)
     with use_variant(conv2d=rung.name), use_tile(rung, index), gpucnn.precision("fp32"):
         y, moments = conv2d_fused_forward.on(kernel_device)(
@@ -181,7 +192,11 @@ def test_moments_far_from_zero(kernel_device: str) -> None:
     s = geometry_of(x.shape, (8, 1, 1, 4), 1, 0, 1)
     with use_variant(conv2d="register_tiled"):
         y, moments = conv2d_fused_forward.on(kernel_device)(
-            *on(kernel_device, x, w.reshape(8, 1, 1, 4), b, None), s, "identity", 0.0, True
+            *on(kernel_device, x, w.reshape(8, 1, 1, 4), b, None, None, None),
+            s,
+            "identity",
+            0.0,
+            True,
         )
     rows = np.asarray(to_host(y), np.float64).reshape(-1, 8)
     delta, invstd = batch_norm_join_moments.on(kernel_device)(moments, None, None, 0.1, 1e-5)
@@ -198,26 +213,26 @@ def test_nan_and_infinity_pass(kernel_device: str) -> None:
     for activation in ACTIVATIONS:
         with use_variant(conv2d="register_tiled"), np.errstate(invalid="ignore"):
             y, _ = conv2d_fused_forward.on(kernel_device)(
-                *on(kernel_device, x, w, None, None), s, activation, 0.5, False
+                *on(kernel_device, x, w, *(None,) * 4), s, activation, 0.5, False
             )
-            expected, _ = conv2d_fused_forward(x, w, None, None, s, activation, 0.5, False)
+            expected, _ = conv2d_fused_forward(x, w, *(None,) * 4, s, activation, 0.5, False)
         assert_close(y, expected, "float32")
 
 
 def test_other_variants_compute_the_same_in_several_passes(kernel_device: str) -> None:
     x, w, b, residual = randn(2, 5, 6, 8), randn(8, 3, 3, 8), randn(8), randn(2, 5, 6, 8, seed=1)
     s = geometry_of(x.shape, w.shape, 1, 1, 1)
-    expected, _ = conv2d_fused_forward(*wide(x, w, b, residual), s, "tanh", 0.0, False)
+    expected, _ = conv2d_fused_forward(*wide(x, w, b, residual), None, None, s, "tanh", 0.0, False)
     gradient, _ = conv2d_fused_data_gradient(
-        *wide(residual, w, x, residual), None, None, s, "tanh", 0.0
+        *wide(residual, w, x, residual), None, None, None, s, "tanh", 0.0
     )
     for variant in ("naive", "tiled"):
         with use_variant(conv2d=variant):
             y, moments = conv2d_fused_forward.on(kernel_device)(
-                *on(kernel_device, x, w, b, residual), s, "tanh", 0.0, True
+                *on(kernel_device, x, w, b, residual, None, None), s, "tanh", 0.0, True
             )
             dx, sums = conv2d_fused_data_gradient.on(kernel_device)(
-                *on(kernel_device, residual, w, x, residual, x, b), s, "tanh", 0.0
+                *on(kernel_device, residual, w, x, residual, x, b, b), s, "tanh", 0.0
             )
         assert (moments, sums) == (None, None)
         assert_close(y, expected, "float32", s.K)
@@ -228,7 +243,7 @@ def test_other_variants_compute_the_same_in_several_passes(kernel_device: str) -
 def test_first_layers_activate_in_one_launch(w: Any, kernel_device: str) -> None:
     x = (2, 9, 11, w[3])
     s = geometry_of(x, w, 1, 1, 1)
-    arrays = randn(*x), randn(*w), randn(w[0]), None
+    arrays = randn(*x), randn(*w), randn(w[0]), None, None, None
     for activation in ACTIVATIONS:
         rest = (s, activation, SLOPES.get(activation, 0.0), False)
         expected, _ = conv2d_fused_forward(*wide(*arrays), *rest)
@@ -244,7 +259,9 @@ def test_one_launch(kernel_device: str) -> None:
     s = geometry_of(x.shape, w.shape, 1, 1, 1)
     names: list[str] = []
     with observe_launches(lambda launch: names.append(launch.kernel.name)):
-        conv2d_fused_forward.on(kernel_device)(x, w, None, residual, s, "relu", 0.0, True)
+        conv2d_fused_forward.on(kernel_device)(
+            x, w, None, residual, None, None, s, "relu", 0.0, True
+        )
     assert names == ["conv2d_register_tiled_forward"]
 
 
@@ -256,8 +273,9 @@ def test_epilogues_meet_no_bank_twice(rung: Any) -> None:
         s = geometry_of(x.shape, w.shape, 1, 0, 1)
         y = randn(*s.y_shape)
         with use_variant(conv2d=rung.name), use_tile(rung, index), count() as found:
-            conv2d_fused_forward.on("emulated")(x, w, None, y, s, "relu", 0.0, True)
-            conv2d_fused_data_gradient.on("emulated")(y, w, x, x, x, x[0, 0, 0], s, "relu", 0.0)
+            conv2d_fused_forward.on("emulated")(x, w, None, y, None, None, s, "relu", 0.0, True)
+            row = x[0, 0, 0]
+            conv2d_fused_data_gradient.on("emulated")(y, w, x, x, x, row, row, s, "relu", 0.0)
         passes = [launch for launch in found.launches if rung.name in launch.kernel]
         assert [launch.bank_conflicts for launch in passes] == [0, 0], tile
 
@@ -271,12 +289,12 @@ def test_sums_in_slices(kernel_device: str) -> None:
         with observe_launches(lambda launch, to=names: to.append(launch.kernel.name)):
             y = rung.forward(*on(kernel_device, x, w, b), s)
         assert names == [f"conv2d_{rung.name}_forward", "sum_slices"]
-        expected, _ = conv2d_fused_forward(*wide(x, w, b, None), s, "identity", 0.0, False)
+        expected, _ = conv2d_fused_forward(*wide(x, w, b), *(None,) * 3, s, "identity", 0.0, False)
         assert_close(y, expected, "long sum", s.K)
         bias = randn(256, seed=2)
         dx = rung.gather(*on(kernel_device, np.asarray(to_host(y)), w, bias), s)
         gradient, _ = conv2d_fused_data_gradient(
-            *wide(np.asarray(to_host(y)), w), None, None, None, None, s, "identity", 0.0
+            *wide(np.asarray(to_host(y)), w), *(None,) * 5, s, "identity", 0.0
         )
         assert_close(dx, gradient + bias, "long sum", 81)
 
@@ -291,9 +309,9 @@ def test_long_sums_of_few_outputs_keep_their_slices(variant: str, kernel_device:
         gpucnn.use_variant(conv2d=variant),
         observe_launches(lambda launch: names.append(launch.kernel.name)),
     ):
-        given = on(kernel_device, x, w, None, residual)
+        given = on(kernel_device, x, w, None, residual, None, None)
         y, moments = conv2d_fused_forward.on(kernel_device)(*given, s, "relu", 0.0, True)
-        given = on(kernel_device, gradient, w, None, x, x, x[0, 0, 0])
+        given = on(kernel_device, gradient, w, None, x, x, x[0, 0, 0], x[0, 0, 0])
         dx, sums = conv2d_fused_data_gradient.on(kernel_device)(*given, s, "relu", 0.0)
     first = f"conv2d_{variant}"
     assert names == [
@@ -302,10 +320,12 @@ def test_long_sums_of_few_outputs_keep_their_slices(variant: str, kernel_device:
     ]
     assert moments is None
     assert sums is None
-    expected, _ = conv2d_fused_forward(*wide(x, w, None, residual), s, "relu", 0.0, False)
+    expected, _ = conv2d_fused_forward(
+        *wide(x, w, None, residual, None, None), s, "relu", 0.0, False
+    )
     assert_close(y, expected, "long sum", s.K)
     expected, _ = conv2d_fused_data_gradient(
-        *wide(gradient, w, None, x), None, None, s, "relu", 0.0
+        *wide(gradient, w, None, x), None, None, None, s, "relu", 0.0
     )
     assert_close(dx, expected, "long sum", s.K)
 

@@ -241,11 +241,11 @@ def test_where_no_call_goes_by_a_plan() -> None:
     with gpucnn.use_variant(conv2d="naive"):
         assert names() == ["conv2d_naive_forward"]
     held = conv2d_fused_forward.on("emulated")
-    held(x, w, None, None, s, "relu", 0.0, False)
+    held(x, w, *(None,) * 4, s, "relu", 0.0, False)
     made = plans()
     with gpucnn.use_variant(conv2d="naive"):
         expected = F.relu(gpucnn.Tensor(conv2d_forward.on("emulated")(x, w, None, s))).numpy()
-        y, _ = held(x, w, None, None, s, "relu", 0.0, False)
+        y, _ = held(x, w, *(None,) * 4, s, "relu", 0.0, False)
         assert y.tobytes() == expected.tobytes()
     with gpucnn.precision("tf32"), use_tile(IMPLICIT_GEMM, 3):
         conv2d_forward.on("emulated")(x, w, None, s)

@@ -19,7 +19,6 @@ EDGE = select(all_problems(), groups=["edge"])
 
 # What a call reads of an input that it does not read whole, in elements.
 READ_IN_PART: dict[str, Callable[..., dict[int, int]]] = {
-    "batch_norm_join_sums": lambda sums, x, *_: {1: x.shape[-1]},
     "cut_columns": lambda y, start, width: {0: len(y) * width},
     "gather_batch": lambda images, labels, order, *rest: {
         i: rest[-1].N * math.prod(a.shape[1:])
@@ -38,7 +37,7 @@ NO_ARITHMETIC = {
     "spread",
 }
 # Some numbers of each channel at most.
-SMALL = {"mean_of_rows", "batch_norm_join_moments", "batch_norm_join_sums"}
+SMALL = {"mean_of_rows", "batch_norm_join_moments"}
 # Sums of products of the inputs: with ones in every array a result counts its terms.
 COUNTING = [
     "axis_sum",

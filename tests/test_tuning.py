@@ -247,8 +247,8 @@ def test_fused_convolutions_take_the_measured_choice(table: Path) -> None:
             made.on("cuda")(*arguments)
         return tuning.kernel_label(launches)
 
-    forward = conv2d_fused_forward, x, w, None, None, s, "relu", 0.0, True
-    backward = conv2d_fused_data_gradient, y, w, None, x, None, None, s, "relu", 0.0
+    forward = conv2d_fused_forward, x, w, *(None,) * 4, s, "relu", 0.0, True
+    backward = conv2d_fused_data_gradient, y, w, None, x, None, None, None, s, "relu", 0.0
     for tile in ("128×64", "64×64"):
         lines = [line("register_tiled", tile), line("implicit_gemm", tile, conv2d_data_gradient)]
         tuning.write_table(table, GPU, lines)

@@ -129,8 +129,8 @@ def fused(name: str, case: Conv2dCase, group: str) -> Iterator[Problem]:
     """With a residual and a ReLU; backward, through the ReLU before the convolution."""
     s = _geometry(2, case)
     x, w, y, b = s.x_shape, s.w_shape, s.y_shape, _bias(case, s.OC)
-    forward = draws(x, w, b, y, then=(s, "relu", 0.0, False))
-    backward = draws(y, w, x, x, then=(None, None, s, "relu", 0.0))
+    forward = draws(x, w, b, y, then=(None, None, s, "relu", 0.0, False))
+    backward = draws(y, w, x, x, then=(None, None, None, s, "relu", 0.0))
     for direction, make, moved, terms in (
         ("forward", forward, words(y, x, w, b, y), s.K + 2),
         ("data_gradient", backward, words(x, y, w, x, x), _meeting(s) * s.OCG + 1),

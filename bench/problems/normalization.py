@@ -102,13 +102,8 @@ def batch_norm(name: str, x: Shape, group: str) -> Iterator[Problem]:
         _, _, mean, variance = parameters(seed)
         return made.astype("f4"), mean, variance, MOMENTUM, EPS
 
-    def partial_sums(seed: int) -> Arguments:
-        values, _, _, delta, invstd = apply(seed)
-        return normal(seed, 5, 2, *c, chunks), values, delta, invstd
-
     for primitive, make, moved, terms, updated in (
         ("join_moments", moments, words((4, *c, chunks), *running, c, c), rows, (1, 2)),
-        ("join_sums", partial_sums, words((2, *c, chunks), c, c, c, c, c), rows, ()),
         ("apply", apply, words(x, x, c, c, c, c), 1, ()),
     ):
         rest = (moved, 3 * n, terms, updated)

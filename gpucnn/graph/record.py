@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpucnn import kernel, recording
-from gpucnn.device import Array, move_to_device
+from gpucnn.device import Array, module_of, move_to_device
 from gpucnn.graph.plan import Lifetime, MemoryPlan
 from gpucnn.recording import Recorder, recording_by
 
@@ -118,6 +118,7 @@ class Store:
         self.inputs = list(inputs)
         self.numbers: list[Array] = []
         self.constants: list[tuple[Array, Any]] = []  # (as first met, its values)
+        self.arrivals: list[Array] = []
 
 
 class Recording(Observer):
@@ -141,7 +142,7 @@ class Recording(Observer):
         self.outside: list[Array] = []  # memory of others: while it is held, nobody else gets it
         self._leaves: dict[int, tuple[weakref.ref[Any], int]] = {}
         self._clock = 0
-        self._constants = self._numbers = 0
+        self._constants = self._numbers = self._arrivals = 0
         self._closed = False
         self._alive: dict[int, weakref.ref[Any]] = {}
         self._regions = Regions()
@@ -276,6 +277,18 @@ class Recording(Observer):
                 return self.outside_the_plan(ordinary)
         self._region(result, ("data", index))
         return result
+
+    def arrivals(self, like: Array, count: int) -> Array:
+        index, self._arrivals = self._arrivals, self._arrivals + 1
+        self.event("arrivals", count)
+        if self.before is not None and not self.reason:
+            made = self.store.arrivals[index]
+        else:
+            module = module_of(like)
+            made = self.outside_the_plan(lambda: module.zeros(count, np.uint32))
+            self.store.arrivals.append(made)
+        self._region(made, ("arrivals", index))
+        return made
 
     def numbers(self, compute: Callable[[], Array], device: str) -> Array:
         value = np.asarray(compute())

@@ -56,8 +56,10 @@ class Group(NamedTuple):
             return _convolve(self.conv, x, skipped, **options)
         if self.conv is not None:
             # On the cpu statistics of one more pass cost less than those of many small parts.
-            moments = self.norm.of_batch and x.device != "cpu"
-            x = _convolve(self.conv, x, None, activation="identity", moments=moments)
+            left: dict[str, Any] = {}
+            if self.norm.of_batch and x.device != "cpu":
+                left = {"moments": True, "running": self.norm.running(x, self.conv.out_channels)}
+            x = _convolve(self.conv, x, None, activation="identity", **left)
         options["activation"] = options["activation"].replace("identity", "none")
         if self.pool is not None:
             for name in ("kernel_size", "stride", "padding", "edge"):

@@ -9,6 +9,7 @@ import numpy as np
 
 from gpucnn import functional as F
 from gpucnn.nn.module import Module, Parameter
+from gpucnn.ops.batch_norm_partials import Running
 from gpucnn.ops.geometry import flag, integer
 from gpucnn.ops.group_norm import normalized_axes
 from gpucnn.ops.local_response_norm import local_response_norm_window
@@ -48,6 +49,20 @@ class _BatchNorm(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.normalise(x, F.batch_norm)
+
+    def running(self, x: Tensor, channels: int) -> Running | None:
+        """What a kernel beside x takes that makes this layer's input and its statistics at once.
+
+        None where this layer must look itself, which a plain average and wrong sizes need.
+        """
+        mean, var = self.running_mean, self.running_var
+        if self.momentum is None or channels != self.num_features:
+            return None
+        if mean is None or var is None:
+            return Running(None, None, (self.momentum, self.eps))
+        if not mean.device == var.device == x.device or mean.shape != var.shape:
+            return None
+        return Running(mean.data, var.data, (self.momentum, self.eps))
 
     def normalise(self, x: Tensor, function: Callable[..., Tensor]) -> Tensor:
         """``function``, of the arguments of F.batch_norm, with this layer's parameters."""

@@ -15,12 +15,12 @@ from gpucnn.empty_batch import nothing
 from gpucnn.fusion import fuses
 from gpucnn.ops.batch_norm_launches import (
     KERNELS,
-    launch_join_sums,
+    empty_sums,
     launch_statistics,
     rows_blocks,
     rows_of,
 )
-from gpucnn.ops.batch_norm_partials import batch_norm_join_moments, batch_norm_join_sums
+from gpucnn.ops.batch_norm_partials import batch_norm_join_moments
 from gpucnn.ops.channels import (
     chunk_rows,
     column_sums,
@@ -268,10 +268,10 @@ def _launch_sums(
 ) -> tuple[Array, Array]:
     rows, C = rows_of(x)
     grid, block, each = column_blocks(rows, C)
-    sums = empty(x, (2, C, grid[0]))
-    launch = KERNELS.storing(x, "batch_norm_sums")
-    launch(grid, block, sums, dy, x, mean, delta, rows, C, each)
-    return launch_join_sums(sums, x, delta, invstd, 0.0)
+    made, gradients = empty_sums(x, grid)
+    given = dy, x, mean, delta, invstd
+    KERNELS.storing(x, "batch_norm_sums")(grid, block, *made, *given, rows, C, each)
+    return gradients
 
 
 @batch_norm_data_gradient.kernel(native=True)
@@ -305,12 +305,38 @@ def _launch_fixed_gradient(dy: Array, gamma: Array | None, invstd: Array) -> Arr
 # tape
 
 
+def statistics_of(
+    function: Function,
+    moments: Any,
+    running_mean: Array | None,
+    running_var: Array | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Array, Array]:
+    """mean − x[0] and invstd from what the kernel that made x left behind: moments or these two."""
+    if isinstance(moments, tuple):
+        return moments
+    made = function.run(batch_norm_join_moments, moments, running_mean, running_var, momentum, eps)
+    return cast("tuple[Array, Array]", made)
+
+
+def undelivered(
+    function: Function, gradients: tuple[Array, Array]
+) -> tuple[Array | None, Array | None]:
+    """The gradients in gamma and beta, None for those that were delivered before their turn."""
+    dgamma, dbeta = gradients
+    return (
+        None if function.delivers(1) else dgamma,
+        None if function.delivers(2) else dbeta,
+    )
+
+
 class BatchNorm(Function):
     """batch_norm and its gradients in x, gamma and beta."""
 
     activations = (0,)
     fuses = True  # whether another operation's kernel may make its sums
-    sums: Array | None = None  # for the gradients, which the kernel that made dy left behind
+    gradients: tuple[Array, Array] | None = None  # in gamma and beta, by the kernel that made dy
 
     def forward(
         self,
@@ -323,7 +349,7 @@ class BatchNorm(Function):
         training: bool,
         momentum: float,
         eps: float,
-        moments: Array | None = None,
+        moments: Any = None,
     ) -> Array:
         batch_norm_check(x, gamma, beta, running_mean, running_var, training, momentum, eps)
         if any(self.needs[3:]):
@@ -332,8 +358,8 @@ class BatchNorm(Function):
         self.mean: Array | None = None
         self.delta: Array | None = None
         if training and moments is not None:
-            self.delta, self.invstd = self.run(
-                batch_norm_join_moments, moments, running_mean, running_var, momentum, eps
+            self.delta, self.invstd = statistics_of(
+                self, moments, running_mean, running_var, momentum, eps
             )
             y = self.run(batch_norm_apply, x, gamma, beta, self.delta, self.invstd)
         elif training:
@@ -353,10 +379,8 @@ class BatchNorm(Function):
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         needs_x, needs_gamma, needs_beta = self.needs[:3]
         dx = dgamma = dbeta = None
-        if self.sums is not None:
-            dgamma, dbeta = self.run_for(
-                (1, 2), batch_norm_join_sums, self.sums, self.x, self.delta, self.invstd
-            )
+        if self.gradients is not None:
+            dgamma, dbeta = self.gradients
         elif needs_gamma or needs_beta or self.training:
             dgamma, dbeta = self.run_for(
                 (1, 2), batch_norm_sums, dy, self.x, self.mean, self.delta, self.invstd
@@ -368,6 +392,8 @@ class BatchNorm(Function):
             )  # fmt: skip
         elif needs_x:
             dx = self.run(batch_norm_fixed_gradient, dy, self.gamma, self.invstd)
+        if self.gradients is not None:
+            return dx, *undelivered(self, self.gradients), None, None
         return dx, dgamma, dbeta, None, None
 
 

@@ -11,7 +11,7 @@ from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.batch_norm_launches import (
-    launch_join_sums,
+    empty_sums,
     launch_statistics,
     rows_blocks,
     rows_of,
@@ -216,10 +216,9 @@ def _launch_backward(
     dgamma = dbeta = None
     if sums:
         grid, block, each = vector_column_blocks(rows, C)
-        parts = empty(x, (2, C, grid[0]))
+        made, (dgamma, dbeta) = empty_sums(x, grid)
         launch = _kernels.storing(x, "batch_norm_block_sums")
-        launch(grid, block, parts[0], parts[1], dy, x, *given, rows, C, each, eps, negative_slope)
-        dgamma, dbeta = launch_join_sums(parts, x, delta, spread, eps)
+        launch(grid, block, *made, dy, x, *given, rows, C, each, eps, negative_slope)
     dx = empty(x, x.shape, x.dtype)
     dresidual = empty(x, x.shape, x.dtype) if residual else None
     through = (dgamma, dbeta) if mean is None else (None, None)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from gpucnn import buffers
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
-from gpucnn.ops.batch_norm_launches import launch_join_sums, rows_blocks
+from gpucnn.ops.batch_norm_launches import empty_sums, rows_blocks
 from gpucnn.ops.batch_norm_parts import Factors, Given, activate, bend, block_gradients, invstd_of
 from gpucnn.ops.channels import fold, pixels, rows_per_chunk
 from gpucnn.ops.pool2d import max_pool2d_geometry
@@ -287,23 +287,10 @@ def _launch_backward(
     dgamma = dbeta = None
     if sums:
         grid, block, each = vector_column_blocks(dy.size // s.C, s.C)
-        parts = empty(x, (2, s.C, grid[0]))
+        made, (dgamma, dbeta) = empty_sums(x, grid)
         launch = _kernels.storing(x, "batch_norm_block_pool_sums")
-        launch(
-            grid,
-            block,
-            parts[0],
-            parts[1],
-            dy,
-            x,
-            codes,
-            mean,
-            delta,
-            *numbers,
-            each,
-            negative_slope,
-        )
-        dgamma, dbeta = launch_join_sums(parts, x, delta, spread, eps)
+        given = dy, x, codes, mean, delta, spread
+        launch(grid, block, *made, *given, *numbers, each, eps, negative_slope)
     dx = empty(x, x.shape, x.dtype)
     dresidual = empty(x, x.shape, x.dtype) if residual else None
     pixels = s.N * s.H * s.W

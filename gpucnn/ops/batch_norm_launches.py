@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gpucnn.arrivals import JOINED_AT_ONCE, chunk_arrivals
 from gpucnn.device import Array, empty, result
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.reduce import column_blocks
@@ -42,10 +43,14 @@ def launch_statistics(
     """mean − x[0] and invstd of the batch, and its share of the running statistics."""
     rows, C = rows_of(x)
     grid, block, each = column_blocks(rows, C)
-    moments = empty(x, (4, C, grid[0]))
+    delta, invstd = empty(x, (C,)), empty(x, (C,))
+    moments, arrived = empty(x, (4, C, grid[0])), chunk_arrivals(x, grid[1], grid[0])
     launch = KERNELS.storing(x, "batch_norm_statistics")
-    launch(grid, block, moments, x, rows, C, each)
-    return launch_join_moments(moments, running_mean, running_var, momentum, eps)
+    launch(
+        grid, block, delta, invstd, running_mean, running_var, moments, arrived, x,
+        rows, C, each, momentum, eps,
+    )  # fmt: skip
+    return delta, invstd
 
 
 def launch_join_moments(
@@ -65,23 +70,17 @@ def launch_join_moments(
     return delta, invstd
 
 
-def launch_join_sums(
-    sums: Array, x: Array, delta: Array | None, spread: Array, eps: float
-) -> tuple[Array, Array]:
-    """dgamma and dbeta from the sums of chunks about the center, (2, C, chunks).
-
-    spread (C): invstd where eps is 0, else the variance.
+def empty_sums(
+    x: Array, grid: tuple[int, int]
+) -> tuple[tuple[Array, Array, Array, Array], tuple[Array, Array]]:
+    """What a pass over (chunks, groups of columns) writes that sums gradients: dgamma, dbeta (C),
+    the sums of the chunks and counters; and the first two again.
     """
-    _, C, chunks = sums.shape
-    dgamma, dbeta = result(x, (C,)), result(x, (C,))
-    launch = KERNELS.storing(x, "batch_norm_join_sums")
-    launch((C,), (_threads(chunks),), dgamma, dbeta, sums, x, delta, spread, C, chunks, eps)
-    return dgamma, dbeta
+    C = x.shape[-1]
+    gradients = result(x, (C,)), result(x, (C,))
+    return (*gradients, empty(x, (2, C, grid[0])), chunk_arrivals(x, grid[1], grid[0])), gradients
 
 
 def _threads(chunks: int) -> int:
-    """Of a block: the power of two that covers the chunks, within what a block holds."""
-    threads = 32
-    while threads < min(chunks, _THREADS):
-        threads *= 2
-    return threads
+    """Of a block: a warp for each group of chunks, within what a block holds."""
+    return min(_THREADS, 32 * -(-chunks // JOINED_AT_ONCE))

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from gpucnn.device import Array
-from gpucnn.ops.batch_norm_launches import launch_join_moments, launch_join_sums
-from gpucnn.primitive import primitive, storing_primitive
+from gpucnn.ops.batch_norm_launches import launch_join_moments
+from gpucnn.primitive import primitive
+
+
+class Running(NamedTuple):
+    """The running statistics (C) that those of a batch go into, or None; momentum and eps if a
+    kernel is to make these itself.
+    """
+
+    mean: Array | None
+    var: Array | None
+    join: tuple[float, float] | None = None
+
 
 # primitives
 
@@ -36,17 +49,6 @@ def batch_norm_join_moments(
     return delta.astype(moments.dtype), invstd.astype(moments.dtype)
 
 
-@storing_primitive()
-def batch_norm_join_sums(sums: Array, x: Array, delta: Array, invstd: Array) -> tuple[Array, Array]:
-    """dgamma and dbeta from the sums of parts
-
-    sums (2, C, chunks): Σ dy·(x − x[0] − delta) and Σ dy; x (…, C); delta, invstd (C) -> dgamma
-    (C), dbeta (C).
-    """
-    products, totals = sums.sum(axis=2, dtype=np.float64)
-    return (products * invstd).astype(sums.dtype), totals.astype(sums.dtype)
-
-
 @batch_norm_join_moments.kernel()
 def _launch_join_moments(
     moments: Array,
@@ -56,8 +58,3 @@ def _launch_join_moments(
     eps: float,
 ) -> tuple[Array, Array]:
     return launch_join_moments(moments, running_mean, running_var, momentum, eps)
-
-
-@batch_norm_join_sums.kernel(native=True)
-def _launch_join_sums(sums: Array, x: Array, delta: Array, invstd: Array) -> tuple[Array, Array]:
-    return launch_join_sums(sums, x, delta, invstd, 0.0)

@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from gpucnn.bfloat16 import as_stored, is_bfloat16
-from gpucnn.device import Array
+from gpucnn.device import Array, into
 from gpucnn.fusion import fuses
 from gpucnn.ops.activation import (
     Activation,
@@ -26,8 +26,10 @@ from gpucnn.ops.activation import (
     relu_backward,
     relu_forward,
 )
-from gpucnn.ops.batch_norm import BatchNorm
-from gpucnn.ops.channels import column_sums, statistics
+from gpucnn.ops.batch_norm import BatchNorm, batch_norm_sums
+from gpucnn.ops.batch_norm_block import batch_norm_statistics
+from gpucnn.ops.batch_norm_partials import Running
+from gpucnn.ops.channels import statistics
 from gpucnn.ops.conv2d import (
     Convolution,
     chosen_variant,
@@ -134,20 +136,26 @@ def conv2d_fused_forward(
     w: Array,
     b: Array | None,
     residual: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
     geometry: ConvGeometry,
     activation: str,
     negative_slope: float,
     moments: bool,
-) -> tuple[Array, Array | None]:
-    """y = f(conv2d(x, w, b) + residual), and moments of y per channel
+    join: tuple[float, float] | None = None,
+) -> tuple[Array, Any]:
+    """y = f(conv2d(x, w, b) + residual), and moments or statistics of y per channel
 
     x, w, b as in conv2d_forward; residual like y, or None. f: an activation for which
     :func:`fusible` holds. -> y; moments (4, OC, chunks) float32, if wanted: of each chunk of the
     pixels and each channel the count, a pivot (in the first chunk y's first pixel), the mean as
-    distance from the pivot and the sum of squared deviations from the mean. A kernel without an
-    epilogue leaves no moments: None.
+    distance from the pivot and the sum of squared deviations from the mean. With join, momentum and
+    eps, instead what batch_norm_statistics makes of y and these, running_mean and running_var (OC)
+    or None. A kernel without an epilogue leaves nothing: None.
     """
     y = _forward(_definition, x, w, b, residual, geometry, activation, negative_slope)
+    if join is not None:
+        return y, batch_norm_statistics(as_stored(y), running_mean, running_var, *join)
     if not moments:
         return y, None
     y = as_stored(y)
@@ -166,30 +174,26 @@ def conv2d_fused_data_gradient(
     activated: Array | None,
     normalised: Array | None,
     delta: Array | None,
+    invstd: Array | None,
     geometry: ConvGeometry,
     activation: str,
     negative_slope: float,
-) -> tuple[Array, Array | None]:
-    """dx = (the data gradient of conv2d + residual)·f'; Σ dx·(normalised − mean) and Σ dx
+) -> tuple[Array, tuple[Array, Array] | None]:
+    """dx = (the data gradient of conv2d + residual)·f', and a normalisation's gradients before f
 
     dy, w as in conv2d_data_gradient; residual, activated and normalised like x, or None.
     activated: the x of the convolution, which is the output of the activation f: f' is computed
-    from it, 1 if None. normalised: the input of the batch normalisation before f, delta (C) its
-    mean as distance from its first row. -> dx; with normalised the two sums (2, C, chunks) over
-    chunks of the pixels, from which its gradients follow. A kernel without an epilogue leaves no
-    sums: None.
+    from it, 1 if None. normalised: the input of the batch normalisation before f, delta and invstd
+    (C) its mean as distance from its first row and 1/√(variance + eps). -> dx; with normalised
+    dgamma = Σ dx·(normalised − mean)·invstd and dbeta = Σ dx, (C). A kernel without an epilogue
+    leaves none: None.
     """
     dx = _data_gradient(
         _definition, dy, w, residual, activated, geometry, activation, negative_slope
     )
     if normalised is None:
         return dx, None
-    dx = as_stored(dx)
-    C = dx.shape[-1]
-    rows = normalised.reshape(-1, C)
-    products = dx.reshape(-1, C) * (rows - (rows[0] + delta))
-    sums = np.stack([column_sums(products, C), column_sums(dx, C)])
-    return dx, sums.astype(dx.dtype)[..., None]
+    return dx, batch_norm_sums(as_stored(dx), normalised, None, delta, cast("Array", invstd))
 
 
 @conv2d_fused_forward.kernel(native=True)
@@ -198,11 +202,14 @@ def _launch_forward(
     w: Array,
     b: Array | None,
     residual: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
     geometry: ConvGeometry,
     activation: str,
     negative_slope: float,
     moments: bool,
-) -> tuple[Array, Array | None]:
+    join: tuple[float, float] | None = None,
+) -> tuple[Array, Any]:
     chosen, tile = chosen_variant(conv2d_forward, x, w, b, geometry)
     rung = _RUNGS.get(chosen) if fuses_forward(geometry) else None
     if rung is not None and is_bfloat16(x) and not rung.stores_forward(x, w, b, geometry):
@@ -214,7 +221,10 @@ def _launch_forward(
         return _forward(_kernels(x), x, w, b, *rest), None
     epilogue = Epilogue(
         residual=residual,
-        partials="moments" if moments else None,
+        partials="moments" if moments or join is not None else None,
+        join=join,
+        running_mean=running_mean,
+        running_var=running_var,
         activation=activation,
         negative_slope=negative_slope,
     )
@@ -230,10 +240,11 @@ def _launch_data_gradient(
     activated: Array | None,
     normalised: Array | None,
     delta: Array | None,
+    invstd: Array | None,
     geometry: ConvGeometry,
     activation: str,
     negative_slope: float,
-) -> tuple[Array, Array | None]:
+) -> tuple[Array, tuple[Array, Array] | None]:
     chosen, tile = chosen_variant(conv2d_data_gradient, dy, w, geometry)
     rung = _RUNGS.get(chosen) if fuses_gather(geometry) else None
     if rung is not None and is_bfloat16(dy) and not rung.stores_gather(dy, w, geometry):
@@ -246,7 +257,9 @@ def _launch_data_gradient(
         activated=activated,
         normalised=normalised,
         delta=delta,
+        invstd=invstd,
         partials=None if normalised is None else "sums",
+        join=None if normalised is None else (0.0, 0.0),
         activation="identity" if activated is None else activation,
         negative_slope=negative_slope,
     )
@@ -279,22 +292,28 @@ def gradient_through(
     if through is None and norm is None and other is None:
         return alone()
     activation, negative_slope = through or ("identity", 0.0)
-    dx, sums = function.run(
-        conv2d_fused_data_gradient,
-        dy,
-        weight,
-        None if other is None else other.reshape(x.shape),
-        None if through is None else x,
-        None if norm is None else norm.x.reshape(x.shape),
-        None if norm is None else norm.delta,
-        geometry,
-        activation,
-        negative_slope,
-    )
+    statistics = (None, None, None)
+    if norm is not None:
+        statistics = norm.x.reshape(x.shape), norm.delta, norm.invstd
+    homes = [] if norm is None else norm.homes(1, 2)
+    with into(*homes):
+        dx, gradients = function.run(
+            conv2d_fused_data_gradient,
+            dy,
+            weight,
+            None if other is None else other.reshape(x.shape),
+            None if through is None else x,
+            *statistics,
+            geometry,
+            activation,
+            negative_slope,
+        )
     if through is not None:
         cast("Activation", before).passed = True
-    if norm is not None:
-        norm.sums = sums
+    if norm is not None and gradients is not None:
+        norm.gradients = gradients
+        for index, gradient in enumerate(gradients, start=1):
+            norm.deliver(index, gradient)
     return cast("Array", dx)
 
 
@@ -341,6 +360,7 @@ class FusedConvolution(Convolution, Activation):
         activation: str,
         negative_slope: float,
         moments: bool,
+        running: Running | None,
         stride: Any,
         padding: Any,
         dilation: Any,
@@ -354,9 +374,12 @@ class FusedConvolution(Convolution, Activation):
             )
         same_float_dtype(x=x, residual=residual)
         weight = stored_weight(self, x, weight)
+        if running is None or self.geometry.outputs == 1:  # one value has no unbiased variance
+            running = Running(None, None)
         y, self.moments = self.run(
             conv2d_fused_forward,
-            *(x, weight, bias, residual, self.geometry, activation, negative_slope, moments),
+            *(x, weight, bias, residual, running.mean, running.var),
+            *(self.geometry, activation, negative_slope, moments, running.join),
         )
         if self.recording:
             self.x, self.weight, self.y, self.fuses = x, weight, y, fuses()
@@ -396,6 +419,7 @@ def conv2d_fused(
     dilation: int | Pair = 1,
     groups: int = 1,
     moments: bool = False,
+    running: Running | None = None,
 ) -> Tensor:
     """A convolution, a residual and an activation in one pass over memory.
 
@@ -407,7 +431,8 @@ def conv2d_fused(
     "tanh". moments: the kernel also leaves behind the mean and variance of each channel of y, for
     a :func:`batch_norm` that takes y next; y must not be changed in between. They are joined from
     those of tiles, whose size goes by the GPU's shared memory: the same bits on GPUs of one kind.
-    Returns (N, OH, OW, OC).
+    running: running_mean, running_var (OC) float32 or None, momentum and eps of that batch_norm:
+    the kernel then joins them, and updates the running statistics, itself. Returns (N, OH, OW, OC).
 
     Raises what :func:`conv2d` raises, and ValueError for another activation, a negative_slope that
     is not positive, or a residual of another shape. Variants: those of conv2d. "register_tiled" and
@@ -419,7 +444,8 @@ def conv2d_fused(
     options = activation_options(activation, negative_slope)
     options |= {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     moments = flag("moments", moments)
-    y: Tensor = FusedConvolution.apply(x, weight, bias, residual, moments=moments, **options)
+    options |= {"moments": moments, "running": running}
+    y: Tensor = FusedConvolution.apply(x, weight, bias, residual, **options)
     if isinstance(y._creator, FusedConvolution):
         y._moments = y._creator.moments
     return y

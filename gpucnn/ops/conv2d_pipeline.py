@@ -14,7 +14,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from gpucnn.device import Array, DeviceError, address, empty
+from gpucnn.arrivals import chunk_arrivals
+from gpucnn.device import Array, DeviceError, address, empty, result
 from gpucnn.kernel import Kernel, KernelFile, Macros
 from gpucnn.launch_plan import without_plans
 from gpucnn.ops.conv2d_tiles import (
@@ -47,15 +48,20 @@ ACTIVATIONS = ("identity", "relu", "leaky_relu", "sigmoid", "tanh")
 class Epilogue:
     """What a tile goes through before it is stored: ``kernels/epilogue.cuh``.
 
-    residual, activated, normalised: shaped like the output; delta: (channels). partials: "moments"
-    or "sums" where the pass leaves them behind.
+    residual, activated, normalised: shaped like the output; delta, invstd: (channels). partials:
+    "moments" or "sums" where the pass makes them; join: momentum and eps where its last blocks join
+    them. running_mean, running_var (channels): what joined moments go into.
     """
 
     residual: Array | None = None
     activated: Array | None = None
     normalised: Array | None = None
     delta: Array | None = None
+    invstd: Array | None = None
     partials: str | None = None
+    join: tuple[float, float] | None = None
+    running_mean: Array | None = None
+    running_var: Array | None = None
     activation: str = "identity"
     negative_slope: float = 0.0
 
@@ -67,21 +73,29 @@ class Epilogue:
         arrays: tuple[Array | None, ...],
         numbers: tuple[int, ...],
         chunks: int,
-    ) -> Array | None:
-        """Launch a forward pass or data gradient -> the partials (planes, channels, chunks).
+    ) -> Any:
+        """Launch a forward pass or data gradient -> the partials (planes, channels, chunks), or
+        what they are joined to: mean and 1 / deviation, or dgamma and dbeta, (channels) each.
 
         arrays: the output and its slices, one of which is None, then the inputs.
         """
-        partials = None
+        out, partials, arrived, joined = arrays[0], None, None, (None, None)
         if self.partials is not None:
             planes = 4 if self.partials == "moments" else 2
-            partials = empty(arrays[0], (planes, cast("Array", arrays[0]).shape[-1], chunks))
+            partials = empty(out, (planes, cast("Array", out).shape[-1], chunks))
+        if self.join is not None:
+            C = cast("Array", out).shape[-1]
+            make = empty if self.partials == "moments" else result
+            joined = make(out, (C,)), make(out, (C,))
+            arrived = chunk_arrivals(out, C, chunks)
         kernel(
             grid, (tile.threads,), *arrays, self.residual, self.activated, self.normalised,
-            self.delta, partials, *numbers, ACTIVATIONS.index(self.activation),
-            self.negative_slope, shared_mem=tile.ring(True),
+            self.delta, self.invstd, partials, arrived, *joined, self.running_mean,
+            self.running_var, *numbers,
+            ACTIVATIONS.index(self.activation), self.negative_slope, *(self.join or (0.0, 0.0)),
+            shared_mem=tile.ring(True),
         )  # fmt: skip
-        return partials
+        return partials if self.join is None else joined
 
 
 PLAIN = Epilogue()
@@ -268,8 +282,8 @@ class Rung:
 
     def fused_forward(
         self, x: Array, w: Array, b: Array | None, geometry: ConvGeometry, epilogue: Epilogue
-    ) -> tuple[Array, Array | None]:
-        """The forward pass, through an epilogue -> y and its partials."""
+    ) -> tuple[Array, Any]:
+        """The forward pass, through an epilogue -> y and what that leaves behind."""
         s = geometry
         kernel, tile = self.choose("forward", s, s.outputs, s.OCG, s.CG, x, w)
         chunks, columns = -(-s.outputs // tile.rows), -(-s.OCG // tile.columns)
@@ -295,8 +309,8 @@ class Rung:
 
     def fused_gather(
         self, dy: Array, w: Array, b: Array | None, geometry: ConvGeometry, epilogue: Epilogue
-    ) -> tuple[Array, Array | None]:
-        """:meth:`gather` through an epilogue -> dx and its partials."""
+    ) -> tuple[Array, Any]:
+        """:meth:`gather` through an epilogue -> dx and what that leaves behind."""
         s = geometry
         kernel, tile, wt, chunks, columns = self._gather(dy, w, s)
         dx, grid = empty(dy, s.x_shape, dy.dtype), (chunks * columns, s.G)

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from gpucnn.arrivals import arrivals
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.misuse import warn_once
@@ -102,7 +103,7 @@ def cross_entropy_backward(dx: Array, dy: Array) -> None:
 
 
 _kernels = KernelFile("cross_entropy")
-_ONE_BLOCK = 1 << 14  # elements that one block does as fast as three launches would
+_ONE_BLOCK = 1 << 14  # elements that one block does as fast as two launches would
 _BLOCK = 256
 _MOST_THREADS = 1024
 _MOST_BLOCKS = 1024
@@ -127,25 +128,22 @@ def _launch_reduced(
     counts, parts = None, 0
     if rows * lanes <= _ONE_BLOCK and rows * C <= _ONE_BLOCK:
         threads, blocks = min(_MOST_THREADS, -(-rows * lanes // 32) * 32), 1
-        losses = empty(x, (1,))
+        losses = arrived = None
     else:
         threads = _BLOCK
         blocks = max(2, min(_MOST_BLOCKS, -(-rows * lanes // threads)))
-        losses = empty(x, (blocks, 2))
+        losses, arrived = empty(x, (blocks, 2)), arrivals(x, 1)
         if mean and gradient:
             each = max(_LABELS_EACH * _BLOCK, -(-rows // _BLOCK))
             parts = -(-rows // each)
             counts = empty(x, (parts,))
             launch, sizes = _kernels["cross_entropy_count"], (rows, C, ignore_index, each)
             launch((parts,), (_BLOCK,), counts, target, weight, *sizes)
-    arrays = (losses, dx, x, target, weight, counts)
+    y = empty(x, (1,))
+    arrays = (y, dx, losses, arrived, x, target, weight, counts)
     numbers = (rows, C, lanes, parts, int(mean), ignore_index, label_smoothing)
     _kernels["cross_entropy_reduced"]((blocks,), (threads,), *arrays, *numbers)
-    if blocks > 1:
-        y = empty(x, (1,))
-        _kernels["cross_entropy_finish"]((1,), (_BLOCK,), y, losses, blocks, int(mean))
-        losses = y
-    return losses.reshape(()), dx
+    return y.reshape(()), dx
 
 
 @cross_entropy_backward.kernel()
@@ -169,7 +167,8 @@ class CrossEntropy(Function):
 
     def backward(self, dy: Array) -> tuple[Array]:
         dx = cast("Array", self.dx)
-        self.run(cross_entropy_backward, dx, dy)
+        if not self.is_one(dy):
+            self.run(cross_entropy_backward, dx, dy)
         return (dx.reshape(self.shape),)
 
 

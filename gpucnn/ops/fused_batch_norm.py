@@ -10,7 +10,13 @@ from typing import Any, NamedTuple, cast
 from gpucnn.device import Array
 from gpucnn.fusion import fuses
 from gpucnn.ops.activation import Activation, check_real, leaky_relu, relu
-from gpucnn.ops.batch_norm import batch_norm, batch_norm_check, batch_norm_data_gradient
+from gpucnn.ops.batch_norm import (
+    batch_norm,
+    batch_norm_check,
+    batch_norm_data_gradient,
+    statistics_of,
+    undelivered,
+)
 from gpucnn.ops.batch_norm_block import (
     batch_norm_block_backward,
     batch_norm_block_forward,
@@ -21,7 +27,6 @@ from gpucnn.ops.batch_norm_block_pool import (
     batch_norm_block_pool_forward,
     block_pool_geometry,
 )
-from gpucnn.ops.batch_norm_partials import batch_norm_join_moments, batch_norm_join_sums
 from gpucnn.ops.elementwise import add
 from gpucnn.ops.geometry import Padding, Pair, choice, same_float_dtype
 from gpucnn.ops.pool2d import max_pool2d
@@ -49,7 +54,7 @@ class FusedBatchNorm(Activation):
     """
 
     activations = (0, 5)
-    sums: Array | None = None  # for the gradients, which the kernel that made dy left behind
+    gradients: tuple[Array, Array] | None = None  # in gamma and beta, by the kernel that made dy
 
     def forward(
         self,
@@ -65,7 +70,7 @@ class FusedBatchNorm(Activation):
         eps: float,
         negative_slope: float,
         pooling: Pooling | None = None,
-        moments: Array | None = None,
+        moments: Any = None,
     ) -> Array:
         batch_norm_check(x, gamma, beta, running_mean, running_var, training, momentum, eps)
         if any(self.needs[3:5]):
@@ -81,7 +86,7 @@ class FusedBatchNorm(Activation):
             if moments is None:
                 delta, spread = self.run(batch_norm_statistics, x, *running, momentum, eps)
             else:
-                delta, spread = self.run(batch_norm_join_moments, moments, *running, momentum, eps)
+                delta, spread = statistics_of(self, moments, *running, momentum, eps)
             eps = 0.0
         else:
             mean, spread = cast("Array", running_mean), cast("Array", running_var)
@@ -104,14 +109,13 @@ class FusedBatchNorm(Activation):
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         _, needs_gamma, needs_beta, _, _, residual = self.needs
-        if self.passed and self.sums is not None:
-            given = self.x, self.delta, self.spread
-            dgamma, dbeta = self.run_for((1, 2), batch_norm_join_sums, self.sums, *given)
+        if self.passed and self.gradients is not None:
             dx = self.run(
                 batch_norm_data_gradient,
-                *(dy, self.x, self.gamma, self.delta, self.spread, dgamma, dbeta),
+                *(dy, self.x, self.gamma, self.delta, self.spread, *self.gradients),
             )
-            return dx, dgamma, dbeta, None, None, dy if residual else None
+            own = undelivered(self, self.gradients)
+            return dx, *own, None, None, dy if residual else None
         if self.passed:
             self.negative_slope, self.route = 1.0, None
         sums = needs_gamma or needs_beta or self.mean is None
@@ -133,6 +137,11 @@ class FusedBatchNorm(Activation):
             if residual and alone:
                 dresidual = dy
         return dx, dgamma, dbeta, None, None, dresidual
+
+    @property
+    def invstd(self) -> Array:
+        """1/√(var + eps), of a batch."""
+        return self.spread
 
     def from_output(self) -> tuple[str, float] | None:
         if self.geometry is not None or self.negative_slope < 0 or self.negative_slope == 1:

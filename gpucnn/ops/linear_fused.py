@@ -36,7 +36,7 @@ class FusedLinear(Linear, Activation):
         else:
             s = self.geometry.once(pointwise)
             images, filters = x.reshape(s.x_shape), weight.reshape(s.w_shape)
-            rest = (bias, None, s, activation, negative_slope, False)
+            rest = (bias, None, None, None, s, activation, negative_slope, False)
             y, _ = self.run(conv2d_fused_forward, images, filters, *rest)
             y = y.reshape(self.geometry.M, self.geometry.O)
         self.keep(x, weight)

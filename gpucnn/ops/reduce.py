@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn import buffers
+from gpucnn.arrivals import arrivals
 from gpucnn.bfloat16 import is_bfloat16
 from gpucnn.device import Array, empty, result
 from gpucnn.empty_batch import nothing
@@ -227,14 +228,12 @@ def _launch_axis_sum(x: Array, factor: float) -> Array:
     x = _short_rows_as_columns(x)
     O, rows, C = x.shape
     (chunks, groups), block, each = column_blocks(rows, C)
+    y, partial, arrived = empty(x, shape), None, None
+    if chunks > 1:
+        partial, arrived = empty(x, (O, chunks, C)), arrivals(x, O * groups)
+    arrays, sizes = (y, partial, arrived, x), (rows, C, chunks, each)
     launch = _kernels.storing(x, "axis_sum")
-    partial = empty(x, (O, chunks, C))
-    first = factor if chunks == 1 else 1.0
-    launch((O * chunks * groups,), block, partial, x, rows, C, chunks, each, first)
-    if chunks == 1:
-        return partial.reshape(shape)
-    y, launch = empty(x, shape), _kernels["axis_sum"]
-    launch((O * groups,), block, y, partial, chunks, C, 1, chunks, factor)
+    launch((O * chunks * groups,), block, *arrays, *sizes, factor)
     return y
 
 
@@ -245,7 +244,8 @@ def launch_column_sum(x: Array) -> Array:
     (chunks, groups), block, each = column_blocks(rows, C)
     partial = empty_slices(x, chunks, (C,))
     launch = _kernels.storing(x, "axis_sum")
-    launch((chunks * groups,), block, partial, x, rows, C, chunks, each, 1.0)
+    arrays = (partial, None) if chunks == 1 else (None, partial)
+    launch((chunks * groups,), block, *arrays, None, x, rows, C, chunks, each, 1.0)
     return launch_sum_slices(partial, None)
 
 
@@ -265,13 +265,13 @@ def _launch_axis_max(x: Array) -> tuple[Array, Array]:
     x = _short_rows_as_columns(x)
     O, rows, C = x.shape
     (chunks, groups), block, each = column_blocks(rows, C)
-    launch = _kernels["axis_max"]
-    partial, at = empty(x, (O, chunks, C)), empty(x, (O, chunks, C), np.int32)
-    launch((O * chunks * groups,), block, partial, at, x, None, rows, C, chunks, each)
-    if chunks == 1:
-        return partial.reshape(shape), at.reshape(shape)
     y, index = empty(x, shape), empty(x, shape, np.int32)
-    launch((O * groups,), block, y, index, partial, at, chunks, C, 1, chunks)
+    partial = at = arrived = None
+    if chunks > 1:
+        partial, at = empty(x, (O, chunks, C)), empty(x, (O, chunks, C), np.int32)
+        arrived = arrivals(x, O * groups)
+    arrays, sizes = (y, index, partial, at, arrived, x), (rows, C, chunks, each)
+    _kernels["axis_max"]((O * chunks * groups,), block, *arrays, *sizes)
     return y, index
 
 
