@@ -42,11 +42,13 @@ from .rows import (
     kernel_hash,
 )
 from .steps import (
-    GRAPH,
     GRAPH_8,
+    GRAPHS,
     PARTS,
+    PERSISTENT,
     ROW,
     Step,
+    as_variant,
     expected_losses,
     first_values,
     our_step,
@@ -147,6 +149,7 @@ class Bench:
             options.against, options.device, self.timer, options.compile_seconds
         )
         self._precision = "fp32"
+        self._reference: dict[str, Any] | None = None
         for gap in gaps:
             self.results.gaps[gap.name, gap.reason] += 1
 
@@ -406,13 +409,21 @@ class Bench:
 
     def _expected(self, step: Step, opponents: dict[str, Any]) -> list[Any]:
         """The first losses in float64: on a GPU PyTorch's, which takes seconds less."""
-        if self.options.device == "cuda" and "torch" in opponents:
+        library = opponents.get("torch") or self._reference_library()
+        if library is not None:
             try:
-                found: list[Any] = opponents["torch"].reference(step)
+                found: list[Any] = library.reference(step)
                 return found
             except Exception as error:
                 self.results.gaps["torch", f"no float64 losses: {_one_line(error)}"] += 1
         return [expected_losses(step)]
+
+    def _reference_library(self) -> Any:
+        """PyTorch on a GPU where it is no rival, or None."""
+        if self.options.device == "cuda" and self._reference is None:
+            opened, _ = open_rivals(("torch",), "cuda", self.timer, 0.0)
+            self._reference = opened
+        return (self._reference or {}).get("torch")
 
     def _checked_step(
         self, step: Step, variant: str, expected: list[Any]
@@ -420,8 +431,8 @@ class Bench:
         """A row, and what computes the step; None where that fails or its losses are wrong."""
         row, launches = self._row(step, variant), []  # type: tuple[Row, list[Any]]
         try:
-            run = our_step(step, self.options.device)
-            if variant in (GRAPH, GRAPH_8):
+            run = as_variant(our_step(step, self.options.device), variant)
+            if variant in GRAPHS:
                 run = gpucnn.cuda_graph(run, steps=_parts(variant))
             with observe_launches(launches.append):
                 values = self._values(step, run, variant)
@@ -442,10 +453,10 @@ class Bench:
         """The losses of the first steps; of a graph, RuntimeError unless they are those of eager
         steps to the bit, also where they come from replays.
         """
-        if variant not in (GRAPH, GRAPH_8):
+        if variant not in GRAPHS:
             return first_values(step, run)
         values: list[float] = []
-        eager = our_step(step, self.options.device)
+        eager = as_variant(our_step(step, self.options.device), variant)
         for _ in range(_GRAPH_CALLS):
             made = run()
             parts = made if _parts(variant) > 1 else [made]
@@ -461,7 +472,7 @@ class Bench:
 
 def _parts(variant: str) -> int:
     """The steps of one call."""
-    return PARTS if variant == GRAPH_8 else 1
+    return PARTS if variant in (GRAPH_8, PERSISTENT) else 1
 
 
 def known_variants(device: str, problems: Iterable[Problem | Step]) -> tuple[str, ...]:

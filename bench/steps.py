@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import gpucnn
-from gpucnn import functional as F
 from gpucnn import models, nn, optim
 from gpucnn.summary import summarize
+from gpucnn.training import TrainingStep
 
 from .harness.ours import DEFAULT, DEFINITION
 
@@ -23,23 +23,28 @@ CHECKED = 2  # steps whose losses are compared before anything is timed
 ROW = 20  # steps in a row of one sample on a GPU: the host is ahead, as in a training run
 GRAPH = "graph"  # the variant of steps that are recorded and replayed
 GRAPH_8, PARTS = "graph_8", 8  # the same with eight steps in each graph
+PERSISTENT = (
+    "persistent"  # the same with one launch for each of the eight, of a network that has it
+)
+GRAPHS = (GRAPH, GRAPH_8, PERSISTENT)
 _SHORT = 2e10  # operations of a step: above, the launch of a graph is nothing beside it
 
 
 def step_variants(device: str) -> tuple[str, ...]:
-    """Ours on a device: on a GPU launched kernel by kernel, as one CUDA graph, as one of eight."""
-    return (DEFINITION,) if device == "cpu" else (DEFAULT, GRAPH, GRAPH_8)
+    """Ours on a device: on a GPU launched kernel by kernel, and as graphs."""
+    return (DEFINITION,) if device == "cpu" else (DEFAULT, *GRAPHS)
 
 
 class TorchCalls(NamedTuple):
     """A step in PyTorch.
 
-    forward: the part that torch.compile takes, or None. step: computes a step with that part, or
-    what it was compiled to. restore: undoes what calls of ``forward`` alone have changed.
+    module: the part that torch.compile takes, or None. step: computes a step with that part, or
+    what it was compiled to. forward: applies the part alone; restore: undoes what that has changed.
     """
 
-    forward: Callable[[], Any] | None
-    step: Callable[[Callable[[], Any] | None], Any]
+    module: Any
+    step: Callable[[Any], Any]
+    forward: Callable[[Any], Any] = lambda module: None
     restore: Callable[[], None] = lambda: None
 
 
@@ -112,7 +117,10 @@ class Step:
     @property
     def variants(self) -> tuple[str, ...]:
         """Of :func:`step_variants`, those on a GPU that are worth timing."""
-        return tuple(v for v in step_variants("cuda") if v != GRAPH_8 or self.flops < _SHORT)
+        left_out = [] if self.flops < _SHORT else [GRAPH_8]
+        if self.model != "lenet5":
+            left_out.append(PERSISTENT)
+        return tuple(v for v in step_variants("cuda") if v not in left_out)
 
     def value(self, result: Any) -> float:
         """The number by which a step is checked, of what ours and PyTorch's returned."""
@@ -138,16 +146,8 @@ class Step:
         model.to(device).train()
         x = gpucnn.Tensor(images.astype(dtype), device=device)
         target = gpucnn.Tensor(labels, device=device)
-        optimizer = optim.Adam(model.parameters(), lr=LEARNING_RATE)
-
-        def run() -> Any:
-            loss = F.cross_entropy(model(x), target)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return loss
-
-        return run
+        step = TrainingStep(model, optim.Adam(model.parameters(), lr=LEARNING_RATE))
+        return lambda: step(x, target)[0]
 
 
 STEPS = [
@@ -181,6 +181,18 @@ STEPS = [
 def our_step(step: Step, device: str, dtype: Any = np.float32) -> Callable[[], Any]:
     """One training step of gpucnn on a device; returns the loss, a tensor."""
     return step.ours(device, dtype)
+
+
+def as_variant(run: Callable[[], Any], variant: str) -> Callable[[], Any]:
+    """A step as it is computed by a variant, before it is recorded."""
+    if variant != PERSISTENT:
+        return run
+
+    def at_once() -> Any:
+        with gpucnn.use_variant(lenet5_step="persistent"):
+            return run()
+
+    return at_once
 
 
 def first_values(step: Step, run: Callable[[], Any]) -> Any:

@@ -9,12 +9,13 @@
 //                     at its full rate. By layer, forward and twice backward (once for the first):
 //                     118, 240, 48, 10, 1 thousand.
 //   memory            the images, 0.4 MB, and 28 bytes for each of 61 706 parameters, 1.7 MB, once: 0.5 us.
-//                     Each block reads all weights from L2: 32 MB in all, 6 us if it waited for them.
-//   launches          5 us for the graph, 1 us for each kernel in it: 30 to 45 us for 25 to 40 kernels,
-//                     which do 10 us of arithmetic and memory between them.
+//                     Each block reads all weights from L2: 32 MB in all, 6 us, of which the
+//                     convolutions hide a half.
+//   launches          5 us for the graph, about 1 us for each kernel in it: 30 to 35 us for the 25 to
+//                     30 kernels of the layers, and what any of them takes beyond that.
 //
-// So the launches are the cost, and what can be had is one launch with as few barriers of the grid as
-// possible, at 1 to 1.5 us each. Here there is one:
+// So the launches are the cost, and the aim is one launch with as few barriers of the grid as possible,
+// at 1 to 1.5 us each. Here there is one:
 //
 //   1. Image by image, a block each. Everything between the layers stays in shared memory and registers.
 //      The 48 000 weights of the first linear layer, of which each is needed once forward and once
@@ -30,16 +31,16 @@
 // Within phase 1, in instructions of a warp scheduler, of which a multiprocessor has four (multiply-adds
 // alone; loads of shared memory run beside them and come to less): convolutions forward 0.9 and 2.4
 // thousand, linear layers 1.6 (bound by shared memory), back 1.9, the second convolution's two gradients
-// 2.0 and 3.3, the first one's 1.3; hyperbolic tangents 1.2. Together 15 thousand, 8 us; barriers of the
-// block, 20 of them, 1 us. Phase 3: 1 us, the grid's barrier 1.5, the launch 5: 16 to 17 us against the
-// 40 to 55 of the kernels one by one. Predicted, not measured.
+// 2.0 and 3.3, the first one's 1.3; hyperbolic tangents 1.2. Together 15 thousand, 8 us; the weights that
+// are waited for, 3 us; barriers of the block, 20 of them, 1 us. Phase 3: 1 us, the grid's barrier 1.5,
+// the launch 5: 19 to 20 us against 30 to 35 of launches alone. Predicted, not measured.
 //
-// 512 threads: 128 registers each. One block to a multiprocessor, of which all are resident (grid_barrier.cuh):
-// any grid will do, with any number of images. All sums are in a fixed order that does not depend on the
-// grid: over images, 16 slices (image n in slice n mod 16), then the slices in order. So the bits depend
-// on the inputs alone, on N for one. Refused: less than 83 KB of shared memory for a block (sm_75),
-// more than 16 classes. From `kept` on, rows of the first linear layer's weights that find no room in
-// shared memory are read from L2 twice; the bits stay.
+// 512 threads of at most 128 registers, one block to a multiprocessor, all of them resident
+// (grid_barrier.cuh); any grid will do, and any number of images. All sums are in an order that does
+// not depend on the grid: over images, 16 slices (image n in slice n mod 16), then the slices in order.
+// So the bits depend on the inputs alone. Of the first linear layer's weights, `kept` rows have room in
+// shared memory, all 120 on sm_90, 39 where a block has 99 KB; the others are read from L2 twice, for
+// the same bits. Refused: less than 84 KB of shared memory for a block (sm_75), more than 16 classes.
 
 #include "common.cuh"
 #include "activation.cuh"

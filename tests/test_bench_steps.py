@@ -18,7 +18,7 @@ from bench.harness.verify import compare
 from bench.machine import Machine
 from bench.rivals.rival import Gap, Rival
 from bench.run import Bench, Options
-from bench.steps import GRAPH, GRAPH_8, Step, expected_losses
+from bench.steps import GRAPH, GRAPH_8, PERSISTENT, Step, expected_losses
 from gpucnn import kernel
 from tests import fake_capture
 from tests.fake_cuda import LAUNCH_US, Clock
@@ -71,13 +71,14 @@ class Library:
 def test_steps_of_graphs_follow_each_other(bench: Bench) -> None:
     bench._rivals = {"torch": Library()}
     found = bench.rows_of(LENET, "bf16")
-    assert [r["note"] for r in found] == [""] * 4
-    eager, graph, eight, theirs = found
+    assert [r["note"] for r in found] == [""] * 5
+    eager, graph, eight, at_once, theirs = found
     assert (eager["variant"], graph["variant"], eight["variant"]) == ("default", GRAPH, GRAPH_8)
     assert bench._rivals["torch"].modes == ["bf16"]
     assert graph["timer"] == eight["timer"] == "2 in a row"
     assert graph["median_us"] == pytest.approx(eight["median_us"], rel=1e-3)
     assert graph["median_us"] >= 20 * LAUNCH_US
+    assert (at_once["variant"], at_once["median_us"]) == (PERSISTENT, pytest.approx(LAUNCH_US))
     assert (theirs["variant"], theirs["median_us"]) == ("torch_graph", 70)
 
 
@@ -164,3 +165,42 @@ def test_pytorch_trains_in_a_precision(precision: str) -> None:
         assert rounded == [precision == "bf16"] * 2
     finally:
         torch.set_num_threads(threads)
+
+
+@needs_torch
+def test_what_pytorch_compiles_takes_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the place of the compiler a wrapper, which is called once before anything is timed."""
+    from bench.rivals.torch_rival import Torch
+
+    compiled: list[Any] = []
+
+    def wrap(module: Any, first: Any) -> Any:
+        compiled.append(module)
+        made = torch.nn.Sequential(module)
+        first(made)
+        return made
+
+    library, step = Torch("cpu", None, 0.0), Step("shapenet", 2, "typical")
+    monkeypatch.setattr(library, "compiled", wrap)
+    monkeypatch.setattr(library, "record", lambda call: None)
+    monkeypatch.setattr(step.__class__, "torchs", lambda s, t, last, capturable, dtype: (
+        t.network_step(s.build(), *s.batch_of_images(), last, False, dtype)
+    ))  # fmt: skip
+    rival = library._step("torch_compiled", step, images_last=True)
+    assert compare(rival.results(), [expected_losses(step)], 1, "training").trouble == ""
+    assert len(compiled) == 1
+
+
+def test_losses_in_float64_come_from_pytorch_where_it_is_no_rival(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+
+    def open_rivals(names: Any, *rest: Any) -> Any:
+        opened.append(names)
+        return {"torch": Library()}, []
+
+    monkeypatch.setattr(run, "open_rivals", open_rivals)
+    assert bench._expected(LENET, {}) == [pytest.approx(expected_losses(LENET))]
+    assert bench._expected(LENET, {"jax": None}) == [pytest.approx(expected_losses(LENET))]
+    assert opened == [("torch",)]
