@@ -44,6 +44,7 @@ class ndarray:  # CuPy's own name
     ndim = property(lambda self: self._values.ndim)
     size = property(lambda self: self._values.size)
     itemsize = property(lambda self: self._values.itemsize)
+    nbytes = property(lambda self: self._values.nbytes)
     flags = property(lambda self: self._values.flags)
     data = property(lambda self: types.SimpleNamespace(ptr=self._values.ctypes.data))
 

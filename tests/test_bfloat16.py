@@ -261,3 +261,12 @@ def test_a_graph_replays_the_bits_of_eager_steps(device: str) -> None:
         run.steps(0, 8)
         assert (run.step.replays, run.step.reason) == (5, "")
         assert run.trace() == trace("small", device, False, 8)
+
+
+@pytest.mark.usefixtures("cuda_path")
+@pytest.mark.emulated
+@pytest.mark.parametrize("make", [shapenet, UNet])
+def test_the_cuda_path_computes_with_kernels_alone(make: Any) -> None:
+    cuda, emulated = trained(make, "cuda", "bf16"), trained(make, "emulated", "bf16")
+    for name, value in emulated.items():
+        np.testing.assert_array_equal(cuda[name], value, err_msg=name)
