@@ -14,6 +14,7 @@ from gpucnn.ops.geometry import conv_output_size, conv_transpose_output_size
 from gpucnn.ops.pool_indices import convert_pool_indices
 from gpucnn.precision import precision
 from gpucnn.primitive import use_variant
+from gpucnn.protocols import from_dlpack
 from gpucnn.random import seed
 from gpucnn.receptive_field import receptive_field
 from gpucnn.startup import compile_at_import
@@ -34,6 +35,7 @@ __all__ = [
     "cuda_available",
     "cuda_graph",
     "default_device",
+    "from_dlpack",
     "functional",
     "fusion",
     "gradcheck",

@@ -32,7 +32,9 @@ from gpucnn.device import (
     to_host,
 )
 from gpucnn.flat_gradients import GradientHome, slices_may_wait
+from gpucnn.operators import Operators
 from gpucnn.primitive import Primitive
+from gpucnn.protocols import Protocols
 from gpucnn.storage import prepared
 
 _FLOATS = (np.float32, np.float64)
@@ -84,15 +86,13 @@ def converted(data: Any, device: str) -> Array:
 _new = object.__new__
 
 
-class Tensor:
+class Tensor(Operators, Protocols):
     """An array on a device, with the record of how it was computed.
 
     data: array-like of numbers. Floats become float32 (float64 is kept on ``cpu``), integers int32.
     NumPy and CuPy arrays that already fit are wrapped, not copied.
     Raises TypeError for data that is not numeric, :class:`DeviceError` for a device not at hand.
     """
-
-    __array_ufunc__ = None  # NumPy numbers leave operators to the tensor
 
     device: str
     data: Array
@@ -161,13 +161,6 @@ class Tensor:
         array = to_host(self.data)
         return widened(array) if is_bfloat16(array) else cast("NDArray[Any]", array)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """What ``numpy.asarray`` takes; a GPU's memory is copied by ``.numpy()`` only."""
-        if self.device == "cuda":
-            raise TypeError("a Tensor on 'cuda' is no NumPy array; .numpy() copies it")
-        array = self.numpy()
-        return np.array(array, dtype, copy=copy) if copy else np.asarray(array, dtype)
-
     def item(self) -> float | int:
         """The one value of a tensor with one element; waits for the GPU."""
         if self.size != 1:
@@ -193,70 +186,6 @@ class Tensor:
         except TypeError:
             raise TypeError(f"shape must be integers, got {given!r}") from None
         return cast("Tensor", Reshape.apply(self, shape=sizes))
-
-    def transpose(self, *axes: int) -> Tensor:
-        """Axis ``axes[i]`` becomes axis i; without axes their order is reversed."""
-        from gpucnn.ops.transpose import transpose
-
-        return transpose(self, axes or None)
-
-    def sum(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
-        """The sum of all elements, or along axes; see ``functional.sum``."""
-        from gpucnn.ops.reduce import sum
-
-        return sum(self, axis, keepdims=keepdims)
-
-    def mean(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
-        """The mean of all elements, or along axes; see ``functional.mean``."""
-        from gpucnn.ops.reduce import mean
-
-        return mean(self, axis, keepdims=keepdims)
-
-    def max(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
-        """The maximum of all elements, or along axes; see ``functional.max``."""
-        from gpucnn.ops.reduce import max
-
-        return max(self, axis, keepdims=keepdims)
-
-    def __add__(self, other: Tensor | float) -> Tensor:
-        from gpucnn.ops.elementwise import add
-
-        return add(self, other)
-
-    def __sub__(self, other: Tensor | float) -> Tensor:
-        from gpucnn.ops.elementwise import subtract
-
-        return subtract(self, other)
-
-    def __mul__(self, other: Tensor | float) -> Tensor:
-        from gpucnn.ops.elementwise import multiply
-
-        return multiply(self, other)
-
-    def __truediv__(self, other: float) -> Tensor:
-        """Division by a number, as when losses of several batches are averaged."""
-        from gpucnn.ops.elementwise import divide
-
-        return divide(self, other)
-
-    def __neg__(self) -> Tensor:
-        from gpucnn.ops.elementwise import negate
-
-        return negate(self)
-
-    def __radd__(self, other: float) -> Tensor:
-        return self + other
-
-    def __rsub__(self, other: float) -> Tensor:
-        return -self + other
-
-    def __rmul__(self, other: float) -> Tensor:
-        return self * other
-
-    def __matmul__(self, other: Tensor) -> Tensor:
-        from gpucnn.ops.linear import matmul
-
-        return matmul(self, other)
 
     def backward(self, grad: Any = None) -> None:
         """Compute ``.grad`` of every tensor with ``requires_grad`` that this one depends on.

@@ -29,7 +29,6 @@ def test_jax_takes_the_same_steps(model: str) -> None:
 
 def test_jax_leaves_the_rest_out() -> None:
     from bench.goals.parts import UPDATES
-
     from bench.rivals.jax_rival import Jax
 
     library = Jax("cpu")
