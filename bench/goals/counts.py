@@ -175,7 +175,7 @@ def _torch_peak(step: Step, precision: str) -> int:
     with storages(torch) as most:
         calls = step.torchs(library, True, False, torch.float32)
         for _ in range(2):  # the optimizer makes its state in the first
-            calls.step(calls.forward)
+            calls.step(calls.module)
         found: int = most()
     return found
 

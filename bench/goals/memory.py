@@ -48,13 +48,13 @@ def theirs(library: Any, step: Step, precision: str) -> tuple[int, int]:
         torch.cuda.empty_cache()
         calls = step.torchs(library, True, False, torch.float32)
         for _ in range(2):  # cuDNN has chosen, the optimizer has its state
-            calls.step(calls.forward)
+            calls.step(calls.module)
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        calls.step(calls.forward)
+        calls.step(calls.module)
         torch.cuda.synchronize()
         most = int(torch.cuda.max_memory_allocated())
-        return most, _kernels(torch, lambda: calls.step(calls.forward))
+        return most, _kernels(torch, lambda: calls.step(calls.module))
 
 
 def _kernels(torch: Any, call: Any) -> int:

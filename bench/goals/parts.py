@@ -102,12 +102,11 @@ class Block(Step):
         x, dy = x.to(dtype).requires_grad_(), dy.to(dtype)
         wanted = [x, *twin.parameters()]
 
-        def step(forward: Callable[[], Any] | None) -> Any:
-            assert forward is not None
-            y = forward()
+        def step(module: Any) -> Any:
+            y = module(x)
             return y.detach(), torch.torch.autograd.grad(y, wanted, dy)[0]
 
-        return TorchCalls(lambda: twin(x), step)
+        return TorchCalls(twin, step, lambda module: module(x))
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,7 @@ class Update(Step):
         options = {"capturable": True} if capturable else {}
         optimizer = torch.torch.optim.Adam(parameters, lr=_RATE, fused=True, **options)
 
-        def step(_: Callable[[], Any] | None) -> Any:
+        def step(_: Any) -> Any:
             optimizer.step()
             return parameters
 

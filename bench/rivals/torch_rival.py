@@ -166,7 +166,7 @@ class Torch:
         try:
             with self.on_stream():
                 calls = step.torchs(self, False, False, self.torch.float64)
-                return [first_values(step, lambda: calls.step(calls.forward))]
+                return [first_values(step, lambda: calls.step(calls.module))]
         finally:
             self._bf16 = bf16
 
@@ -176,13 +176,14 @@ class Torch:
 
     def _step_here(self, name: str, step: Step, images_last: bool) -> Rival:
         graph = name in ("torch_graph", "torch_compiled")
-        forward, run, restore = step.torchs(self, images_last, graph, self.torch.float32)
-        if name == "torch_compiled" and forward is not None:
-            forward = self.compiled(forward, lambda made: made().sum().backward())
-            restore()
+        calls = step.torchs(self, images_last, graph, self.torch.float32)
+        module = calls.module
+        if name == "torch_compiled" and module is not None:
+            module = self.compiled(module, lambda made: calls.forward(made).sum().backward())
+            calls.restore()
 
         def call(_: int) -> Any:
-            return run(forward)
+            return calls.step(module)
 
         def results() -> list[Any]:
             with self.on_stream():
@@ -218,13 +219,12 @@ class Torch:
         optimizer = torch.optim.Adam(twin.parameters(), lr=LEARNING_RATE, fused=True, **options)
         state = copy.deepcopy(twin.state_dict())
 
-        def forward() -> Any:
+        def forward(module: Any) -> Any:
             with self.autocast():
-                return twin(x)
+                return module(x)
 
-        def run(forward: Callable[[], Any] | None) -> Any:
-            assert forward is not None
-            loss = torch.nn.functional.cross_entropy(forward().to(dtype), target)
+        def run(module: Any) -> Any:
+            loss = torch.nn.functional.cross_entropy(forward(module).to(dtype), target)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -234,7 +234,7 @@ class Torch:
             twin.load_state_dict(state)
             optimizer.zero_grad()
 
-        return TorchCalls(forward, run, restore)
+        return TorchCalls(twin, run, forward, restore)
 
     def _calls(self, made: Expression, sets: int, images_last: bool, run: Any = None) -> Any:
         inputs = [self.tensors(made.inputs, images_last) for _ in range(sets)]
