@@ -217,7 +217,7 @@ class _Offers(threading.local):
         self.arrays: list[Array | None] = []
 
 
-_offers = _Offers()
+offers = _Offers()
 
 
 class into:
@@ -227,16 +227,16 @@ class into:
         self._arrays = [*arrays]
 
     def __enter__(self) -> None:
-        _offers.arrays = self._arrays
+        offers.arrays = self._arrays
 
     def __exit__(self, *_: object) -> None:
-        _offers.arrays = []
+        offers.arrays = []
 
 
 def _offered(shape: tuple[int, ...]) -> Array | None:
-    if not _offers.arrays:
+    if not offers.arrays:
         return None
-    array = _offers.arrays.pop(0)
+    array = offers.arrays.pop(0)
     if array is None or array.shape == shape:
         return array
     return array.reshape(shape) if array.size == math.prod(shape) else None
@@ -253,7 +253,7 @@ def result(like: Array, shape: tuple[int, ...]) -> Array:
     memory = _memory(like)
 
     def make(shape: tuple[int, ...], dtype: Any) -> Array:
-        if _offers.arrays and (offered := _offered(shape)) is not None:
+        if offers.arrays and (offered := _offered(shape)) is not None:
             return offered
         return memory(shape, dtype)
 

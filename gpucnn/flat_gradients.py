@@ -147,44 +147,31 @@ def settle_everything() -> None:
             gradients.settle_all()
 
 
-class _Offer(threading.local):
+class _Waiting(threading.local):
     """Whose slices the next launcher of a thread may leave behind, and what it has left."""
 
     home: GradientHome | None = None
     left: Array | None = None
 
 
-_offer = _Offer()
-
-
-class slices_may_wait:
-    """Inside, the next slices that a launcher makes may stay in the room of a parameter."""
-
-    def __init__(self, home: GradientHome | None) -> None:
-        self._home = home
-
-    def __enter__(self) -> None:
-        _offer.home, _offer.left = self._home, None
-
-    def __exit__(self, *_: object) -> None:
-        _offer.home = _offer.left = None
+waiting = _Waiting()
 
 
 def room_for(count: int, size: int) -> Array | None:
     """Memory (count · size) for slices that wait, if they may."""
-    home, _offer.home = _offer.home, None
+    home, waiting.home = waiting.home, None
     if home is None or home.array.size != size:
         return None
     if (watch := launch_plan.current()) is not None:
         watch.unusual()  # where slices go depends on whose they are
     room = home.room(count)
     if room is not None:
-        _offer.left = room
+        waiting.left = room
         home.leave(count)
     return room
 
 
 def waits(slices: Array) -> bool:
     """Whether these slices are to be left as they are."""
-    left = _offer.left
+    left = waiting.left
     return left is not None and slices.size == left.size and address(slices) == address(left)

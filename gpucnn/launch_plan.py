@@ -37,6 +37,7 @@ watched: Watch | None = None  # of one thread; the others find it here and go by
 _MOST = 1 << 14
 _plans: dict[Hashable, Plan] = {}
 _hopeless: set[Hashable] = set()  # arguments for which there is none
+_strange: set[type] = set()  # types of arguments with which there is none
 _planned = itertools.count()
 _ARRAYS = ("Array", "Array | None")
 _counting, _watching = threading.Lock(), threading.Lock()
@@ -332,10 +333,19 @@ def _is_plain(value: Any, alone: bool = True) -> bool:
         return value == value and (value != 0 or (alone and math.copysign(1.0, value) > 0))
     if isinstance(value, tuple):
         return all(_is_plain(part, False) for part in value)
-    if dataclasses.is_dataclass(value) and vars(type(value))["__dataclass_params__"].frozen:
+    if not _can_be_plain(value):
+        return False
+    if dataclasses.is_dataclass(value):
         parts = (getattr(value, part.name) for part in dataclasses.fields(value))
         return all(_is_plain(part, False) for part in parts)
-    return type(value) in (bool, int, str, type(None))
+    return True
+
+
+def _can_be_plain(value: Any) -> bool:
+    """Whether values of this type can be."""
+    if dataclasses.is_dataclass(value):
+        return bool(vars(type(value))["__dataclass_params__"].frozen)
+    return isinstance(value, tuple) or type(value) in (bool, int, float, str, type(None))
 
 
 _CALL = """
@@ -381,8 +391,11 @@ def planned(
     options, on_gpu = [name for name in kinds if name not in arrays], device == "cuda"
 
     def first(problem: Hashable, values: tuple[Any, ...], rest: tuple[Any, ...]) -> Any:
+        if problem in _hopeless or not _strange.isdisjoint(map(type, rest)):
+            return launcher()(*values, *rest)
         elsewhere = [a for a in values if a is not None and isinstance(a, np.ndarray) is on_gpu]
-        if problem in _hopeless or elsewhere or not all(map(_is_plain, rest)):
+        if elsewhere or not all(map(_is_plain, rest)):
+            _strange.update([type(v) for v in rest if not _can_be_plain(v)])
             return launcher()(*values, *rest)
         return _watch(launcher(), problem, values, rest)
 

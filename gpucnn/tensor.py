@@ -26,12 +26,12 @@ from gpucnn.device import (
     DeviceError,
     address,
     default_device,
-    into,
+    offers,
     require,
     to_device,
     to_host,
 )
-from gpucnn.flat_gradients import GradientHome, slices_may_wait
+from gpucnn.flat_gradients import GradientHome, waiting
 from gpucnn.operators import Operators
 from gpucnn.primitive import Primitive
 from gpucnn.protocols import Protocols
@@ -317,8 +317,13 @@ class Function:
         homes = None if self.device == "cpu" else self._gradient_homes(inputs)
         if homes is None:
             return primitive.on(self.device)(*args)
-        with into(*_arrays_of_homes(homes)), slices_may_wait(homes[0] if len(homes) == 1 else None):
+        offers.arrays = _arrays_of_homes(homes)
+        waiting.home, waiting.left = homes[0] if len(homes) == 1 else None, None
+        try:
             return primitive.on(self.device)(*args)
+        finally:
+            offers.arrays = []
+            waiting.home = waiting.left = None
 
     def _gradient_homes(self, inputs: tuple[int, ...]) -> list[GradientHome | None] | None:
         """Where an optimizer wants these gradients, None where it has no such place for any."""
