@@ -73,8 +73,9 @@ def stored_weight(function: Function, x: Array, weight: Array) -> Array:
     if not is_bfloat16(x):
         return weight
     from gpucnn.ops.cast import narrow
+    from gpucnn.weight_copies import narrowed
 
-    return function.run(narrow, weight)
+    return narrowed(weight, lambda w: function.run(narrow, w))
 
 
 _PRODUCTS = ("conv2d", "conv2d_fused", "conv_transpose2d", "linear")

@@ -32,8 +32,9 @@ extern "C" __global__ void __launch_bounds__(256) adam(
     float* __restrict__ w,        // (n), updated: the largest v so far; null for adam
     float* __restrict__ g,        // (n), updated where it is summed or scaled
     float* __restrict__ copies,   // of parts that are copied
+    bfloat16* __restrict__ narrow,      // of parts that are narrowed
     const float* __restrict__ numbers,  // (groups, 7)
-    const int* __restrict__ table,      // (parts, 13) or null
+    const int* __restrict__ table,      // (parts, 15) or null
     const float* __restrict__ slices,   // of parts that are summed
     const float* __restrict__ scale,    // (1), of parts that are scaled
     int n, int width) {
@@ -46,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(256) adam(
         if (!keep_largest || !(w >= v)) w = v;
         p = adam.moved(p, m, w);
     };
-    update<3>(part, p, {m, v, w}, g, copies, slices, scale, step);
+    update<3>(part, p, {m, v, w}, g, copies, narrow, slices, scale, step);
 }
 
 extern "C" __global__ void __launch_bounds__(256) nadam(
@@ -55,8 +56,9 @@ extern "C" __global__ void __launch_bounds__(256) nadam(
     float* __restrict__ v,        // (n), updated: running mean of g squared
     float* __restrict__ g,        // (n), updated where it is summed or scaled
     float* __restrict__ copies,   // of parts that are copied
+    bfloat16* __restrict__ narrow,      // of parts that are narrowed
     const float* __restrict__ numbers,  // (groups, 8), the first two c_g and c_m
-    const int* __restrict__ table,      // (parts, 13) or null
+    const int* __restrict__ table,      // (parts, 15) or null
     const float* __restrict__ slices,   // of parts that are summed
     const float* __restrict__ scale,    // (1), of parts that are scaled
     int n, int width) {
@@ -73,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(256) nadam(
         p = p * shrink -
             (gradient_factor * g + mean_factor * m) / (sqrtf(v) * root_correction + eps);
     };
-    update<2>(part, p, {m, v}, g, copies, slices, scale, step);
+    update<2>(part, p, {m, v}, g, copies, narrow, slices, scale, step);
 }
 
 extern "C" __global__ void __launch_bounds__(256) adamax(
@@ -82,8 +84,9 @@ extern "C" __global__ void __launch_bounds__(256) adamax(
     float* __restrict__ u,        // (n), updated: decaying maximum of |g|
     float* __restrict__ g,        // (n), updated where it is summed or scaled
     float* __restrict__ copies,   // of parts that are copied
+    bfloat16* __restrict__ narrow,      // of parts that are narrowed
     const float* __restrict__ numbers,  // (groups, 5)
-    const int* __restrict__ table,      // (parts, 13) or null
+    const int* __restrict__ table,      // (parts, 15) or null
     const float* __restrict__ slices,   // of parts that are summed
     const float* __restrict__ scale,    // (1), of parts that are scaled
     int n, int width) {
@@ -99,5 +102,5 @@ extern "C" __global__ void __launch_bounds__(256) adamax(
         u = decayed > size ? decayed : size;
         p -= step_size * m / u;
     };
-    update<2>(part, p, {m, u}, g, copies, slices, scale, step);
+    update<2>(part, p, {m, u}, g, copies, narrow, slices, scale, step);
 }

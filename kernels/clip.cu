@@ -15,6 +15,7 @@
 // PyTorch. Any n.
 
 #include "common.cuh"
+#include "last_block.cuh"
 #include "update.cuh"
 
 constexpr int CLIP_THREADS = 256;
@@ -70,12 +71,11 @@ extern "C" __global__ void __launch_bounds__(CLIP_THREADS) gradient_norm(
     float* __restrict__ norm,          // (1)
     float* __restrict__ coefficient,   // (1)
     double* partial,                   // (blocks)
-    unsigned* __restrict__ arrived,    // (1): 0 before and after the launch
+    unsigned* __restrict__ arrived,    // (1): 0, last_block.cuh
     float* __restrict__ g,             // (n), updated where it is summed
-    const int* __restrict__ table,     // (parts, 13): update.cuh
+    const int* __restrict__ table,     // (parts, 15): update.cuh
     const float* __restrict__ slices,  // of parts that are summed
     int parts, float max_norm) {
-    __shared__ bool last;
     double sum = 0.0;
     for (int row = blockIdx.x; row < parts; row += gridDim.x) {
         const Part part = part_of_table(table, row);
@@ -88,16 +88,9 @@ extern "C" __global__ void __launch_bounds__(CLIP_THREADS) gradient_norm(
         __syncthreads();  // lane 0 has read the sums that the next part replaces
     }
     sum = block_sum(sum);
-    if (threadIdx.x == 0) {
-        partial[blockIdx.x] = sum;
-        __threadfence();  // whoever sees the count sees the sum
-        last = atomicAdd(arrived, 1u) == gridDim.x - 1;
-    }
-    __syncthreads();
-    if (!last) return;
-    __threadfence();
-    join_norm(norm, coefficient, partial, gridDim.x, max_norm);
-    if (threadIdx.x == 0) *arrived = 0u;
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+    if (last_to_arrive(arrived, gridDim.x))
+        join_norm(norm, coefficient, partial, gridDim.x, max_norm);
 }
 
 extern "C" __global__ void clip_scale(

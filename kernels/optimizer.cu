@@ -29,8 +29,9 @@ extern "C" __global__ void __launch_bounds__(256) sgd(
     float* __restrict__ v,        // (n), updated; null if no momentum is
     float* __restrict__ g,        // (n), updated where it is summed or scaled
     float* __restrict__ copies,   // of parts that are copied
+    bfloat16* __restrict__ narrow,      // of parts that are narrowed
     const float* __restrict__ numbers,  // (groups, 4)
-    const int* __restrict__ table,      // (parts, 13) or null
+    const int* __restrict__ table,      // (parts, 15) or null
     const float* __restrict__ slices,   // of parts that are summed
     const float* __restrict__ scale,    // (1), of parts that are scaled
     int n, int width) {
@@ -47,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(256) sgd(
         }
         p -= lr * g;
     };
-    update<1>(part, p, {v}, g, copies, slices, scale, step);
+    update<1>(part, p, {v}, g, copies, narrow, slices, scale, step);
 }
 
 extern "C" __global__ void __launch_bounds__(256) adagrad(
@@ -55,8 +56,9 @@ extern "C" __global__ void __launch_bounds__(256) adagrad(
     float* __restrict__ s,        // (n), updated: sum of g squared
     float* __restrict__ g,        // (n), updated where it is summed or scaled
     float* __restrict__ copies,   // of parts that are copied
+    bfloat16* __restrict__ narrow,      // of parts that are narrowed
     const float* __restrict__ numbers,  // (groups, 3)
-    const int* __restrict__ table,      // (parts, 13) or null
+    const int* __restrict__ table,      // (parts, 15) or null
     const float* __restrict__ slices,   // of parts that are summed
     const float* __restrict__ scale,    // (1), of parts that are scaled
     int n, int width) {
@@ -69,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(256) adagrad(
         s += g * g;
         p -= lr * g / (sqrtf(s) + eps);
     };
-    update<1>(part, p, {s}, g, copies, slices, scale, step);
+    update<1>(part, p, {s}, g, copies, narrow, slices, scale, step);
 }
 
 extern "C" __global__ void __launch_bounds__(256) adadelta(
@@ -78,8 +80,9 @@ extern "C" __global__ void __launch_bounds__(256) adadelta(
     float* __restrict__ u,        // (n), updated: running mean of the steps squared
     float* __restrict__ g,        // (n), updated where it is summed or scaled
     float* __restrict__ copies,   // of parts that are copied
+    bfloat16* __restrict__ narrow,      // of parts that are narrowed
     const float* __restrict__ numbers,  // (groups, 4)
-    const int* __restrict__ table,      // (parts, 13) or null
+    const int* __restrict__ table,      // (parts, 15) or null
     const float* __restrict__ slices,   // of parts that are summed
     const float* __restrict__ scale,    // (1), of parts that are scaled
     int n, int width) {
@@ -94,7 +97,7 @@ extern "C" __global__ void __launch_bounds__(256) adadelta(
         u = rho * u + (1.0f - rho) * d * d;
         p -= lr * d;
     };
-    update<2>(part, p, {s, u}, g, copies, slices, scale, step);
+    update<2>(part, p, {s, u}, g, copies, narrow, slices, scale, step);
 }
 
 extern "C" __global__ void __launch_bounds__(256) rmsprop(
@@ -104,8 +107,9 @@ extern "C" __global__ void __launch_bounds__(256) rmsprop(
     float* __restrict__ v,        // (n), updated; null if no momentum is
     float* __restrict__ g,        // (n), updated where it is summed or scaled
     float* __restrict__ copies,   // of parts that are copied
+    bfloat16* __restrict__ narrow,      // of parts that are narrowed
     const float* __restrict__ numbers,  // (groups, 6)
-    const int* __restrict__ table,      // (parts, 13) or null
+    const int* __restrict__ table,      // (parts, 15) or null
     const float* __restrict__ slices,   // of parts that are summed
     const float* __restrict__ scale,    // (1), of parts that are scaled
     int n, int width) {
@@ -128,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(256) rmsprop(
         if (momentum != 0.0f) d = v = momentum * v + d;
         p -= lr * d;
     };
-    update<3>(part, p, {s, m, v}, g, copies, slices, scale, step);
+    update<3>(part, p, {s, m, v}, g, copies, narrow, slices, scale, step);
 }
 
 extern "C" __global__ void __launch_bounds__(256) lion(
@@ -136,8 +140,9 @@ extern "C" __global__ void __launch_bounds__(256) lion(
     float* __restrict__ m,        // (n), updated: running mean of g
     float* __restrict__ g,        // (n), updated where it is summed or scaled
     float* __restrict__ copies,   // of parts that are copied
+    bfloat16* __restrict__ narrow,      // of parts that are narrowed
     const float* __restrict__ numbers,  // (groups, 4), the last one 1 - lr * weight decay
-    const int* __restrict__ table,      // (parts, 13) or null
+    const int* __restrict__ table,      // (parts, 15) or null
     const float* __restrict__ slices,   // of parts that are summed
     const float* __restrict__ scale,    // (1), of parts that are scaled
     int n, int width) {
@@ -151,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(256) lion(
         p = p * shrink - lr * sign;
         m = b2 * m + (1.0f - b2) * g;
     };
-    update<1>(part, p, {m}, g, copies, slices, scale, step);
+    update<1>(part, p, {m}, g, copies, narrow, slices, scale, step);
 }
 
 extern "C" __global__ void ema(

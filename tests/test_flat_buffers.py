@@ -14,11 +14,12 @@ import pytest
 import gpucnn
 from gpucnn import flat_gradients, kernel, nn, optim, weight_copies
 from gpucnn import functional as F
+from gpucnn.bfloat16 import narrowed
 from gpucnn.device import to_host
 from gpucnn.ops.adam import AdamStep, adam_step, adamax_step, nadam_step
 from gpucnn.ops.clip import launch_gradient_norm
 from gpucnn.ops.optimizer import adadelta_step, adagrad_step, lion_step, rmsprop_step, sgd_step
-from gpucnn.ops.optimizer_parts import Exchange, Parts, Stretch, slice_lane_bits
+from gpucnn.ops.optimizer_parts import Copies, Parts, Stretch, slice_lane_bits
 from gpucnn.primitive import Primitive
 from tests.support import assert_close, on, randn
 
@@ -54,7 +55,11 @@ def stretches() -> tuple[list[Stretch], int, int, int]:
     found, n, slices, copies = [], 64, 0, 0  # nothing belongs to the first elements
     for size, count, scaled, sizes in STRETCHES:
         place = (slices, count) if count else None
-        copy = Exchange(copies, *sizes) if sizes else None
+        copy = None
+        if sizes:  # every kind of copy, and none of some kinds
+            kept = [copies if (len(found) + kind) % 3 else -1 for kind in range(3)]
+            kept[2] += 20000 if kept[2] >= 0 else 0
+            copy = Copies(*sizes, *kept)
         found.append(Stretch(n, n + size, len(found) % 2, place, scaled, copy))
         n += -(-size // 64) * 64
         slices += -(-size * count // 64) * 64
@@ -76,7 +81,8 @@ class Problem:
         given.append(np.array([0.25]))
         arrays = on(device, *(a.astype(dtype) for a in given))
         *self.buffers, self.slices, self.copies, self.numbers, self.scale = arrays
-        self.parts = Parts(found, device, self.slices, self.copies)
+        (self.narrow,) = on(device, np.full(20000 + copies, 0x1234, np.uint16))
+        self.parts = Parts(found, device, self.slices, self.copies, self.narrow)
 
     def run(self, step: Primitive, device: str) -> None:
         step.on(device)(*self.buffers, self.numbers, self.parts, self.scale)
@@ -85,6 +91,27 @@ class Problem:
 steps = pytest.mark.parametrize(
     ("step", "states", "numbers"), STEPS, ids=[s[0].name for s in STEPS]
 )
+
+
+def check_copies(s: Stretch, made: Problem, before: Problem | None = None) -> None:
+    """Each copy of a stretch is what its parameters are now; what is not kept is as it was."""
+    if s.copy is None:
+        return
+    values = to_host(made.buffers[0])[s.start : s.stop].reshape(s.copy.sizes)
+    exchanged = np.empty([s.copy.G, s.copy.CG, s.copy.taps, s.copy.OCG], values.dtype)
+    for g, oc, tap, c in np.ndindex(*values.shape):
+        exchanged[g, c, tap, oc] = values[g, oc, tap, c]
+    n, copies, narrow = values.size, to_host(made.copies), to_host(made.narrow)
+    for first, buffer, expected in (
+        (s.copy.exchanged, copies, exchanged),
+        (s.copy.narrowed, narrow, narrowed(values.astype(np.float32))),
+        (s.copy.narrowed_exchanged, narrow, narrowed(exchanged.astype(np.float32))),
+    ):
+        if first >= 0:
+            assert_close(buffer[first : first + n], expected.reshape(-1), "exact")
+    if before is not None and s.copy.exchanged < 0:
+        first = s.copy.narrowed
+        assert_close(copies[first : first + n], before.copies[first : first + n], "exact")
 
 
 @steps
@@ -105,13 +132,7 @@ def test_parts_are_loops(step: Primitive, states: int, numbers: tuple[float, ...
         step(*own, before.numbers[s.group])
         for now, expected in zip(made.buffers, own, strict=True):
             assert_close(now[s.start : s.stop], expected, "float64", 300)
-        if s.copy is not None:
-            e = s.copy
-            filters = own[0].reshape(e.G, e.OCG, e.taps, e.CG)
-            copy = made.copies[e.first : e.first + own[0].size].reshape(e.G, e.CG, e.taps, e.OCG)
-            for g_, oc, tap, c in np.ndindex(*filters.shape):
-                expected = filters[g_, oc, tap, c]
-                assert_close(copy[g_, c, tap, oc], np.asarray(expected), "float64", 300)
+        check_copies(s, made)
     assert_close(made.buffers[0][:64], before.buffers[0][:64], "exact")
 
 
@@ -125,15 +146,9 @@ def test_kernels_go_through_parts(
     expected.run(step, "cpu")
     for a, e in zip(found.buffers, expected.buffers, strict=True):
         assert_close(a, e, "float32", 300)
-    used = sum(s[0] for s in STRETCHES if s[3])
-    differs = to_host(found.copies) != Problem(states, numbers, "cpu").copies
-    assert differs.sum() == used  # and the gaps are as they were
+    before = Problem(states, numbers, "cpu")
     for s in found.parts.stretches:
-        if s.copy is not None:
-            e = s.copy
-            filters = to_host(found.buffers[0])[s.start : s.stop].reshape(e.G, e.OCG, e.taps, e.CG)
-            copy = to_host(found.copies)[e.first : e.first + filters.size]
-            assert_close(copy, filters.transpose(0, 3, 2, 1).reshape(-1), "exact")
+        check_copies(s, found, before)
 
 
 def test_norm_of_parts(kernel_device: str) -> None:
@@ -145,9 +160,8 @@ def test_norm_of_parts(kernel_device: str) -> None:
             first, count = s.slices
             g = wide.slices[first : first + count * g.size].reshape(count, -1).sum(axis=0)
         total += float((g * g).sum())
-    (arrived,) = on(kernel_device, np.zeros(1, np.uint32))
     for _ in range(2):  # the second time gradients are where the first has put them
-        norm, scale = launch_gradient_norm(found.buffers[-1], found.parts, arrived, 2.0)
+        norm, scale = launch_gradient_norm(found.buffers[-1], found.parts, 2.0)
     assert_close(norm, np.asarray(total**0.5), "float32", 3000)
     assert_close(scale, np.asarray([2.0 / (total**0.5 + 1e-6)]), "float32", 3000)
 
@@ -363,9 +377,16 @@ def kept_by(optimizer: optim.Optimizer) -> list[tuple[np.ndarray, np.ndarray]]:
     assert copies is not None
     assert copies.kept
     found = []
-    for i, e in copies.kept.items():
-        filters = optimizer.params[i].numpy().reshape(e.G, e.OCG, e.taps, e.CG)
-        found.append((to_host(copies._copy(e)), filters.transpose(0, 3, 2, 1)))
+    for i, made in copies.kept.items():
+        p = optimizer.params[i].numpy()
+        exchanged = p.reshape(made.sizes).transpose(0, 3, 2, 1)
+        for what, expected in (
+            ("exchanged", exchanged),
+            ("narrowed", narrowed(p)),
+            ("narrowed_exchanged", narrowed(np.ascontiguousarray(exchanged))),
+        ):
+            if getattr(made, what) >= 0:
+                found.append((to_host(copies._copy(i, what)), expected))
     return found
 
 
@@ -428,11 +449,11 @@ def test_copies_die_with_their_optimizer(kernel_device: str) -> None:
     two_steps(model, optimizer, kernel_device)
     copies = weakref.ref(optimizer._copies)
     w = next(p for p in model.parameters() if p.ndim == 4 and p.shape[-1] == 8).data
-    assert weight_copies._find(w)[0] is copies()
+    assert weight_copies._find(w, weight_copies._places)[0] is copies()
     del optimizer
     gc.collect()
     assert copies() is None
-    assert weight_copies._find(w)[0] is None
+    assert weight_copies._find(w, weight_copies._places)[0] is None
 
 
 def test_clipping_waits_for_the_step(kernel_device: str) -> None:
@@ -470,3 +491,35 @@ def test_calls_that_go_by_plans_let_slices_wait_as_well(kernel_device: str) -> N
         optimizer.step()
     for copy, expected in kept_by(optimizer):
         assert_close(copy, expected, "exact")
+
+
+def test_bf16_reads_weights_that_the_step_has_narrowed(kernel_device: str) -> None:
+    """From the third step on no weight is narrowed or exchanged, with the bits of steps without
+    an optimizer that keeps copies.
+    """
+    found = []
+    for keeps in (True, False):
+        with gpucnn.precision("bf16"):
+            model = net(kernel_device)
+            optimizer = optim.SGD(model.parameters(), 0.1)
+            if not keeps:
+                optimizer._copies = None
+            names: list[list[str]] = []
+            for step in range(4):
+                with launched() as seen:
+                    optimizer.zero_grad()
+                    loss_of(model, kernel_device, step).backward()
+                    optimizer.step()
+                names.append(seen)
+        found.append((bits(model), names))
+        if keeps:
+            assert optimizer._copies is not None
+            made = optimizer._copies.kept.values()
+            assert sum(c.narrowed >= 0 for c in made) == 4
+            assert sum(c.narrowed_exchanged >= 0 for c in made) == 3
+            for copy, expected in kept_by(optimizer):
+                assert_close(copy, expected, "exact")
+    (kept, with_copies), (expected, without) = found
+    assert same(kept, expected)
+    assert without[-1].count("narrow") - with_copies[-1].count("narrow") == 4
+    assert without[-1].count("transpose_tiles") > 0 == with_copies[-1].count("transpose_tiles")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gpucnn.arrivals import arrivals
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.elementwise import THREADS, four_each
@@ -91,18 +92,16 @@ def _launch_clip_norm(gradients: Sequence[Array], max_norm: float) -> Array:
     return norm.reshape(())
 
 
-def launch_gradient_norm(
-    g: Array, parts: Parts, arrived: Array, max_norm: float
-) -> tuple[Array, Array]:
+def launch_gradient_norm(g: Array, parts: Parts, max_norm: float) -> tuple[Array, Array]:
     """‖g‖ over the parts of a flat buffer g (n), 0-d, and the coefficient of :func:`clip_norm` (1).
 
     Gradients that lie in slices are added, in place. The coefficient is for the step to multiply
-    the gradients by. arrived: (1) uint32, 0.
+    the gradients by.
     """
     count = parts.table.shape[0]
     partial = empty(g, (min(count, _MOST_CHUNKS),), np.float64)
     norm, coefficient = empty(g, (1,)), empty(g, (1,))
-    arrays = norm, coefficient, partial, arrived, g, parts.table, parts.slices
+    arrays = norm, coefficient, partial, arrivals(g, 1), g, parts.table, parts.slices
     _kernels["gradient_norm"](partial.shape, (THREADS,), *arrays, count, max_norm)
     return norm.reshape(()), coefficient
 

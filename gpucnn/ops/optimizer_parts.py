@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpucnn.bfloat16 import narrowed
 from gpucnn.device import Array, move_to_device
 from gpucnn.kernel import Kernel
 from gpucnn.ops.elementwise import four_each
@@ -27,6 +28,7 @@ _ELEMENTS = 4 * THREADS  # of the largest part
 _SLICES_PER_LANE = 8
 _MOST_LANE_BITS = 4
 _FEWEST_COLUMN_BITS = 2  # a thread's four elements
+_NO_COPY = -(2**31)
 
 
 def slice_lane_bits(count: int) -> int:
@@ -40,14 +42,25 @@ def slice_elements(count: int) -> int:
 
 
 @dataclass(frozen=True)
-class Exchange:
-    """A filter (G, OCG, taps, CG) whose copy (G, CG, taps, OCG) begins at element ``first``."""
+class Copies:
+    """The copies of a filter (G, OCG, taps, CG), by their first elements; -1 for one not kept.
 
-    first: int
+    exchanged: (G, CG, taps, OCG) in float32. narrowed: as it lies, in bfloat16; narrowed_exchanged:
+    both.
+    """
+
     G: int
     OCG: int
     taps: int
     CG: int
+    exchanged: int = -1
+    narrowed: int = -1
+    narrowed_exchanged: int = -1
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Of the filter."""
+        return self.G, self.OCG, self.taps, self.CG
 
 
 @dataclass(frozen=True)
@@ -55,7 +68,7 @@ class Stretch:
     """Elements ``start`` to ``stop`` of the flat buffers, with the numbers of one group.
 
     slices: (first element, count) of the slices that hold the gradient, None where the gradient
-    buffer does. scaled: whether a coefficient multiplies it. copy: that of a filter, which the
+    buffer does. scaled: whether a coefficient multiplies it. copy: those of a filter, which the
     stretch then is.
     """
 
@@ -64,27 +77,29 @@ class Stretch:
     group: int
     slices: tuple[int, int] | None = None
     scaled: bool = False
-    copy: Exchange | None = None
+    copy: Copies | None = None
 
     def parts(self) -> NDArray[np.int32]:
         """The rows of the table: the words of Part in ``kernels/update.cuh``."""
         first, count = self.slices or (0, 0)
         lane_bits = slice_lane_bits(count) if count else 0
         corners = _flat(self, lane_bits) if self.copy is None else _tiles(self, lane_bits)
-        start, rows, columns, pitch, column_bits, copy_at, copy_pitch = corners
+        start, rows, columns, pitch, column_bits, copy_at, copy_pitch, *narrowed = corners
         slices_at, stride = first - self.start, self.stop - self.start
         words = (
             start, rows, columns, pitch, column_bits, self.group, slices_at if count else 0, count,
-            stride if count else 0, lane_bits, copy_at, copy_pitch, self.scaled,
+            stride if count else 0, lane_bits, copy_at, copy_pitch, self.scaled, *narrowed,
         )  # fmt: skip
         return np.stack(np.broadcast_arrays(*words), axis=-1).astype(np.int32)
 
 
 def _flat(s: Stretch, lane_bits: int) -> tuple[Any, ...]:
-    """(start, rows, columns, pitch, column bits, copy, its pitch) of runs of neighbours."""
+    """(start, rows, columns, pitch, column bits, copy, its pitch, narrowed, its copy) of runs of
+    neighbours.
+    """
     each = _ELEMENTS >> lane_bits
     start = np.arange(s.start, s.stop, each)
-    return start, 1, np.minimum(s.stop - start, each), 0, each.bit_length() - 1, -1, 0
+    return start, 1, np.minimum(s.stop - start, each), 0, each.bit_length() - 1, -1, 0, _NO_COPY, -1
 
 
 def _tiles(s: Stretch, lane_bits: int) -> tuple[Any, ...]:
@@ -101,9 +116,14 @@ def _tiles(s: Stretch, lane_bits: int) -> tuple[Any, ...]:
     )
     g, oc, tap, c = np.array(list(corner)).T
     start = s.start + ((g * copy.OCG + oc) * copy.taps + tap) * copy.CG + c
-    at = copy.first + ((g * copy.CG + c) * copy.taps + tap) * copy.OCG + oc
+    at = ((g * copy.CG + c) * copy.taps + tap) * copy.OCG + oc
     limits = np.minimum(copy.OCG - oc, rows), np.minimum(copy.CG - c, columns)
-    return start, *limits, copy.taps * copy.CG, column_bits, at, copy.taps * copy.OCG
+    return (
+        start, *limits, copy.taps * copy.CG, column_bits,
+        copy.exchanged + at if copy.exchanged >= 0 else -1, copy.taps * copy.OCG,
+        copy.narrowed - s.start if copy.narrowed >= 0 else _NO_COPY,
+        copy.narrowed_exchanged + at if copy.narrowed_exchanged >= 0 else -1,
+    )  # fmt: skip
 
 
 class Parts:
@@ -115,13 +135,14 @@ class Parts:
         device: str,
         slices: Array | None = None,
         copies: Array | None = None,
+        narrow: Array | None = None,
     ) -> None:
         self.stretches, self.device = tuple(stretches), device
-        self.slices, self.copies = slices, copies
+        self.slices, self.copies, self.narrow = slices, copies, narrow
 
     @functools.cached_property
     def table(self) -> Array:
-        """(parts, 13) int32 on the device."""
+        """(parts, 15) int32 on the device."""
         table = np.concatenate([s.parts() for s in self.stretches])
         return lasting(lambda: move_to_device(table, self.device))
 
@@ -151,11 +172,18 @@ def update_parts(
             update(slice(first + start, first + stop), *own)
 
         map_chunks(part, s.stop - s.start, _CHUNK)
-        if s.copy is not None and parts is not None and parts.copies is not None:
-            e = s.copy
-            filters = p[s.start : s.stop].reshape(e.G, e.OCG, e.taps, e.CG)
-            exchanged = filters.transpose(0, 3, 2, 1).reshape(-1)
-            parts.copies[e.first : e.first + exchanged.size] = exchanged
+        if s.copy is not None and parts is not None:
+            _write_copies(p[s.start : s.stop], s.copy, parts)
+
+
+def _write_copies(values: Array, copy: Copies, parts: Parts) -> None:
+    exchanged = values.reshape(copy.sizes).transpose(0, 3, 2, 1).reshape(-1)
+    n = values.size
+    if parts.copies is not None and copy.exchanged >= 0:
+        parts.copies[copy.exchanged : copy.exchanged + n] = exchanged
+    for first, given in ((copy.narrowed, values), (copy.narrowed_exchanged, exchanged)):
+        if parts.narrow is not None and first >= 0:
+            parts.narrow[first : first + n] = narrowed(given.astype(np.float32))
 
 
 def gather_gradient(s: Stretch, gradient: Array, parts: Parts | None) -> None:
@@ -186,8 +214,8 @@ def launch_update(
     """One launch over all parts. buffers: p and the states, as the kernel takes them."""
     width = numbers.shape[-1]
     if parts is None:
-        grid, given = four_each(g.size), (None, numbers, None, None, None)
+        grid, given = four_each(g.size), (None, None, numbers, None, None, None)
     else:
         grid = (parts.table.shape[0],)
-        given = (parts.copies, numbers, parts.table, parts.slices, scale)
+        given = (parts.copies, parts.narrow, numbers, parts.table, parts.slices, scale)
     kernel(grid, (THREADS,), *buffers, g, *given, g.size, width)

@@ -115,7 +115,6 @@ class Optimizer:
         sizes = [t.size for t in self.params]
         self._gradients = FlatGradients(self._zeros(), self._offsets, sizes)
         self._copies = None if self.device == "cpu" else WeightCopies(self._views)
-        self._arrived = module_of(self._flat).zeros(1, np.uint32)  # blocks of a reduction
         self._parts: dict[Hashable, Parts] = {}
         for i, t in enumerate(self.params):
             self._views[i][...] = t.data
@@ -203,8 +202,9 @@ class Optimizer:
         if parts is None:
             if len(self._parts) >= _MOST_PARTS:
                 del self._parts[next(iter(self._parts))]
-            buffers = gradients.slices, None if copies is None else copies.buffer
-            parts = self._parts[key] = Parts(self._stretches(given), self.device, *buffers)
+            kept = (None, None) if copies is None else (copies.exchanged, copies.narrow)
+            stretches = self._stretches(given)
+            parts = self._parts[key] = Parts(stretches, self.device, gradients.slices, *kept)
         return parts
 
     def _check_home(self) -> None:
@@ -299,9 +299,7 @@ class Optimizer:
             return module_of(self._flat).zeros((), self._flat.dtype)
         if self.device == "cpu":
             return cast("Array", clip_norm.on("cpu")(self.gradient_runs(), max_norm))
-        norm, gradients.scale = launch_gradient_norm(
-            gradients.buffer, parts, self._arrived, max_norm
-        )
+        norm, gradients.scale = launch_gradient_norm(gradients.buffer, parts, max_norm)
         gradients.pending.clear()
         gradients.scaled.update(i for i, t in enumerate(self.params) if t._grad is not None)
         return norm
