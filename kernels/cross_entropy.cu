@@ -16,7 +16,7 @@
 // group of rows. A row is read again from the L1 cache, not from memory: 8 bytes per element, and 4
 // per label twice: the least, but for the second look at the labels. dx is already scaled, so that the
 // backward pass reads and writes nothing where the gradient of y is 1. Sums in an order that depends
-// on the shape alone. Any rows and C. weight and dx may be null.
+// on the shape alone. Any rows and C. weight and dx may be null. Scores and dx may be in bfloat16.
 
 #include "common.cuh"
 #include "last_block.cuh"
@@ -70,10 +70,10 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy_count(
 
 extern "C" __global__ void __launch_bounds__(1024) cross_entropy_reduced(
     float* __restrict__ y,             // (1)
-    float* __restrict__ dx,            // (rows, C) or null
+    stored* __restrict__ dx,           // (rows, C) or null
     float* __restrict__ losses,        // (blocks, 2): loss and count; null for one block
     unsigned* __restrict__ arrived,    // (1), zero; null for one block
-    const float* __restrict__ x,       // (rows, C)
+    const stored* __restrict__ x,      // (rows, C)
     const int* __restrict__ target,    // (rows)
     const float* __restrict__ weight,  // (C) or null
     const float* __restrict__ counts,  // (count_blocks) or null
@@ -103,20 +103,20 @@ extern "C" __global__ void __launch_bounds__(1024) cross_entropy_reduced(
         const bool ignored = row >= rows || label == ignore_index;
         const bool known = label >= 0 && label < C;
         const float w = !known ? NOT_A_NUMBER : weight ? weight[label] : 1.0f;
-        const float* scores = x + row * C;
+        const stored* scores = x + row * C;
         const int end = ignored ? 0 : C;
 
         float largest = -GPUCNN_INFINITY, sum = 0.0f, distances = 0.0f, weights = C;
-        for (int c = own; c < end; c += LANES) largest = fmaxf(largest, scores[c]);
+        for (int c = own; c < end; c += LANES) largest = fmaxf(largest, to_float(scores[c]));
         largest = row_max(largest, LANES);
-        for (int c = own; c < end; c += LANES) sum += expf(scores[c] - largest);
+        for (int c = own; c < end; c += LANES) sum += expf(to_float(scores[c]) - largest);
         sum = row_sum(sum, LANES);
         if (smoothing > 0.0f) {  // else the distances are not used: one of them may be infinite
             weights = 0.0f;
 #pragma unroll 4
             for (int c = own; c < end; c += LANES) {
                 const float v = weight ? weight[c] : 1.0f;
-                distances += v * (largest - scores[c]);
+                distances += v * (largest - to_float(scores[c]));
                 weights += v;
             }
             distances = row_sum(distances, LANES);
@@ -124,7 +124,7 @@ extern "C" __global__ void __launch_bounds__(1024) cross_entropy_reduced(
         }
         if (own == 0 && !ignored) {
             const float log_sum = logf(sum);
-            float v = known ? w * ((largest - scores[label]) + log_sum) : w;
+            float v = known ? w * ((largest - to_float(scores[label])) + log_sum) : w;
             if (smoothing > 0.0f)
                 v = (1.0f - smoothing) * v + share * (distances + weights * log_sum);
             loss += v;
@@ -135,7 +135,8 @@ extern "C" __global__ void __launch_bounds__(1024) cross_entropy_reduced(
 #pragma unroll 4
         for (int c = own; c < C; c += LANES) {
             const float wanted = share * (weight ? weight[c] : 1.0f) + (c == label ? pull : 0.0f);
-            dx[row * C + c] = ignored ? 0.0f : factor * (push * expf(scores[c] - largest) - wanted);
+            const float slope = push * expf(to_float(scores[c]) - largest) - wanted;
+            set(dx[row * C + c], ignored ? 0.0f : factor * slope);
         }
     }
     loss = sum_of_block(sums, loss);
@@ -157,7 +158,7 @@ extern "C" __global__ void __launch_bounds__(1024) cross_entropy_reduced(
 
 // x *= factor; where that is 1, as where the loss is what backward() began with, nothing is touched.
 extern "C" __global__ void cross_entropy_backward(
-    float* x,                           // (n)
+    stored* x,                         // (n)
     const float* __restrict__ factor,  // (1)
     int n) {
     const float s = *factor;

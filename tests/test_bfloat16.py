@@ -120,6 +120,33 @@ def test_products_narrow_and_others_follow(device: str) -> None:
     assert F.conv2d(x, weight).dtype == np.float32
 
 
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_cross_entropy_of_stored_scores(factor: float, device: str) -> None:
+    """Labels, weights and probabilities; the gradient is stored, the loss is not."""
+    scores, labels = randn(40, 5), np.arange(40, dtype=np.int32) % 5
+    shares = np.full((40, 5), 0.2, np.float32)
+    for target, options in (
+        (labels, {}),
+        (labels, {"weight": [1, 2, 3, 4, 0.5], "label_smoothing": 0.1, "reduction": "sum"}),
+        (labels, {"reduction": "none"}),
+        (shares, {}),
+    ):
+        found = []
+        for stored in (True, False):
+            x = Tensor(widened(narrowed(scores)), requires_grad=True, device=device)
+            given = F.to_bfloat16(x) if stored else x
+            loss = F.cross_entropy(given, target, **options)
+            assert loss.dtype == np.float32
+            (loss.sum() * factor if loss.ndim else loss * factor).backward()
+            assert x.grad is not None
+            found.append((loss.numpy(), x.grad.numpy()))
+        assert_close(found[0][0], found[1][0], "float32", 40)
+        if factor == 1:
+            assert_close(found[0][1], found[1][1], "bfloat16 storage")
+        else:  # rounded before and after the multiplication
+            assert_close(64 * found[0][1], 64 * found[1][1], "bf16")
+
+
 def test_float64_stays() -> None:
     with gpucnn.precision("bf16"):
         x = Tensor(randn(2, 6, 6, 4, dtype=np.float64))

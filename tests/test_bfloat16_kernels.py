@@ -51,6 +51,7 @@ from gpucnn.ops.batch_norm_block_pool import (
     batch_norm_block_pool_forward,
 )
 from gpucnn.ops.concatenate import cut_columns, join_columns
+from gpucnn.ops.cross_entropy import cross_entropy_reduced
 from gpucnn.ops.dropout import dropout2d_forward, dropout_forward
 from gpucnn.ops.local_response_norm import (
     local_response_norm_backward,
@@ -248,6 +249,16 @@ def test_batch_norm(shape: tuple[int, ...], kernel_device: str) -> None:
     given = [dy, x, gamma, delta, invstd, dgamma, dbeta]
     check_stored(bn.batch_norm_data_gradient, kernel_device, given, stored=(0, 1))
     check_stored(bn.batch_norm_fixed_gradient, kernel_device, [dy, gamma, invstd])
+
+
+@pytest.mark.parametrize("mean", [True, False])
+@pytest.mark.parametrize("shape", [(5, 3), (9, 10), (3, 500), (2100, 40)])
+def test_cross_entropy(shape: tuple[int, int], mean: bool, kernel_device: str) -> None:
+    """One block and several."""
+    labels = np.arange(shape[0], dtype=np.int32) * 7 % shape[1]
+    given: list[Any] = [3 * randn(*shape), labels, np.abs(randn(shape[1], seed=2))]
+    rest = (0.1, -100, mean, True)
+    check_stored(cross_entropy_reduced, kernel_device, given, *rest, terms=shape[0])
 
 
 @pytest.mark.parametrize("trained", [True, False])

@@ -7,10 +7,11 @@ from typing import Any, cast
 import numpy as np
 
 from gpucnn.arrivals import arrivals
+from gpucnn.bfloat16 import is_bfloat16
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.misuse import warn_once
-from gpucnn.ops.elementwise import THREADS, four_each
+from gpucnn.ops.elementwise import THREADS, four_each, scale_forward
 from gpucnn.ops.geometry import remembered
 from gpucnn.ops.loss import (
     IGNORE_INDEX,
@@ -26,7 +27,7 @@ from gpucnn.ops.loss import (
     row_loss,
 )
 from gpucnn.ops.softmax import LogSoftmax, Softmax
-from gpucnn.primitive import primitive
+from gpucnn.primitive import primitive, storing_primitive
 from gpucnn.tensor import Function, Tensor, check_tensor
 
 # geometry
@@ -67,7 +68,7 @@ def _checked(x: Any, reduction: Any, ignore_index: Any, label_smoothing: Any) ->
 # primitives
 
 
-@primitive
+@storing_primitive(1)
 def cross_entropy_reduced(
     x: Array,
     target: Array,
@@ -102,7 +103,7 @@ def cross_entropy_backward(dx: Array, dy: Array) -> None:
         dx *= dy.reshape(())
 
 
-_kernels = KernelFile("cross_entropy")
+_kernels = KernelFile("cross_entropy", storage=True)
 _ONE_BLOCK = 1 << 14  # elements that one block does as fast as two launches would
 _BLOCK = 256
 _MOST_THREADS = 1024
@@ -110,7 +111,7 @@ _MOST_BLOCKS = 1024
 _LABELS_EACH = 16  # of a thread that counts
 
 
-@cross_entropy_reduced.kernel()
+@cross_entropy_reduced.kernel(native=True)
 def _launch_reduced(
     x: Array,
     target: Array,
@@ -124,7 +125,7 @@ def _launch_reduced(
     lanes = 4
     while lanes < min(C, 32):
         lanes *= 2
-    dx = empty(x, (rows, C)) if gradient else None
+    dx = empty(x, (rows, C), x.dtype) if gradient else None
     counts, parts = None, 0
     if rows * lanes <= _ONE_BLOCK and rows * C <= _ONE_BLOCK:
         threads, blocks = min(_MOST_THREADS, -(-rows * lanes // 32) * 32), 1
@@ -142,13 +143,14 @@ def _launch_reduced(
     y = empty(x, (1,))
     arrays = (y, dx, losses, arrived, x, target, weight, counts)
     numbers = (rows, C, lanes, parts, int(mean), ignore_index, label_smoothing)
-    _kernels["cross_entropy_reduced"]((blocks,), (threads,), *arrays, *numbers)
+    launch = _kernels.storing(x, "cross_entropy_reduced")
+    launch((blocks,), (threads,), *arrays, *numbers)
     return y.reshape(()), dx
 
 
 @cross_entropy_backward.kernel()
 def _launch_backward(dx: Array, dy: Array) -> None:
-    launch = _kernels["cross_entropy_backward"]
+    launch = _kernels.storing(dx, "cross_entropy_backward")
     launch(four_each(dx.size), (THREADS,), dx, dy.reshape(1), dx.size)
 
 
@@ -157,6 +159,8 @@ def _launch_backward(dx: Array, dy: Array) -> None:
 
 class CrossEntropy(Function):
     """The mean or the sum of the losses; the forward pass computes its gradient, too."""
+
+    activations = (0,)
 
     def forward(self, x: Array, *, arguments: tuple[Any, ...], mean: bool) -> Array:
         self.shape = x.shape
@@ -167,7 +171,11 @@ class CrossEntropy(Function):
 
     def backward(self, dy: Array) -> tuple[Array]:
         dx = cast("Array", self.dx)
-        if not self.is_one(dy):
+        if self.is_one(dy):
+            pass
+        elif self.device == "cpu" and is_bfloat16(dx):  # no definition changes that in place
+            dx = self.run(scale_forward, dx, dy)
+        else:
             self.run(cross_entropy_backward, dx, dy)
         return (dx.reshape(self.shape),)
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn import buffers
+from gpucnn.bfloat16 import is_bfloat16
 from gpucnn.device import Array, DeviceError, empty, to_device
 from gpucnn.empty_batch import nothing
 from gpucnn.kernel import KernelFile
@@ -67,7 +68,7 @@ def constant(name: str, value: Any, device: str) -> Array:
 
 
 def float_constant(name: str, value: Any, shape: tuple[int, ...], input: Tensor) -> Array:
-    """:func:`constant` of ``shape``, with the dtype of input and on its device.
+    """:func:`constant` of ``shape``, with the dtype of input (float32 for bfloat16), on its device.
 
     Arrays and lists in host memory are converted, a Tensor must have the dtype.
     """
@@ -78,7 +79,8 @@ def float_constant(name: str, value: Any, shape: tuple[int, ...], input: Tensor)
         raise ValueError(f"{name} must have shape {shape}, got {tuple(array.shape)}")
     if isinstance(value, Tensor):
         same_float_dtype(input=input, **{name: array})
-    return to_device(array.astype(input.dtype, copy=False), input.device)
+    dtype = np.float32 if is_bfloat16(input.data) else input.data.dtype
+    return to_device(array.astype(dtype, copy=False), input.device)
 
 
 def class_weights(weight: Any, input: Tensor) -> Array | None:
