@@ -3,8 +3,9 @@
 ``python -m bench.host`` calls the operators that a small network is made of, forward (recorded for
 a backward pass) and backward, and whole training steps, on arrays of a few numbers.
 
-Ours runs on the ``emulated`` device with the launch cut off where CuPy's begins: checks, tape,
-allocation and the conversion of every argument are done, no kernel runs. PyTorch runs eagerly on
+Ours runs on the ``emulated`` device with the launch cut off where CuPy's begins: checks, tape and
+allocation are done, no kernel runs. As in training, the calls before have left plans
+(``gpucnn.launch_plan``), so that the arguments of launches are checked and packed already. PyTorch runs eagerly on
 CPU tensors of the same shapes, in the same process, in turns, on one thread and without oneDNN,
 whose set-up alone would take longer than any of this. So PyTorch's side has its arithmetic, next to
 nothing here, and neither side has a launch: what CuPy and the CUDA driver take, or PyTorch's own
