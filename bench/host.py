@@ -5,13 +5,14 @@ a backward pass) and backward, and whole training steps, on arrays of a few numb
 
 Ours runs on the ``emulated`` device with the launch cut off where CuPy's begins: checks, tape and
 allocation are done, no kernel runs. As in training, the calls before have left plans
-(``gpucnn.launch_plan``), so that the arguments of launches are checked and packed already. PyTorch runs eagerly on
-CPU tensors of the same shapes, in the same process, in turns, on one thread and without oneDNN,
-whose set-up alone would take longer than any of this. So PyTorch's side has its arithmetic, next to
-nothing here, and neither side has a launch: what CuPy and the CUDA driver take, or PyTorch's own
-launches, come on top. Memory is what the emulator hands out, filled with a pattern; a GPU's pool is
-another. Convolutions are those of tensor cores, as on a GPU. A backward pass is timed by itself,
-with everything that ``backward()`` does once; in a whole step all operators share that.
+(``gpucnn.launch_plan``), so that the arguments of launches are checked and packed already. PyTorch
+runs eagerly on CPU tensors of the same shapes, in the same process, in turns, on one thread and
+without oneDNN, whose set-up alone would take longer than any of this. So PyTorch's side has its
+arithmetic, next to nothing here, and neither side has a launch: what CuPy and the CUDA driver take,
+or PyTorch's own launches, come on top. Memory is what the emulator hands out, filled with a
+pattern; a GPU's pool is another. Convolutions are those of tensor cores, as on a GPU. A backward
+pass is timed by itself, with everything that ``backward()`` does once; in a whole step all
+operators share that.
 
 Times are those of the thread, not of the clock, and the least of many turns: what other processes
 do shows little.
