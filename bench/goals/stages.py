@@ -104,19 +104,19 @@ STAGES = {
         lambda journal, until, options: memory.measure(journal, until),
     ),
     "startup": Stage(45, "import, with an empty and with a filled cache", _startup),
-    "copying": Stage(
-        75,
-        "memory-bound kernels beside a copy",
-        lambda journal, until, options: steps.measure(
-            journal, steps.copying(), until, against=(), variants=("default",)
-        ),
-    ),
     "fashion": Stage(
         75,
         "seconds to 93 % on Fashion-MNIST",
         lambda journal, until, options: accuracy.measure(journal, until, options.data),
     ),
     "compiled": Stage(150, "training steps beside torch.compile", _compiled),
+    "copying": Stage(
+        100,
+        "memory-bound kernels beside a copy",
+        lambda journal, until, options: steps.measure(
+            journal, steps.copying(), until, against=(), variants=("default",)
+        ),
+    ),
     "facts": Stage(
         75,
         "what nodes, launches, barriers and cuDNN's layers take",
