@@ -18,6 +18,7 @@ from gpucnn.cli.bench import bench
 from gpucnn.cli.catalog import datasets, models
 from gpucnn.cli.check import check
 from gpucnn.cli.doctor import doctor
+from gpucnn.cli.evaluate import evaluate
 from gpucnn.cli.export import export
 from gpucnn.cli.kernels import kernels
 from gpucnn.cli.parity import parity
@@ -41,7 +42,7 @@ def cli(ctx: click.Context) -> None:
 
 
 for _command in (
-    *(train, predict, visualize, export, datasets, models, summary, shape, doctor),
+    *(train, evaluate, predict, visualize, export, datasets, models, summary, shape, doctor),
     *(bench, kernels, check, parity, tune),
 ):
     cli.add_command(_command)

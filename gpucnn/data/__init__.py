@@ -16,6 +16,7 @@ from gpucnn.data.sources import (
     is_path,
     load,
     load_splits,
+    load_test,
     names,
     source,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "is_path",
     "load",
     "load_splits",
+    "load_test",
     "names",
     "normalize",
     "source",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FORMATS: Final = ("PNG", "JPEG", "BMP")
 _ORIENTATION: Final = 0x0112  # EXIF: 5 to 8 lie on their side
+SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".bmp")
 _KINDS: Final = "PNG, JPEG or BMP"
 
 

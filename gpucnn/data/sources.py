@@ -261,16 +261,31 @@ def load_splits(
         parts = Splits(train, None, test)
     elif data_dir is not None:
         raise ValueError(f"data_dir must be left out: {text} is a path itself, got {data_dir}")
-    elif pictures:
-        parts = _own_pictures(Path(text), files)
     else:
-        parts = _own_arrays(Path(text), files)
+        path = Path(text)
+        levels, classes = _read_pictures(path, files) if pictures else _read_arrays(path)
+        parts = _own(_own_name(path), levels, classes, files)
     if validation is None:
         return parts
     if parts.validation is not None:
         raise ValueError(f"validation must be left out: {text} has such a part, got {validation}")
     train, aside = split(parts.train, validation, seed, _VALIDATION)
     return parts._replace(train=train, validation=aside)
+
+
+def load_test(name: str | os.PathLike[str], files: Files) -> Dataset:
+    """The images to judge a network by: those for testing, or all of one's own that come as one.
+
+    Raises:
+        ValueError: as :func:`load_splits`.
+    """
+    text = os.fspath(name)
+    if not is_path(text):
+        return load(text, **vars(files))[1]
+    path = Path(text)
+    levels, classes = _read_pictures(path, files) if is_folder(text) else _read_arrays(path)
+    images, labels = levels["all"] if "all" in levels else levels["test"]
+    return Dataset(_own_name(path), images, labels, classes, mean=0.5, std=0.5)
 
 
 def _own(name: str, levels: dict[str, _Levels], classes: tuple[str, ...], files: Files) -> Splits:
@@ -291,13 +306,17 @@ def _own(name: str, levels: dict[str, _Levels], classes: tuple[str, ...], files:
     return Splits(known["train"], known.get("validation"), known["test"])
 
 
-def _own_arrays(path: Path, files: Files) -> Splits:
+def _own_name(path: Path) -> str:
+    return path.stem if path.suffix == ".npz" else path.resolve().name
+
+
+def _read_arrays(path: Path) -> tuple[dict[str, _Levels], tuple[str, ...]]:
     parts = _npz.read_npz(path)
     highest = max(int(labels.max()) for _, labels in parts.values())
-    return _own(path.stem, parts, tuple(map(str, range(highest + 1))), files)
+    return parts, tuple(map(str, range(highest + 1)))
 
 
-def _own_pictures(path: Path, files: Files) -> Splits:
+def _read_pictures(path: Path, files: Files) -> tuple[dict[str, _Levels], tuple[str, ...]]:
     parts = _folder.class_folders(path)
     size = files.size
     if size is None:
@@ -320,4 +339,4 @@ def _own_pictures(path: Path, files: Files) -> Splits:
         total = sum(len(files) for classes in parts.values() for files in classes.values())
         warnings.warn(f"left out {len(left_out)} of {total} pictures:\n  {shown}", stacklevel=3)
     levels = {part: (pictures.images, pictures.labels) for part, pictures in read.items()}
-    return _own(path.resolve().name, levels, tuple(next(iter(parts.values()))), files)
+    return levels, tuple(next(iter(parts.values())))

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import gpucnn
 from gpucnn import data, models, optim
 from gpucnn.data.pictures import pictures_available, write_picture
@@ -230,6 +232,51 @@ def load_data(
         augmentation = data.Augmentation.parse(config.augmentation)
         train = dataclasses.replace(train, augmentation=augmentation)
     return train, test
+
+
+def load_for(
+    config: Config,
+    dataset: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    skip_unreadable: bool = False,
+) -> data.Dataset:
+    """The test images of another dataset as the network of a run takes them.
+
+    Its labels are matched with the run's classes by name; those of an ``.npz``, which has none, by
+    number.
+
+    Raises:
+        ValueError: they cannot be read, have another size, or classes that the run does not know.
+    """
+    high, wide, channels = config.image_shape
+    pictures = data.is_folder(dataset)
+    files = data.Files(
+        data_dir=data_dir,
+        seed=config.seed,
+        size=(high, wide) if pictures else None,
+        gray=pictures and channels == 1,
+        skip_unreadable=pictures and skip_unreadable,
+    )
+    test = data.load_test(dataset, files)
+    if test.image_shape != config.image_shape:
+        wanted, found = (" x ".join(map(str, s)) for s in (config.image_shape, test.image_shape))
+        raise ValueError(f"the run takes images of {wanted}, {test.name} has {found}")
+    known = {name: number for number, name in enumerate(config.classes)}
+    names = test.classes
+    if dataset.endswith(".npz") and not set(names) <= known.keys():
+        names = config.classes[: len(names)] if len(names) <= len(known) else names
+    strange = [name for name in names if name not in known]
+    if strange:
+        raise ValueError(
+            f"{test.name} has classes that the run does not know: {', '.join(strange[:10])}; it "
+            f"knows {', '.join(config.classes)}"
+        )
+    table = np.array([known[name] for name in names], np.int32)
+    kept = test.labels >= 0
+    labels = np.where(kept, table[np.where(kept, test.labels, 0)], test.labels)
+    return dataclasses.replace(
+        test, labels=labels, classes=config.classes, mean=config.mean, std=config.std
+    )
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[Module, Config, Path]:
