@@ -162,12 +162,13 @@ def tensor_core_row(pipeline: Pipeline) -> dict[str, str]:
     mix = sass.instruction_mix(module.cubin)[pipeline.kernel]
     shared = usage.static_shared + pipeline.dynamic_shared
     fits = occupancy(ARCH, pipeline.tile.threads, usage.registers, shared)
-    loop, ours = mix.loop, "LDSM" if pipeline.by_rows else "LDS.32"
+    loop = mix.loop
+    ours = "LDSM" if pipeline.by_rows or pipeline.transposes else "LDS.32"
     row = {
         "pass": pipeline.direction,
         "tile": f"{pipeline.tile.rows}x{pipeline.tile.columns}",
         "precision": pipeline.precision,
-        "copies_of_bytes": 4 * pipeline.vector,
+        "copies_of_bytes": pipeline.copied,
         "dims": pipeline.dims,
         "registers": usage.registers,
         "shared_bytes": shared,
@@ -178,7 +179,7 @@ def tensor_core_row(pipeline: Pipeline) -> dict[str, str]:
         "hmma_predicted": want.math,
         "operand_loads": loop.get(ours, 0),
         "operand_loads_predicted": want.operands,
-        "copies": loop.get(f"LDGSTS.{32 * pipeline.vector}", 0),
+        "copies": loop.get(f"LDGSTS.{8 * pipeline.copied}", 0),
         "copies_predicted": want.copies,
         "place_reads": loop.get("LDS.128", 0),
         "place_reads_predicted": want.places,
