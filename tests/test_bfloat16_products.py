@@ -14,7 +14,7 @@ from gpucnn import functional as F
 from gpucnn.bfloat16 import BFLOAT16, is_bfloat16, narrowed, use, widened
 from gpucnn.device import to_host
 from gpucnn.kernel import observe_launches
-from gpucnn.ops.batch_norm_partials import batch_norm_join_moments, batch_norm_join_sums
+from gpucnn.ops.batch_norm_partials import batch_norm_join_moments
 from gpucnn.ops.conv2d import (
     conv2d_data_gradient,
     conv2d_forward,
@@ -167,8 +167,11 @@ def test_epilogues(case: Conv2dCase, kernel_device: str) -> None:
     rest = (s, "relu", 0.0, True)
     with gpucnn.use_variant(conv2d="implicit_gemm"):
         run = conv2d_fused_forward.on(kernel_device)
-        (y, moments), names = launched(run, *on(kernel_device, x, w, b, residual), *rest)
-    want, _ = conv2d_fused_forward(wide[id(x)], wide[id(w)], b, wide[id(residual)], *rest)
+        given = *on(kernel_device, x, w, b, residual), None, None, *rest
+        (y, moments), names = launched(run, *given)
+        _, statistics = run(*given, (0.1, 1e-3))
+    given = wide[id(x)], wide[id(w)], b, wide[id(residual)], None, None
+    want, _ = conv2d_fused_forward(*given, *rest)
     assert is_bfloat16(y)
     got = widened(to_host(y))
     # odd channels take several passes, each of which rounds
@@ -179,13 +182,15 @@ def test_epilogues(case: Conv2dCase, kernel_device: str) -> None:
         found = batch_norm_join_moments.on(kernel_device)(moments, None, None, 0.1, 1e-3)
         assert_close(found[0], rows.mean(0) - rows[0], "long sum")
         assert_close(found[1], 1 / np.sqrt(rows.var(0) + 1e-3), "long sum")
+        for joined, apart in zip(statistics, found, strict=True):
+            assert_close(joined, to_host(apart), "exact")
 
     terms, rest = s.K // s.CG * s.OCG, (s, "tanh", 0.0)
     with gpucnn.use_variant(conv2d="implicit_gemm"):
-        given = on(kernel_device, dy, w, skip, activated, u, delta)
+        given = on(kernel_device, dy, w, skip, activated, u, delta, invstd)
         dx, sums = conv2d_fused_data_gradient.on(kernel_device)(*given, *rest)
     given = [wide[id(a)] for a in (dy, w, skip, activated)]
-    want, _ = conv2d_fused_data_gradient(*given, None, None, *rest)
+    want, _ = conv2d_fused_data_gradient(*given, None, None, None, *rest)
     got = widened(to_host(dx))
     # the slope is of the order of the activated numbers' squares
     size, even = np.abs(1 - wide[id(activated)] ** 2).max(), s.OCG % 2 == 0
@@ -193,8 +198,7 @@ def test_epilogues(case: Conv2dCase, kernel_device: str) -> None:
     if even:
         rows, normalised = got.reshape(-1, s.C).astype(np.float64), wide[id(u)].reshape(-1, s.C)
         centred = normalised - (normalised[0] + delta)
-        numbers = on(kernel_device, widened(u), delta, invstd)
-        dgamma, dbeta = batch_norm_join_sums.on(kernel_device)(sums, *numbers)
+        dgamma, dbeta = sums
         size = np.abs(rows).max()
         assert_close(to_host(dbeta) / size, rows.sum(0) / size, "long sum", s.inputs)
         assert_close(
@@ -214,8 +218,9 @@ def test_epilogues_meet_no_bank_twice() -> None:
             use_tile(IMPLICIT_GEMM, index),
             count() as found,
         ):
-            conv2d_fused_forward.on("emulated")(x, w, None, y, s, "relu", 0.0, True)
-            conv2d_fused_data_gradient.on("emulated")(y, w, x, x, x, delta, s, "relu", 0.0)
+            conv2d_fused_forward.on("emulated")(x, w, None, y, None, None, s, "relu", 0.0, True)
+            given = y, w, x, x, x, delta, delta
+            conv2d_fused_data_gradient.on("emulated")(*given, s, "relu", 0.0)
         passes = [launch for launch in found.launches if "implicit_gemm" in launch.kernel]
         assert [launch.bank_conflicts for launch in passes] == [0, 0], tile
 
