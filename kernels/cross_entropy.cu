@@ -68,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy_count(
     if (threadIdx.x == 0) counts[blockIdx.x] = count;
 }
 
-extern "C" __global__ void __launch_bounds__(1024) cross_entropy_reduced(
+extern "C" __global__ void __launch_bounds__(1024, 1) cross_entropy_reduced(
     float* __restrict__ y,             // (1)
     stored* __restrict__ dx,           // (rows, C) or null
     float* __restrict__ losses,        // (blocks, 2): loss and count; null for one block
