@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn import launch_plan, recording, storage
+from gpucnn import recording, storage
 from gpucnn.bfloat16 import BFLOAT16, is_bfloat16, narrowed, storing, widened
+from gpucnn.planned_calls import planned
 
 PRIMITIVES: dict[str, Primitive] = {}
 
@@ -116,7 +117,7 @@ class Primitive:
 
     def _plan(self, device: str) -> Callable[..., Any]:
         body = functools.partial(self._body, device)
-        made = launch_plan.planned(self.definition, device, body, _variant_of)
+        made = planned(self.definition, device, body, _variant_of)
         return self._planned.setdefault(device, made)
 
     def _body(self, device: str) -> Callable[..., Any]:

@@ -86,7 +86,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
 def plans() -> int:
     """How many calls go by a plan when they are made again."""
-    return len(launch_plan._plans)
+    return len(launch_plan.plans)
 
 
 def problems() -> dict[str, list[Problem]]:
@@ -368,7 +368,7 @@ def test_threads_do_not_disturb_a_call_that_is_watched() -> None:
     call(CONSTANT)
     thread.join()
     np.testing.assert_array_equal(call(3 * CONSTANT), 6 * CONSTANT)
-    (plan,) = launch_plan._plans.values()
+    (plan,) = launch_plan.plans.values()
     assert len(plan.memory) == len(plan.launches) == 1
 
 
