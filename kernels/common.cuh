@@ -9,6 +9,14 @@ __device__ __forceinline__ bool aligned16(const void* pointer) {
     return (reinterpret_cast<unsigned long long>(pointer) & 15) == 0;
 }
 
+// i, of which the compiler no longer knows that it has computed with it before.
+__device__ __forceinline__ int forgotten(int i) {
+#ifndef GPUCNN_EMULATED
+    asm volatile("" : "+r"(i));
+#endif
+    return i;
+}
+
 // The first of the four consecutive elements that this thread of a 1-D grid owns. Unsigned, because
 // the last block may reach past 2^31.
 __device__ __forceinline__ unsigned first_of_four() {

@@ -38,6 +38,10 @@
 // Where four does not divide OC, outputs (dy) pass through lines in shared memory instead, one for each
 // row of the tile's outputs, so that a warp still moves neighbours.
 //
+// Where a batch normalisation follows, a block also adds up each channel's values, as distances from the
+// first of them, and their squares: over a thread's pixels, the lanes and the warps. The last blocks
+// join those of all (last_block.cuh). y is not read again for its statistics: 4 bytes an output less.
+//
 // The weight gradient is cut into slices of tiles, one per block: a thread owns four channels and a
 // chunk of taps, KW * C_EACH of one filter row (FILTER_W = 0: any 8), and keeps their sums in registers
 // from its first tile to its last. Lanes that share a chunk are added pairwise (block_sums.cuh), slices
@@ -52,6 +56,8 @@
 #include "activation.cuh"
 #include "block_sums.cuh"
 #include "channels.cuh"
+#include "last_block.cuh"
+#include "moments.cuh"
 
 #ifndef FILTER_W
 #define FILTER_W 0
@@ -66,6 +72,8 @@ constexpr int KW_FIXED = FILTER_W, C_FIXED = CHANNELS, SW_FIXED = STEP_W;
 constexpr int RUN = 8, THREADS = 256;
 constexpr int SECTOR = 32 / sizeof(stored);  // numbers of it
 constexpr int RESIDENT_BLOCKS = FILTER_W > 5 ? 2 : 3;  // the window of a wide filter takes its registers
+
+#include "conv2d_direct_sums.cuh"
 
 // What a block takes of the output: images x rows x (runs of RUN pixels), and quads of four channels;
 // pitch: floats from one staged row to the next.
@@ -161,13 +169,20 @@ extern __shared__ __align__(16) float shared_floats[];
 // grid (blocks, tiles of 4 * quads channels); block k takes the tiles k * each and following, one where
 // four does not divide OC
 extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS) conv2d_direct_forward(
-    stored* __restrict__ y,        // (N, OH, OW, OC)
-    const stored* __restrict__ x,  // (N, H, W, C)
-    const stored* __restrict__ w,  // (OC, KH, KW, C)
-    const float* __restrict__ b,   // (OC) or null
+    stored* __restrict__ y,            // (N, OH, OW, OC)
+    float* __restrict__ delta,         // (OC): mean of y - its first pixel; null without moments
+    float* __restrict__ invstd,        // (OC), null without moments
+    float* __restrict__ running_mean,  // (OC) or null
+    float* __restrict__ running_var,   // (OC) or null
+    float* __restrict__ moments,       // (4, OC, blocks), see moments.cuh; null if not wanted
+    unsigned* __restrict__ arrived,    // (groups of channels, 1 + groups of blocks), zeros
+    const stored* __restrict__ x,      // (N, H, W, C)
+    const stored* __restrict__ w,      // (OC, KH, KW, C)
+    const float* __restrict__ b,       // (OC) or null
     int N, int H, int W, int C_, int OC, int KH, int KW_, int OH, int OW,
     int SH, int SW_, int PT, int PL, int DH, int DW_, int images, int rows, int runs, int quads, int pitch,
-    int tiles, int each, int exchanged, int activation, float negative_slope) {
+    int tiles, int each, int exchanged, int activation, float negative_slope, float momentum, float eps) {
+    __shared__ __align__(16) BlockSums of_block;
     WIDTHS;
     const bool turn = exchanged && SW == 1;
     const int K = KH * KW * C, oc0 = blockIdx.y * 4 * quads, width = 4 * quads + 4;
@@ -238,6 +253,17 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS) conv2d_direct
             for (int p = 0; p < RUN; ++p)
 #pragma unroll
                 for (int j = 0; j < 4; ++j) sums[p][j] = activate(sums[p][j], activation, negative_slope);
+#if BFLOAT16
+        if (moments)  // they are those of what is stored
+#pragma unroll
+            for (int p = 0; p < RUN; ++p)
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    stored rounded;
+                    set(rounded, sums[p][j]);
+                    sums[p][j] = to_float(rounded);
+                }
+#endif
         const int n = tile.n0 + own.i, oh = tile.oh0 + own.r, oc = oc0 + 4 * q;
         if (OC % 4) {
             const int channels = min(4 * quads, OC - oc0);
@@ -251,19 +277,46 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT_BLOCKS) conv2d_direct
             __syncthreads();  // the lines are complete
             for_each_output(tile, N, OH, OW, OC, oc0, channels,
                             [&](int at, long long e) { set(y[e], shared_floats[at]); });
-            return;
+        } else if (owner && n < N && oh < OH && oc < OC) {
+#pragma unroll
+            for (int p = 0; p < RUN; ++p) {
+                const int ow = tile.ow0 + own.column + p * own.step;
+                if (ow >= OW) break;
+                Channels<float, 4> v;
+#pragma unroll
+                for (int j = 0; j < 4; ++j) v.at[j] = sums[p][j];
+                store_channels(y + (((long long)n * OH + oh) * OW + ow) * OC + oc, v);
+            }
         }
-        if (!owner || n >= N || oh >= OH || oc >= OC) continue;
-#pragma unroll
-        for (int p = 0; p < RUN; ++p) {
-            const int ow = tile.ow0 + own.column + p * own.step;
-            if (ow >= OW) break;
-            Channels<float, 4> v;
-#pragma unroll
-            for (int j = 0; j < 4; ++j) v.at[j] = sums[p][j];
-            store_channels(y + (((long long)n * OH + oh) * OW + ow) * OC + oc, v);
+        if (moments) {
+            // Once more where the thread is: kept through the sums, that would cost them registers.
+            const Tile same = tile_at(forgotten(t), OH, OW, images, rows, runs, quads, pitch);
+            const int own_run = forgotten(threadIdx.x) / quads;
+            const Pixels at = pixels_of(own_run, same, 0, C, SH, SW);
+            const int left = OW - same.ow0 - at.column;
+            const bool exist = own_run < same.all_runs() && same.n0 + at.i < N &&
+                               same.oh0 + at.r < OH && left > 0;
+            const int count = min(images, N - same.n0) * min(rows, OH - same.oh0) *
+                              min(runs * RUN, OW - same.ow0);
+            add_pixels(of_block, sums, quads, exist ? (left + at.step - 1) / at.step : 0, count,
+                       t == begin);
         }
     }
+    if (!moments) return;
+    __syncthreads();  // the sums are written
+    const int channels = min(4 * quads, OC - oc0), i = threadIdx.x;
+    const MomentParts parts{moments, delta, invstd, running_mean, running_var, OC, (int)gridDim.x,
+                            momentum, eps};
+    if (i < channels) {
+        const float count = of_block.count, sum = of_block.sum[i];
+        moments[parts.place(oc0 + i, blockIdx.x) + parts.plane()] = of_block.pivot[i];
+        parts.store(oc0 + i, blockIdx.x,
+                    {count, sum / count, of_block.square[i] - sum * sum / count});
+    }
+    join_chunks(arrived, blockIdx.y, blockIdx.x, gridDim.x,
+                [&](int first, int step, int count, bool last) {
+                    join_parts<2>(parts, oc0, oc0 + channels, first, step, count, last);
+                });
 }
 
 #if FILTER_W

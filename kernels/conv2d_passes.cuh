@@ -20,14 +20,6 @@
 #include "conv2d_phases.cuh"
 #include "epilogue.cuh"
 
-// i, of which the compiler no longer knows that it has computed with it before.
-__device__ __forceinline__ int forgotten(int i) {
-#ifndef GPUCNN_EMULATED
-    asm volatile("" : "+r"(i));
-#endif
-    return i;
-}
-
 #define CONV2D_SIZES                                                                             \
     int N, int D, int H, int W, int C, int OC, int KD, int KH, int KW, int OD, int OH, int OW,   \
         int SD, int SH, int SW, int PF, int PT, int PL, int DD, int DH, int DW, int G

@@ -254,6 +254,39 @@ def test_first_layers_activate_in_one_launch(w: Any, kernel_device: str) -> None
         assert_close(y, expected, "float32", s.K, activation)
 
 
+@pytest.mark.parametrize(
+    ("x", "w", "stride"),
+    [
+        ((3, 9, 11, 1), (8, 5, 5, 1), 1),
+        ((2, 9, 11, 3), (6, 3, 3, 3), 1),  # lines in shared memory
+        ((2, 7, 30, 4), (12, 2, 4, 4), (1, 2)),  # any filter
+        ((1, 4, 40, 3), (132, 3, 3, 3), 1),  # several groups of channels
+        ((9, 33, 33, 1), (16, 3, 3, 1), 1),  # several tiles of a block
+    ],
+    ids=str,
+)
+def test_first_layers_leave_their_statistics(
+    x: Any, w: Any, stride: Any, kernel_device: str
+) -> None:
+    s = geometry_of(x, w, stride, 1, 1)
+    arrays = randn(*x) + 3, randn(*w), 100 * randn(w[0]), None
+    start = np.full(w[0], 2, np.float32), np.ones(w[0], np.float32)
+    wanted = wide(*start)
+    expected, statistics = conv2d_fused_forward(
+        *wide(*arrays), *wanted, s, "relu", 0.0, False, (0.3, 1e-5)
+    )
+    running = on(kernel_device, *start)
+    names: list[str] = []
+    with observe_launches(lambda launch: names.append(launch.kernel.name)):
+        y, found = conv2d_fused_forward.on(kernel_device)(
+            *on(kernel_device, *arrays), *running, s, "relu", 0.0, False, (0.3, 1e-5)
+        )
+    assert names == ["conv2d_direct_forward"]
+    assert_close(y, expected, "long sum", s.K)
+    for a, e in zip((*found, *running), (*statistics, *wanted), strict=True):
+        assert_close(a, e, "long sum", s.K)
+
+
 def test_one_launch(kernel_device: str) -> None:
     x, w, residual = on(kernel_device, randn(2, 5, 6, 8), randn(8, 3, 3, 8), randn(2, 5, 6, 8))
     s = geometry_of(x.shape, w.shape, 1, 1, 1)

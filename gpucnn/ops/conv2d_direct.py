@@ -12,7 +12,9 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+from gpucnn.arrivals import chunk_arrivals
 from gpucnn.device import Array, empty
 from gpucnn.kernel import KernelFile
 from gpucnn.ops.conv2d_lanes import (
@@ -163,7 +165,10 @@ def _launch_from_few(
     exchanged: bool,
     activation: int = 0,
     negative_slope: float = 0.0,
-) -> Array:
+    running: tuple[Array | None, Array | None] = (None, None),
+    join: tuple[float, float] | None = None,
+) -> tuple[Array, tuple[Array, Array] | None]:
+    """y, and with join (momentum, eps) the mean and 1 / deviation of its channels."""
     tile = direct_tile(s, False)
     assert tile is not None
     y = empty(x, y_shape, x.dtype)
@@ -172,9 +177,14 @@ def _launch_from_few(
     each = _tiles_each(tile.count * columns) if s.OC % 4 == 0 else 1  # else outputs replace filters
     grid = (up(tile.count, each), columns)
     numbers = (*s.once(plane_numbers), *tile.numbers, tile.count, each, exchanged)
-    through = (activation, negative_slope)
-    launch(grid, (THREADS,), y, x, w, b, *numbers, *through, shared_mem=tile.shared)
-    return y
+    left: Any = (None,) * 6
+    if join is not None:
+        C, blocks = s.OC, grid[0]
+        made = empty(x, (4, C, blocks)), chunk_arrivals(x, columns, blocks)
+        left = empty(x, (C,)), empty(x, (C,)), *running, *made
+    through = (activation, negative_slope, *(join or (0.0, 0.0)))
+    launch(grid, (THREADS,), y, *left, x, w, b, *numbers, *through, shared_mem=tile.shared)
+    return y, None if join is None else left[:2]
 
 
 def _launch_weight_gradient(
@@ -318,7 +328,7 @@ def direct_takes(primitive: str, s: ConvGeometry) -> bool:
 
 def direct_forward(x: Array, w: Array, b: Array | None, geometry: ConvGeometry) -> Array:
     if _from_few(geometry, False):
-        return _launch_from_few(x, w, b, geometry, geometry.y_shape, False)
+        return _launch_from_few(x, w, b, geometry, geometry.y_shape, False)[0]
     return _launch_to_few(x, w, b, geometry, geometry.y_shape, False)
 
 
@@ -328,10 +338,19 @@ def direct_activates(geometry: ConvGeometry) -> bool:
 
 
 def direct_activated(
-    x: Array, w: Array, b: Array | None, geometry: ConvGeometry, activation: str, slope: float
-) -> Array:
-    """The forward pass and an activation, from few channels."""
-    through = (ACTIVATIONS.index(activation), slope)
+    x: Array,
+    w: Array,
+    b: Array | None,
+    geometry: ConvGeometry,
+    activation: str,
+    slope: float,
+    running: tuple[Array | None, Array | None],
+    join: tuple[float, float] | None,
+) -> tuple[Array, tuple[Array, Array] | None]:
+    """The forward pass and an activation, from few channels; with join as in
+    :func:`~gpucnn.ops.conv2d_fused.conv2d_fused_forward`.
+    """
+    through = (ACTIVATIONS.index(activation), slope, running, join)
     return _launch_from_few(x, w, b, geometry, geometry.y_shape, False, *through)
 
 
@@ -339,7 +358,7 @@ def direct_gather(dy: Array, w: Array, b: Array | None, geometry: ConvGeometry) 
     """The data gradient, with a bias: also the forward pass of a transposed convolution."""
     s, other = geometry, _exchanged(geometry)
     if other is not None and _from_few(other, False):
-        return _launch_from_few(dy, w, b, other, s.x_shape, True)
+        return _launch_from_few(dy, w, b, other, s.x_shape, True)[0]
     return _launch_to_few(dy, w, b, s, s.x_shape, True)
 
 

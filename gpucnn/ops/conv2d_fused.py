@@ -215,7 +215,8 @@ def _launch_forward(
     if rung is not None and is_bfloat16(x) and not rung.stores_forward(x, w, b, geometry):
         rung = None
     if chosen == "direct" and residual is None and direct_activates(geometry):
-        return direct_activated(x, w, b, geometry, activation, negative_slope), None
+        running = running_mean, running_var
+        return direct_activated(x, w, b, geometry, activation, negative_slope, running, join)
     if rung is None:
         rest = (residual, geometry, activation, negative_slope)
         return _forward(_kernels(x), x, w, b, *rest), None
