@@ -198,6 +198,9 @@ def test_the_main_loop_is_the_inner_one_with_most_math() -> None:
     assert sass._main_loop(classes, {9: 8}) == (8, 10)
     assert sass._main_loop(classes, {5: 9}) is None  # forwards
     assert sass._main_loop(["integer", "branch"], {1: 0}) is None  # nothing computed
+    copying = ["LDGSTS.128", "FFMA", "branch", *["FADD"] * 9, "branch"]
+    assert sass._main_loop(copying, {2: 0, 12: 3}) == (0, 3)
+    assert sass._main_loop(["move", *copying[1:]], {2: 0, 12: 3}) == (3, 13)
 
 
 @needs_nvrtc

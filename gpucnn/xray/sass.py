@@ -106,7 +106,8 @@ def _main_loop(classes: Sequence[str], targets: dict[int, int]) -> tuple[int, in
     """[start, stop) of the loop that computes most, without the loops around it.
 
     targets: index of a branch -> index that it goes to. A loop is what stands between a branch
-    backwards and its target.
+    backwards and its target. Where loops copy behind their arithmetic (LDGSTS), others do not
+    count: those are what a pipelined kernel is about, whatever it does with its results.
     """
     math = [_operations(name) for name in classes]
     loops = [
@@ -124,7 +125,10 @@ def _main_loop(classes: Sequence[str], targets: dict[int, int]) -> tuple[int, in
     ]
     if not inner:
         return None
-    _, start, stop = max(inner, key=lambda loop: (loop[0], loop[1] - loop[2]))
+    pipelined = [
+        loop for loop in inner if any(c.startswith("LDGSTS") for c in classes[slice(*loop[1:])])
+    ]
+    _, start, stop = max(pipelined or inner, key=lambda loop: (loop[0], loop[1] - loop[2]))
     return start, stop
 
 
