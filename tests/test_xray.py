@@ -25,8 +25,10 @@ needs_nvdisasm = pytest.mark.skipif(
 
 
 def key(name: str, **macros: int) -> measure.KernelKey:
-    """The kernel of this name and these macros."""
-    (found,) = (k for k in select.find_kernels(name) if macros.items() <= dict(k[0].macros).items())
+    """The kernel of this name and these macros; of activations in float32 unless they say else."""
+    wanted = {"BFLOAT16": 0, **macros}.items()
+    kernels = select.find_kernels(name)
+    (found,) = (k for k in kernels if wanted <= {"BFLOAT16": 0, **dict(k[0].macros)}.items())
     return found
 
 
@@ -228,11 +230,10 @@ def test_a_plan_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert variants == list(PRIMITIVES["conv2d_weight_gradient"].launchers)
     assert {call.variant for call in calls if call.default} == {variants[0]}
     # a precision is another call where it changes what is launched
-    others = [call for call in calls if call.precision != "fp32"]
+    others = {p: {c.variant for c in calls if c.precision == p} for p in ("tf32", "bf16")}
     # what "depthwise", "direct" and "winograd" do not take, they leave to the default
-    partial = {"depthwise", "direct", "winograd"}
-    assert {call.variant for call in others} == {"", "implicit_gemm", *partial}
-    assert {call.precision for call in others} >= {"tf32"}
+    assert others["tf32"] == {"", "implicit_gemm", "depthwise", "direct", "winograd"}
+    assert others["bf16"] == set(variants)  # all of them take activations stored so
     naive = next(call for call in calls if call.variant == "naive")
     first = naive.launches[0]
     assert first.kernel.name == "conv2d_naive_weight_gradient"
