@@ -236,6 +236,21 @@ GLOBAL last_block_no_fence(float* y, float* partial, unsigned* arrived) {
     }
 }
 
+GLOBAL no_fence_between_words(float* y, float* x, unsigned* arrived) {
+    if (threadIdx.x) return;
+    if (blockIdx.x == 0) {
+        *x = 1.0f;
+        __threadfence();
+        atomicInc(arrived, 7);
+    } else if (blockIdx.x == 1) {
+        atomicInc(arrived, 7);
+        atomicInc(arrived + 1, 7);
+    } else {
+        atomicInc(arrived + 1, 7);
+        *y = *x;                                               // BUG no_fence_between_words
+    }
+}
+
 GLOBAL fence_too_early(float* y, float* partial, unsigned* arrived) {
     __shared__ bool last;
     if (threadIdx.x == 0) {
@@ -381,6 +396,8 @@ PLANTS = [
     Plant("plain_beside_atomic", "race", lambda: (zeros(1, np.int32),), "atomic"),
     Plant("last_block_no_fence", "race", lambda: (zeros(1), zeros(4), zeros(1, np.uint32)),
           r"partial\[\d\]", grid=4, at=(3, 0)),
+    Plant("no_fence_between_words", "race", lambda: (zeros(1), zeros(1), zeros(2, np.uint32)),
+          r"x\[0\].*__threadfence", grid=3, at=(2, 0)),
     Plant("fence_too_early", "race", lambda: (zeros(1), zeros(2), zeros(1, np.uint32)),
           r"partial\[0\].*__threadfence", grid=2, at=(1, 0)),
     Plant("barrier_in_branch", "divergent-barrier", lambda: (zeros(32),), "returned"),

@@ -103,6 +103,20 @@ GLOBAL last_block_one_fence(float* y, float* partial, unsigned* arrived, const f
     }
 }
 
+// Groups of two blocks have a word each, and the last of each group meets the others at a third.
+GLOBAL last_of_groups(float* y, float* partial, unsigned* arrived) {
+    __shared__ bool last;
+    if (threadIdx.x == 0) {
+        partial[blockIdx.x] = blockIdx.x + 1.0f;
+        __threadfence();
+        last = atomicInc(arrived + 1 + blockIdx.x / 2, 1) == 1;
+        __threadfence();
+        last = last && atomicInc(arrived, 1) == 1;
+    }
+    __syncthreads();
+    if (last && threadIdx.x == 1) *y = partial[0] + partial[1] + partial[2] + partial[3];
+}
+
 GLOBAL transpose(float* y, const float* x, int rows, int columns) {
     __shared__ float tile[32][33];
     int c = blockIdx.x * 32 + threadIdx.x, r = blockIdx.y * 32 + threadIdx.y;
@@ -329,6 +343,13 @@ def test_last_block_done(name: str, factor: int) -> None:
     run(name, (4,), (32,), y, partial, arrived, x, 100)
     assert y[0] == factor * x.sum()
     assert arrived[0] == 0
+
+
+def test_last_block_of_groups_sees_what_came_through_another_word() -> None:
+    y, partial, arrived = emulator.empty(1), emulator.empty(4), np.zeros(3, np.uint32)
+    run("last_of_groups", (4,), (32,), y, partial, arrived)
+    assert y[0] == 10
+    assert not arrived.any()
 
 
 def test_padded_transpose() -> None:

@@ -3,8 +3,9 @@
 // Blocks are unordered, so what one block wrote another may not touch, except through: a write; a
 // __threadfence() by the writer, or by a thread that met the writer at a barrier in between; an
 // atomic on some word (the release); later an atomic on the same word by a thread of the other block
-// (the acquire); and that same thread, or one that meets it at a barrier, reads. To wait for a word to
-// change is an atomic on it. Order is not followed from word to word through a third block.
+// (the acquire); and that same thread, or one that meets it at a barrier, reads. A release hands on
+// what its block had acquired before it fenced, maybe by another word. To wait for a word to change is
+// an atomic on it; among the blocks of a cooperative launch order is not followed from word to word.
 #include <algorithm>
 #include <memory>
 #include <unordered_map>
@@ -16,6 +17,12 @@
 namespace emulator {
 namespace {
 
+struct Acquire {
+    Address address;
+    u32 thread;
+    u64 clock;
+};
+
 struct Release {
     u64 block_clock;  // identifies the block
     u64 block;        // so does this, in a cooperative launch
@@ -24,12 +31,7 @@ struct Release {
     u64 own;                // writes of that thread before this clock are published
     u64 others;             // and those of every thread of the block before this one
     std::vector<u64> each;  // and those of thread i before each[i], where fenced by itself
-};
-
-struct Acquire {
-    Address address;
-    u32 thread;
-    u64 clock;
+    std::vector<Acquire> through;  // and what others had published by then
 };
 
 struct OwnBlock {
@@ -99,7 +101,7 @@ void publish_atomic(Address address) {
     }
     const bool fenced = own.fence[self] >= state.block_clock;
     if (!fenced && !own.fence_met_barrier) return;
-    Release release{state.block_clock, state.block_number, ++state.clock, self, 0, 0, {}};
+    Release release{state.block_clock, state.block_number, ++state.clock, self, 0, 0, {}, {}};
     if (fenced) {
         release.own = own.fence[self];
         release.others = own.barrier_before_fence[self];
@@ -107,6 +109,12 @@ void publish_atomic(Address address) {
     if (own.fence_met_barrier)
         release.each.assign(own.fence_before_barrier,
                             own.fence_before_barrier + state.thread_count);
+    if (!turns)
+        for (const Acquire& a : own.acquires)
+            if (a.address != address && (a.clock < release.own ? happens_before(a.clock, a.thread)
+                                         : own.fence_met_barrier &&
+                                               a.clock < own.fence_before_barrier[a.thread]))
+                release.through.push_back(a);
     auto& list = releases[address];
     // A later release of the same thread publishes at least as much, to whoever is still to come.
     if (!turns && !list.empty() && list.back().block_clock == state.block_clock &&
@@ -115,28 +123,45 @@ void publish_atomic(Address address) {
     list.push_back(std::move(release));
 }
 
+// True if what was acquired from this word by this time publishes what the thread did at `clock`.
+// seen: words that have been looked through, up to when.
+bool reaches(const Acquire& acquire, u64 clock, u32 thread, std::vector<Acquire>& seen) {
+    for (const Acquire& s : seen)
+        if (s.address == acquire.address && s.clock >= acquire.clock) return false;
+    seen.push_back(acquire);
+    const auto& list = releases[acquire.address];
+    auto after = std::upper_bound(list.begin(), list.end(), clock,
+                                  [](u64 c, const Release& r) { return c < r.block_clock; });
+    if (after != list.begin()) {
+        const u64 block = std::prev(after)->block_clock;
+        while (after != list.begin() && std::prev(after)->block_clock == block) {
+            --after;
+            if (after->clock < acquire.clock && covers(*after, clock, thread)) return true;
+        }
+    }
+    for (const Release& r : list) {
+        if (r.clock > acquire.clock) break;
+        for (const Acquire& before : r.through)
+            if (reaches(before, clock, thread, seen)) return true;
+    }
+    return false;
+}
+
 bool has_acquired() { return !own.acquires.empty(); }
 
 bool published(u64 clock, u32 thread) {
     const bool turns = state.launch->cooperative;
     const u64 writer = turns ? block_at(clock) : 0;
+    std::vector<Acquire> seen;
     for (const Acquire& acquire : own.acquires) {
         if (!happens_before(acquire.clock, acquire.thread)) continue;
-        const auto& list = releases[acquire.address];
-        if (turns) {
-            for (const Release& r : list)
-                if (r.block == writer && r.clock < acquire.clock && covers(r, clock, thread))
-                    return true;
+        if (!turns) {
+            if (reaches(acquire, clock, thread, seen)) return true;
             continue;
         }
-        auto after = std::upper_bound(list.begin(), list.end(), clock,
-                                      [](u64 c, const Release& r) { return c < r.block_clock; });
-        if (after == list.begin()) continue;
-        const u64 block = std::prev(after)->block_clock;
-        while (after != list.begin() && std::prev(after)->block_clock == block) {
-            --after;
-            if (covers(*after, clock, thread)) return true;
-        }
+        for (const Release& r : releases[acquire.address])
+            if (r.block == writer && r.clock < acquire.clock && covers(r, clock, thread))
+                return true;
     }
     return false;
 }
