@@ -397,7 +397,7 @@ PLANTS = [
     Plant("last_block_no_fence", "race", lambda: (zeros(1), zeros(4), zeros(1, np.uint32)),
           r"partial\[\d\]", grid=4, at=(3, 0)),
     Plant("no_fence_between_words", "race", lambda: (zeros(1), zeros(1), zeros(2, np.uint32)),
-          r"x\[0\].*__threadfence", grid=3, at=(2, 0)),
+          r"x\[0\].*unordered", grid=3, at=(2, 0)),
     Plant("fence_too_early", "race", lambda: (zeros(1), zeros(2), zeros(1, np.uint32)),
           r"partial\[0\].*__threadfence", grid=2, at=(1, 0)),
     Plant("barrier_in_branch", "divergent-barrier", lambda: (zeros(32),), "returned"),
