@@ -147,6 +147,26 @@ def test_cross_entropy_of_stored_scores(factor: float, device: str) -> None:
             assert_close(64 * found[0][1], 64 * found[1][1], "bf16")
 
 
+LOSSES = (F.mse_loss, F.l1_loss, F.binary_cross_entropy_with_logits, F.cross_entropy)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_target_that_is_stored(loss: Callable[..., Tensor], device: str) -> None:
+    x = Tensor(randn(6, 5), device=device)
+    target = F.to_bfloat16(F.softmax(Tensor(randn(6, 5, seed=1), device=device)))
+    expected = loss(x, target.numpy()).item()
+    assert loss(x, target).item() == expected
+    assert loss(F.to_bfloat16(x), target).item() == pytest.approx(expected, rel=2e-2)
+
+
+def test_a_graph_of_what_is_stored(device: str) -> None:
+    step = gpucnn.cuda_graph(lambda x: 2.0 * F.relu(x), device=device)
+    for i in range(4):
+        x = F.to_bfloat16(Tensor(randn(3, 5, seed=i), device=device))
+        np.testing.assert_array_equal(step(x).numpy(), (2.0 * F.relu(x)).numpy())
+    assert (step.replays, step.reason) == (1, "")
+
+
 def test_float64_stays() -> None:
     with gpucnn.precision("bf16"):
         x = Tensor(randn(2, 6, 6, 4, dtype=np.float64))

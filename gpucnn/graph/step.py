@@ -245,8 +245,8 @@ def _static(t: Tensor) -> Array:
     if t.device == "cuda":
         import cupy
 
-        return cupy.empty(t.shape, t.dtype)
-    return np.empty(t.shape, t.dtype)
+        return cupy.empty(t.shape, t.data.dtype)
+    return np.empty(t.shape, t.data.dtype)
 
 
 def _fill(store: Store, arrays: list[Tensor]) -> None:

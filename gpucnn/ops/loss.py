@@ -13,6 +13,7 @@ from gpucnn.bfloat16 import is_bfloat16
 from gpucnn.device import Array, DeviceError, empty, to_device
 from gpucnn.empty_batch import nothing
 from gpucnn.kernel import KernelFile
+from gpucnn.ops.cast import to_float32
 from gpucnn.ops.elementwise import THREADS, four_each, scale_forward
 from gpucnn.ops.geometry import choice, host_array, integer, same_float_dtype
 from gpucnn.ops.reduce import column_sum
@@ -55,7 +56,7 @@ def check_ignore_index(value: Any) -> int:
 
 
 def constant(name: str, value: Any, device: str) -> Array:
-    """The array of a Tensor on ``device``, or an array or nested lists as they are."""
+    """The array of a Tensor on ``device``, float32 of bfloat16; an array or lists as they are."""
     if isinstance(value, Tensor):
         if value.requires_grad:
             raise ValueError(f"{name} receives no gradient: pass {name}.detach()")
@@ -63,7 +64,7 @@ def constant(name: str, value: Any, device: str) -> Array:
             raise DeviceError(
                 f"{name} must be on {device!r} like input, got a tensor on {value.device!r}"
             )
-        return value.data
+        return to_float32(value).data if is_bfloat16(value.data) else value.data
     return value if hasattr(value, "dtype") else host_array(name, value)
 
 
