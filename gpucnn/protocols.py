@@ -27,6 +27,13 @@ def _no_bfloat16(array: Array, error: type[Exception]) -> None:
         raise error("a tensor in bfloat16 is handed on by .numpy(), which widens it")
 
 
+def _no_outputs_in_bfloat16(out: Any) -> None:
+    """What NumPy would write is a widened copy."""
+    for target in out if isinstance(out, tuple) else (out,):
+        if isinstance(target, Protocols):
+            _no_bfloat16(target.data, TypeError)
+
+
 class Protocols:
     """What :class:`gpucnn.Tensor` inherits. Nothing here is recorded for a backward pass."""
 
@@ -38,16 +45,24 @@ class Protocols:
         if self.device == "cuda":
             raise TypeError("a Tensor on 'cuda' is no NumPy array; .numpy() copies it")
         array = cast("Tensor", self).numpy()
+        if copy is False and (is_bfloat16(self.data) or array.dtype != (dtype or array.dtype)):
+            raise ValueError(f"a Tensor of {cast('Tensor', self).dtype} is no such array uncopied")
         return np.array(array, dtype, copy=copy) if copy else np.asarray(array, dtype)
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         """NumPy's functions, such as ``numpy.stack``; of tensors on a GPU CuPy's. -> arrays"""
+        if function is np.copyto:
+            _no_bfloat16(getattr(args[0], "data", args[0]), TypeError)
+        _no_outputs_in_bfloat16(kwargs.get("out"))
         return function(*_arrays(args), **_arrays(kwargs))
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         """NumPy's elementwise functions: arrays; but a number of NumPy's with a tensor in ``+``,
         ``-`` or ``*`` is what the operator makes, a tensor.
         """
+        _no_outputs_in_bfloat16(options.get("out"))
+        if method == "at" and isinstance(inputs[0], Protocols):
+            _no_bfloat16(inputs[0].data, TypeError)
         operator = _OPERATORS.get(ufunc.__name__)
         if operator and method == "__call__" and len(inputs) == 2 and not options:
             number, tensor = inputs
@@ -95,7 +110,7 @@ def _arrays(value: Any) -> Any:
 def _as_type_error() -> Iterator[None]:
     try:
         yield
-    except (BufferError, AttributeError) as error:
+    except (BufferError, AttributeError, RuntimeError) as error:
         raise TypeError(f"data must be an array that DLPack takes ({error})") from None
 
 

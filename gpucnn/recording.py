@@ -82,6 +82,12 @@ class Recorder:
     def used(self, tensors: Sequence[Any]) -> None:
         """Inputs (tensors or None) of a function of the tape."""
 
+    def graded(self, tensor: Any, absent: bool | None) -> None:
+        """The gradient of a leaf is set (None), or added to where there is none (True) or one."""
+
+    def takes_gradients(self, tensors: Sequence[Any]) -> None:
+        """Which of these have a gradient matters."""
+
     def read(self, what: str) -> None:
         """Values of a device are read on the host."""
 
@@ -183,6 +189,20 @@ def using(tensors: Sequence[Any]) -> None:
     recorder = active and current()
     if recorder:
         recorder.used(tensors)
+
+
+def grading(tensor: Any, absent: bool | None = None) -> None:
+    """The gradient of a leaf is set (absent is None) or added to (whether there was none)."""
+    recorder = active and current()
+    if recorder:
+        recorder.graded(tensor, absent)
+
+
+def taking_gradients(tensors: Sequence[Any]) -> None:
+    """Something depends on which of these leaves have a gradient."""
+    recorder = active and current()
+    if recorder:
+        recorder.takes_gradients(tensors)
 
 
 def copied(array: Array) -> Array:

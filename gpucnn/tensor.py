@@ -228,6 +228,8 @@ class Tensor(Operators, Protocols):
 
     @grad.setter
     def grad(self, value: Tensor | None) -> None:
+        if recording.active is not None:
+            recording.grading(self)
         home = self._gradient_home
         if home is not None:
             home.forget()
@@ -243,6 +245,8 @@ class Tensor(Operators, Protocols):
         self._grad = value
 
     def _accumulate(self, grad: Array) -> None:
+        if recording.active is not None:
+            recording.grading(self, self._grad is None)
         home = self._gradient_home
         if self._grad is not None:
             if home is not None:

@@ -317,3 +317,13 @@ def test_the_cuda_path_computes_with_kernels_alone(make: Any) -> None:
     cuda, emulated = trained(make, "cuda", "bf16"), trained(make, "emulated", "bf16")
     for name, value in emulated.items():
         np.testing.assert_array_equal(cuda[name], value, err_msg=name)
+
+
+def test_a_buffer_in_bfloat16_is_loaded_and_drawn() -> None:
+    module = nn.Module()
+    module.level = F.to_bfloat16(Tensor(randn(2, 3)))
+    state = module.state_dict()
+    module.load_state_dict({"level": state["level"] * 2})
+    assert (module.level.numpy() == state["level"] * 2).all()
+    nn.init.uniform_(module.level, 0.5)
+    assert 0.01 < np.abs(module.level.numpy()).max() <= 0.5

@@ -89,7 +89,7 @@ def test_signatures(capsys: pytest.CaptureFixture[str]) -> None:
     assert "(N,OH,OW,C)" in row["definition"]
     assert (
         row["parameters"].splitlines()[1].strip()
-        == "int* __restrict__ indices,    // (N, OH, OW, C)"
+        == "int* __restrict__ indices,     // (N, OH, OW, C)"
     )
 
 

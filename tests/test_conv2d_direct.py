@@ -13,7 +13,7 @@ import gpucnn
 from bench.cases import Conv2dCase, ConvCase
 from gpucnn import emulator, kernel, nn, optim
 from gpucnn import functional as F
-from gpucnn.bfloat16 import use
+from gpucnn.bfloat16 import narrowed, use
 from gpucnn.device import to_host
 from gpucnn.kernel import FILES, Launch, observe_launches, standing_in, without_running
 from gpucnn.ops import conv2d_depthwise, conv2d_direct
@@ -165,13 +165,16 @@ def test_blocks_of_several_tiles_keep_their_filters(
 
 def test_the_cases_reach_every_specialisation() -> None:
     """Planned on the emulated device and not run."""
+    use()
     launches: list[Launch] = []
     with observe_launches(launches.append), without_running():
         for case in (*DIRECT, *TO_FEW, *DEPTHWISE):
             x, w, b, s, dy = problem(case.x, case.weight, case.bias, case.options)
-            conv2d_forward.on("emulated")(x, w, b, s)
-            conv2d_data_gradient.on("emulated")(dy, w, s)
-            conv2d_weight_gradient.on("emulated")(dy, x, s)
+            for stored in (np.asarray, narrowed):
+                x, w, dy = stored(x), stored(w), stored(dy)
+                conv2d_forward.on("emulated")(x, w, b, s)
+                conv2d_data_gradient.on("emulated")(dy, w, s)
+                conv2d_weight_gradient.on("emulated")(dy, x, s)
     reached = {(launch.kernel.spec, launch.kernel.name) for launch in launches}
     for family in ("conv2d_direct", "conv2d_direct_to_few", "conv2d_depthwise"):
         for spec in FILES[family].specialisations:

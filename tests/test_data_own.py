@@ -358,3 +358,33 @@ def test_pictures_of_many_kinds_in_memory(tmp_path: Path) -> None:
     assert train.images.shape[1:] == (6, 4, 3)
     whole = np.concatenate([train.images, test.images])
     assert (whole == 255).all(axis=(1, 2, 3)).sum() == 2
+
+
+def test_fewer_images_are_a_share_of_each_class(tmp_path: Path) -> None:
+    write_pictures(tmp_path, 12)
+    train, test = data.load(tmp_path, images=10)
+    assert np.bincount(train.labels).tolist() in ([3, 3, 4], [3, 4, 3], [4, 3, 3])
+    assert len(test) == 7
+    again, _ = data.load(tmp_path, images=10)
+    assert again.images.tobytes() == train.images.tobytes()
+    with pytest.raises(ValueError, match="images must be at most 29, got 30"):
+        data.load(tmp_path, images=30)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"{'descr': '<f4', 'fortran_order': False, 'shape': (3,", b"{[]: 1}", b"-" * 3000 + b"1"],
+)
+def test_headers_that_are_no_headers(tmp_path: Path, header: bytes) -> None:
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", content)
+        archive.writestr("y.npy", content)
+    with pytest.raises(ValueError, match=r"a.npz: x is no NumPy array"):
+        data.load(tmp_path / "a.npz")
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.writestr("x.npy", npy((-2, -3, 4, 1), "|u1", b"\0" * 24))
+        archive.writestr("y.npy", npy((2,), "<i8", b"\0" * 16))
+    with pytest.raises(ValueError, match=r"b.npz: x is no NumPy array"):
+        data.load(tmp_path / "b.npz")

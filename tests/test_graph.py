@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -453,3 +454,44 @@ def test_nothing_is_recorded_in_other_threads(device: str) -> None:
     assert found == [1, 3, 5, 7, 9]
     assert graph.replays == 2
     assert graph.launches == 2
+
+
+def test_gradients_that_come_or_go_outside_the_step_are_noticed(device: str) -> None:
+    """Without zero_grad() a step leaves gradients where it found none: it runs eagerly, rightly."""
+    losses = {}
+    for recorded in (False, True):
+        gpucnn.seed(0)
+        model = gpucnn.nn.Linear(5, 3).to(device)
+        optimizer = gpucnn.optim.SGD(model.parameters(), lr=0.5)
+        x, labels = gpucnn.Tensor(randn(8, 5), device=device), np.arange(8) % 3
+
+        def backward(x: gpucnn.Tensor, model: Any = model, labels: Any = labels) -> Any:
+            loss = F.cross_entropy(model(x), labels)
+            loss.backward()
+            return loss
+
+        step = gpucnn.cuda_graph(backward, device=device) if recorded else backward
+        losses[recorded] = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for _ in range(6):
+                optimizer.zero_grad()
+                losses[recorded].append(step(x).item())
+                optimizer.step()
+        if recorded:
+            assert "zero_grad(), backward() and step() belong into one function" in step.reason
+    assert losses[True] == losses[False]
+
+
+def test_an_optimizers_graph_sees_that_a_gradient_is_gone(device: str) -> None:
+    weight = gpucnn.nn.Parameter(np.ones(3, np.float32), device=device)
+    optimizer = gpucnn.optim.SGD([weight], lr=1.0)
+    step = gpucnn.cuda_graph(optimizer.step, device=device)
+    for _ in range(5):
+        weight.grad = gpucnn.Tensor(np.full(3, 0.5, np.float32), device=device)
+        step()
+    assert step.replays
+    before = weight.numpy().copy()
+    weight.grad = None
+    step()
+    assert (weight.numpy() == before).all()

@@ -115,3 +115,26 @@ def test_cupy_and_torch_share_memory_of_the_gpu() -> None:
     assert float(np.sum(tensor)) == pytest.approx(float(tensor.numpy().sum()), rel=1e-5)
     if torch is not None and torch.cuda.is_available():
         assert torch.from_dlpack(tensor).data_ptr() == tensor.data.data.ptr
+
+
+def test_what_numpy_would_write_into_a_widened_copy_is_refused() -> None:
+    stored = F.to_bfloat16(Tensor(randn(2, 3)))
+    for write in (
+        lambda: np.copyto(stored, randn(2, 3)),
+        lambda: np.exp(randn(2, 3), out=stored),
+        lambda: np.add.at(stored, 0, 1.0),
+        lambda: np.sum(randn(2, 3), axis=0, out=stored),
+    ):
+        with pytest.raises(TypeError, match="bfloat16 is handed on by"):
+            write()
+    with pytest.raises(ValueError, match="uncopied"):
+        np.array(stored, copy=False)
+    with pytest.raises(ValueError, match="uncopied"):
+        np.array(Tensor([1.0]), np.float64, copy=False)
+    assert np.array(Tensor([1.0]), copy=False) == 1
+
+
+@needs_torch
+def test_numbers_that_numpy_lacks_are_a_type_error() -> None:
+    with pytest.raises(TypeError, match="an array that DLPack takes"):
+        from_dlpack(torch.ones(2, dtype=torch.bfloat16))

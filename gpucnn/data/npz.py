@@ -52,7 +52,7 @@ def read_npz(
                 for pair in splits.values()
                 for name in pair
             }
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # or encrypted
         raise ValueError(f"{path}: not an .npz file, or a damaged one ({error})") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
@@ -83,7 +83,9 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: s
             if version not in _HEADERS:
                 raise ValueError(f"version {version} of the format")
             shape, fortran, dtype = _HEADERS[version](stream)
-        except ValueError as error:
+            if any(n < 0 for n in shape):
+                raise ValueError(f"shape {shape}")
+        except Exception as error:  # the header is Python's syntax, which fails in many ways
             raise ValueError(f"{path}: {name} is no NumPy array ({error})") from None
         if dtype.hasobject or dtype.kind not in "uifb":
             raise ValueError(f"{path}: {name} must hold numbers, its dtype is {dtype}")

@@ -28,6 +28,7 @@ SHAPES_TEST_IMAGES: Final = 2_000
 SEGMENTATION_TRAIN_IMAGES: Final = 12_000
 SEGMENTATION_TEST_IMAGES: Final = 400
 _VALIDATION: Final = 1  # the draw that sets validation images aside, after that of the tests
+_FEWER: Final = 2  # the draw of fewer training images than there are
 _MOST_PIXELS: Final = 1 << 22  # of a picture
 TEST_SHARE: Final = 0.2  # of images of one's own, where no test images are told apart
 
@@ -299,9 +300,12 @@ def _own(name: str, levels: dict[str, _Levels], classes: tuple[str, ...], files:
     if "all" in parts:
         parts["train"], parts["test"] = split(parts["all"], TEST_SHARE, files.seed)
     train = parts["train"]
-    images, labels = _first((train.images, train.labels), files.images)
-    mean, std = statistics(images)
-    parts["train"] = replace(train, images=images, labels=labels)
+    if files.images is not None:
+        _first((train.images, train.labels), files.images)  # are there as many?
+        if files.images < len(train):  # they lie class by class: a share of each
+            share = files.images / len(train)
+            parts["train"] = split(train, share, files.seed, _FEWER)[1]
+    mean, std = statistics(parts["train"].images)
     known = {part: replace(data, mean=mean, std=std) for part, data in parts.items()}
     return Splits(known["train"], known.get("validation"), known["test"])
 

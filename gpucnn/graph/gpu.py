@@ -181,7 +181,7 @@ class GpuRecording(Recording):
         try:
             result = self._capture(step)
         except BaseException as error:
-            self.close()
+            self.close(finished=False)
             if self._captured is not None:  # an error of the step's own:
                 self._launch()  # what an eager step would have computed by then
                 raise

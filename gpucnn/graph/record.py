@@ -101,6 +101,11 @@ class Watched:
         return all(read() == value for read, value in self._reads)
 
 
+def _has_no_gradient(reference: weakref.ref[Any]) -> bool:
+    tensor = reference()
+    return tensor is None or tensor._grad is None
+
+
 def is_array(value: Any) -> bool:
     """Whether it is an array of NumPy or CuPy, and no number of theirs."""
     return hasattr(value, "dtype") and hasattr(value, "flags") and not isinstance(value, np.generic)
@@ -141,6 +146,8 @@ class Recording(Observer):
         self.plan: MemoryPlan | None = None  # of the second pass
         self.outside: list[Array] = []  # memory of others: while it is held, nobody else gets it
         self._leaves: dict[int, tuple[weakref.ref[Any], int]] = {}
+        # Leaves whose gradient was set (None) or added to first: whether there was none.
+        self._graded: dict[int, tuple[weakref.ref[Any], bool | None]] = {}
         self._clock = 0
         self._constants = self._numbers = self._arrivals = 0
         self._closed = False
@@ -166,11 +173,21 @@ class Recording(Observer):
         if expected != self.events[at]:
             self.fail(_difference(expected, self.events[at]))
 
-    def close(self) -> None:
-        """The step has ended."""
+    def close(self, finished: bool = True) -> None:
+        """The step has ended, or with finished False failed."""
         self._closed = True
         if self.before is not None and len(self.events) < len(self.before.events):
             self.fail("it does less in one call than in another")
+        for reference, absent in self._graded.values():
+            tensor = reference()
+            if not finished or absent is None or tensor is None:
+                continue
+            if (tensor._grad is None) != absent:
+                self.fail(
+                    "a gradient is there before it or after it, not both: zero_grad(), backward() "
+                    "and step() belong into one function"
+                )
+                break
         for reference, data in self._leaves.values():
             tensor = reference()
             if tensor is not None and id(tensor.data) == data:
@@ -324,6 +341,18 @@ class Recording(Observer):
         for t in tensors:
             if t is not None and getattr(t, "_creator", self) is None:
                 self._leaves[id(t)] = weakref.ref(t), id(t.data)
+
+    def graded(self, tensor: Any, absent: bool | None) -> None:
+        if id(tensor) not in self._graded:
+            self._graded[id(tensor)] = weakref.ref(tensor), absent
+            if absent is not None:
+                self.takes_gradients([tensor], now=absent)
+
+    def takes_gradients(self, tensors: Sequence[Any], now: bool | None = None) -> None:
+        # Of gradients that the step has set or cleared before, the step itself decides.
+        outer = [weakref.ref(t) for t in tensors if now is not None or id(t) not in self._graded]
+        if outer:
+            self.watched.read(lambda: tuple([_has_no_gradient(t) for t in outer]))
 
     def launched(self, launch: kernel.Launch, arguments: Sequence[Any]) -> None:
         """A kernel is launched with these arguments."""

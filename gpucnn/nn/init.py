@@ -12,6 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from gpucnn.bfloat16 import is_bfloat16, narrowed
 from gpucnn.device import to_device
 from gpucnn.ops.geometry import choice
 from gpucnn.optim.optimizer import check_number
@@ -34,7 +35,9 @@ def _gain(nonlinearity: str) -> float:
 
 
 def _fill(tensor: Tensor, values: NDArray[np.float32]) -> Tensor:
-    tensor.data[...] = to_device(values.reshape(tensor.shape), tensor.device)
+    values = values.reshape(tensor.shape)
+    stored = narrowed(values) if is_bfloat16(tensor.data) else values
+    tensor.data[...] = to_device(stored, tensor.device)
     changed(tensor.data)
     return tensor
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn import recording
+from gpucnn.bfloat16 import is_bfloat16, narrowed
 from gpucnn.device import require, to_device
 from gpucnn.fusion import fuses, fusion
 from gpucnn.tensor import Tensor
@@ -155,7 +156,10 @@ class Module:
                 )
         for name in own.keys() & state.keys():
             tensor = own[name]
-            tensor.data[...] = to_device(np.asarray(state[name]), tensor.device)
+            values = np.asarray(state[name])
+            if is_bfloat16(tensor.data):
+                values = narrowed(np.ascontiguousarray(values, np.float32))
+            tensor.data[...] = to_device(values, tensor.device)
             changed(tensor.data)
 
     def train(self: Self, mode: bool = True) -> Self:

@@ -14,7 +14,7 @@ from gpucnn.device import Array, module_of, to_host
 from gpucnn.flat_gradients import FlatGradients, GradientHome
 from gpucnn.ops.clip import clip_norm, launch_gradient_norm
 from gpucnn.ops.optimizer_parts import Parts, Stretch
-from gpucnn.recording import per_step, watch, watch_attribute
+from gpucnn.recording import per_step, taking_gradients, watch, watch_attribute
 from gpucnn.tensor import Tensor, common_device
 from gpucnn.weight_copies import WeightCopies
 
@@ -193,6 +193,7 @@ class Optimizer:
         each of them on the way.
         """
         self._check_home()
+        taking_gradients(self.params)
         gradients, copies = self._gradients, self._copies
         given = tuple([t._grad is not None for t in self.params])
         waiting = tuple(gradients.pending.items()), tuple(sorted(gradients.scaled))

@@ -78,6 +78,8 @@ class TrainingStep:
             )
         if not self._classes:
             self._classes = _fitting_classes(self.model, optimizer)
+        if isinstance(images, Tensor):  # the kernel takes float32, whatever the precision
+            images = F.to_float32(images)
         _check_images(images, optimizer.device)
         N, classes, device = images.shape[0], self._classes, images.device
         like = Tensor._wrap(np.broadcast_to(np.float32(0), (N, classes)), device)
