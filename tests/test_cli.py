@@ -275,7 +275,7 @@ def test_predict_text(capsys: pytest.CaptureFixture[str], trained: Path) -> None
 def test_predict_errors(capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path) -> None:
     good = str(next((trained / "examples").glob("*.png")))
     for bad, message in (
-        (tmp_path, "is a directory"),
+        (tmp_path, "holds no PNG, JPEG or BMP file"),
         (tmp_path / "nothing.png", "no such file"),
         (trained / "config.json", "not a PNG, JPEG or BMP picture"),
     ):

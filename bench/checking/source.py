@@ -146,7 +146,8 @@ def read_kernel(
     try:
         found = parse_kernels(unit)
         own = {name: found[name] for name in found if re.search(rf"\b{name}\s*\(", text)}
-        signature = _chosen(path, text, own, kernel)
+        stored = "bfloat16" if macros.get("BFLOAT16") else "float"
+        signature = _chosen(path, text, own, kernel).storing(stored)
         _check_parameters(ours, signature, target)
     except Refused:
         raise

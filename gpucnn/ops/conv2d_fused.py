@@ -445,6 +445,8 @@ def conv2d_fused(
     options = activation_options(activation, negative_slope)
     options |= {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     moments = flag("moments", moments)
+    if running is not None and not isinstance(running, Running):
+        raise TypeError(f"running must be a Running or None, got {running!r}")
     options |= {"moments": moments, "running": running}
     y: Tensor = FusedConvolution.apply(x, weight, bias, residual, **options)
     if isinstance(y._creator, FusedConvolution):
