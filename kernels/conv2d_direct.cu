@@ -71,7 +71,12 @@ constexpr int KW_FIXED = FILTER_W, C_FIXED = CHANNELS, SW_FIXED = STEP_W;
 
 constexpr int RUN = 8, THREADS = 256;
 constexpr int SECTOR = 32 / sizeof(stored);  // numbers of it
-constexpr int RESIDENT_BLOCKS = FILTER_W > 5 ? 2 : 3;  // the window of a wide filter takes its registers
+// The window of a wide filter takes its registers; from sm_100 on three blocks would spill a few.
+#if !defined(GPUCNN_EMULATED) && __CUDA_ARCH__ >= 1000
+constexpr int RESIDENT_BLOCKS = 2;
+#else
+constexpr int RESIDENT_BLOCKS = FILTER_W > 5 ? 2 : 3;
+#endif
 
 #include "conv2d_direct_sums.cuh"
 

@@ -13,6 +13,13 @@
 #include "conv2d_passes.cuh"
 #include "register_multiply.cuh"
 
+// Of the data gradient; on sm_100 more would spill a register or two.
+#if !defined(GPUCNN_EMULATED) && __CUDA_ARCH__ == 1000
+constexpr int GATHERING_BLOCKS = TILE_GN == 64 ? 2 : RESIDENT_BLOCKS;
+#else
+constexpr int GATHERING_BLOCKS = RESIDENT_BLOCKS;
+#endif
+
 // grid (pixel tiles * channel tiles, G * slices)
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, RESIDENT_BLOCKS) conv2d_register_tiled_forward(
     stored* __restrict__ y,        // (N, OD, OH, OW, OC), or null beside
@@ -36,7 +43,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, RESIDENT_BLOCKS) conv
 }
 
 // grid (phases * tiles of the largest phase's pixels * channel tiles, G * slices)
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, RESIDENT_BLOCKS) conv2d_register_tiled_data_gradient(
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, GATHERING_BLOCKS) conv2d_register_tiled_data_gradient(
     stored* __restrict__ dx,        // (N, D, H, W, C), or null beside
     float* __restrict__ slices,     // (slices, N, D, H, W, C), or null
     const stored* __restrict__ dy,  // (N, OD, OH, OW, OC)
