@@ -20,7 +20,7 @@ from bench.harness.verify import Reference
 from bench.problems import Problem, all_problems
 from bench.rivals import Gap, Rival
 from bench.run import Bench, Options
-from gpucnn import emulator, kernel
+from gpucnn import emulator, kernel, launch_plan
 from gpucnn.primitive import PRIMITIVES
 from tests import fake_cuda
 
@@ -114,8 +114,10 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setitem(sys.modules, "cupy", made)
     monkeypatch.setattr(gpucnn.device, "_cuda_trouble", lambda: "")
     kernel._cuda_kernel.cache_clear()
+    launch_plan.forget()
     yield made
     kernel._cuda_kernel.cache_clear()
+    launch_plan.forget()
 
 
 @pytest.fixture
