@@ -9,24 +9,20 @@ from typing import Any
 
 import click
 
-from gpucnn.cli.options import DatasetName, device_option, json_option
+from gpucnn.cli.options import (
+    DatasetName,
+    device_option,
+    json_option,
+    moved_data_option,
+    skip_unreadable_option,
+)
 
 
 @click.command(short_help="Judge a trained network by a dataset.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("dataset", type=DatasetName(), required=False)
-@click.option(
-    "--data",
-    "data_dir",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="Folder of the dataset's files. Default: where they were when the run was made.",
-)
-@click.option(
-    "--skip-unreadable",
-    is_flag=True,
-    help="Leave out pictures of a folder that cannot be read, and list them.",
-)
+@moved_data_option
+@skip_unreadable_option
 @device_option
 @json_option
 def evaluate(

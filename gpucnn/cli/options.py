@@ -129,4 +129,16 @@ device_option = click.option(
     type=click.Choice(DEVICES),
     help="Where to compute. Default: GPUCNN_DEVICE, or cuda where a GPU works, else cpu.",
 )
+moved_data_option = click.option(
+    "--data",
+    "data_dir",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder of the dataset's files. Default: where they were when the run was made.",
+)
+skip_unreadable_option = click.option(
+    "--skip-unreadable",
+    is_flag=True,
+    help="Leave out pictures of a folder that cannot be read, and list them.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")

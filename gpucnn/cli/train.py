@@ -24,6 +24,7 @@ from gpucnn.cli.options import (
     parsed_size,
     precisions,
     program,
+    skip_unreadable_option,
 )
 
 if TYPE_CHECKING:
@@ -56,11 +57,7 @@ _RESUMABLE: Final = {"dataset", "resume", "data_dir", "device", "graph", "report
     "all of one size.",
 )
 @click.option("--gray", is_flag=True, help="Make the pictures of a folder gray.")
-@click.option(
-    "--skip-unreadable",
-    is_flag=True,
-    help="Leave out pictures of a folder that cannot be read, and list them.",
-)
+@skip_unreadable_option
 @click.option(
     "--model", type=Name("model", model_names), help="Network. Default: the dataset's own."
 )

@@ -6,18 +6,12 @@ from pathlib import Path
 
 import click
 
-from gpucnn.cli.options import device_option
+from gpucnn.cli.options import device_option, moved_data_option
 
 
 @click.command(short_help="Draw what a trained network does and has learned.")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--data",
-    "data_dir",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="Where the dataset's files are now, if they moved.",
-)
+@moved_data_option
 @click.option(
     "--out",
     metavar="DIR",

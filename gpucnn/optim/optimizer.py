@@ -308,9 +308,10 @@ class Optimizer:
     def parameters_changed(self) -> None:
         """Say that the arrays of parameters have been written by other than :meth:`step`.
 
-        A step keeps copies of weights for the backward pass, on ``cuda`` and ``emulated``; a write
-        into ``parameter.data[...]`` cannot be seen, and they no longer fit. Everything in this
-        library that writes parameters says so itself.
+        A step keeps copies of weights, on ``cuda`` and ``emulated``: for the backward pass, and in
+        the precision "bf16" those that the forward pass takes as well. A write into
+        ``parameter.data[...]``, such as clipping weights by hand, cannot be seen, and they no
+        longer fit. Everything in this library that writes parameters says so itself.
         """
         if self._copies is not None:
             self._copies.refresh()
